@@ -1,0 +1,30 @@
+"""polyak: everything momentum does in machine learning, for PyTorch.
+
+The parts load when first used, so ``import polyak`` by itself imports nothing, not even torch:
+
+- ``polyak.optim``: optimizers, and the rules that they are chained from.
+- ``polyak.memory``: the pure tensor functions that the rules are written with.
+- ``polyak.lab``: compare methods on a problem (``pip install polyak[lab]``).
+- ``polyak.testing``: checks for rules and optimizers of your own.
+"""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from polyak import lab, memory, optim
+
+__version__ = "0.1.0.dev0"
+
+__all__ = ["__version__", "lab", "memory", "optim", "testing"]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in __all__:
+        return importlib.import_module(f"polyak.{name}")
+    raise AttributeError(f"module 'polyak' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
