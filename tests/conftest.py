@@ -1,0 +1,27 @@
+"""What every test gets: the same seeds, a compile cache that lasts, and no GPU tests where there is no GPU."""
+
+import os
+import random
+from pathlib import Path
+
+import pytest
+
+# Kernels compiled by one run of the tests serve the next. Set before torch can read it.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "inductor"))
+
+import torch
+from hypothesis import settings
+
+settings.register_profile("polyak", deadline=None, derandomize=True)
+settings.load_profile("polyak")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    random.seed(0)
+    torch.manual_seed(0)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")

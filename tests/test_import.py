@@ -1,0 +1,56 @@
+"""Importing polyak costs next to nothing and pulls in nothing heavy; torch.compile alone takes over a second."""
+
+import json
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = {"lightning", "optuna", "plotly", "pytorch_lightning", "rich", "sklearn", "transformers", "typer"}
+COMPILER = ("torch._dynamo", "torch._inductor")
+
+PROBE = """
+import json, sys, time
+import torch
+before = set(sys.modules)
+start = time.perf_counter()
+import polyak, polyak.optim
+seconds = time.perf_counter() - start
+print(json.dumps({"seconds": seconds, "new": sorted(set(sys.modules) - before)}))
+"""
+
+
+def in_fresh_python(code: str) -> str:
+    return subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+@pytest.fixture(scope="module")
+def imports() -> list[dict]:
+    return [json.loads(in_fresh_python(PROBE)) for _ in range(5)]
+
+
+def test_import_adds_little_to_torch(imports):
+    assert statistics.median(run["seconds"] for run in imports) < 0.3
+
+
+def test_import_loads_nothing_heavy(imports):
+    new = imports[0]["new"]
+    assert not [name for name in new if name.split(".")[0] in HEAVY]
+    assert not [name for name in new if name.startswith(COMPILER)], "something compiles, or gets ready to, at import"
+
+
+def test_bare_import_does_not_load_torch():
+    assert in_fresh_python("import sys, polyak; print('torch' in sys.modules)").strip() == "False"
+
+
+def test_parts_load_on_first_use():
+    out = in_fresh_python("import polyak; print(polyak.optim.__name__, 'lab' in dir(polyak), polyak.__version__)")
+    assert out.split()[:2] == ["polyak.optim", "True"]
+
+
+def test_unknown_attribute():
+    import polyak
+
+    with pytest.raises(AttributeError, match="'polyak' has no attribute 'adamw'"):
+        _ = polyak.adamw
