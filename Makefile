@@ -7,14 +7,14 @@ METHODS := sgd,adamw,adan,lion,muon,cadamw
 PEERS := build/peers
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint format readme bench clean
+.PHONY: help demo test slow lint style types format readme bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo     compare six methods on a built-in problem; table on screen, report in build/demo'
 	@echo 'make test     run the test suite but for its slow part'
 	@echo 'make slow     run the slow part'
-	@echo 'make lint     ruff and mypy --strict'
+	@echo 'make lint     ruff (make style) and mypy --strict (make types)'
 	@echo 'make format   let ruff rewrite the source'
 	@echo 'make readme   run every command of README.md and every example'
 	@echo 'make bench    run the benchmarks against other libraries'
@@ -31,9 +31,13 @@ test: .venv/.test
 slow: .venv/.test
 	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]
 
-lint: .venv/.dev
+lint: style types
+
+style: .venv/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/.dev
 	$(BIN)/mypy --strict
 
 format: .venv/.dev
