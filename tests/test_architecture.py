@@ -27,7 +27,10 @@ def module_of(path: Path) -> list[str]:
 
 
 def imported(source: str, module: list[str]) -> Iterator[tuple[int, list[str]]]:
-    """Line and dotted target of every import, wherever in the file it stands, relative ones resolved."""
+    """Line and dotted target of every import, wherever in the file it stands, relative ones resolved.
+
+    Rooms load on first use, so an attribute ``polyak.<room>`` counts as an import of that room.
+    """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             for alias in node.names:
@@ -35,7 +38,9 @@ def imported(source: str, module: list[str]) -> Iterator[tuple[int, list[str]]]:
         elif isinstance(node, ast.ImportFrom):
             base = module[: -node.level] if node.level else []
             for alias in node.names:
-                yield node.lineno, [*base, *(node.module or "").split(".") * bool(node.module), alias.name]
+                yield node.lineno, [*base, *(node.module.split(".") if node.module else []), alias.name]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr in FLOORS:
+            yield node.lineno, [node.value.id, node.attr]
 
 
 def violations(source: str, module: list[str]) -> list[str]:
@@ -45,9 +50,7 @@ def violations(source: str, module: list[str]) -> list[str]:
         if target[0] != "polyak" or target[1:2] == [room]:
             continue
         name = ".".join(target)
-        if len(target) == 1:
-            found.append(f"line {line}: `import polyak` hides which room is meant")
-        elif target[1] == "__version__":
+        if len(target) == 1 or target[1] in {"__version__", "__path__"}:  # the root itself: its version, its path
             if room == "memory":
                 found.append(f"line {line}: memory imports nothing of polyak, not even {name}")
         elif target[1] not in FLOORS:
@@ -78,7 +81,9 @@ def test_imports_point_down(path):
         ("def f():\n    from ..teachers import ema", "polyak.optim.adam", 1),
         ("from .. import lab", "polyak.optim.__init__", 1),
         ("from ... import lab", "polyak.optim.rules.adam", 1),
-        ("import polyak", "polyak.lab.run", 1),
+        ("import polyak\nprint(polyak.__version__, polyak.optim)", "polyak.lab.run", 0),
+        ("import polyak\npolyak.lab.run()", "polyak.optim.adam", 1),
+        ("import polyak", "polyak.memory.averages", 1),
         ("from polyak.attic import thing", "polyak.cli", 1),
         ("from polyak.local import block", "polyak.testing", 1),
     ],
