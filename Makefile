@@ -22,7 +22,7 @@ help:
 
 demo: .venv/.lab
 	mkdir -p build/demo
-	$(BIN)/polyak compare digits-cnn --methods $(METHODS) --store build/demo/runs.sqlite --report build/demo/report.html
+	$(BIN)/polyak compare digits-cnn --methods $(METHODS) --store build/demo/runs.db --report build/demo/report.html
 
 test: .venv/.test
 	$(BIN)/python -m pytest -m 'not slow'
