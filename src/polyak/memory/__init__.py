@@ -4,12 +4,15 @@
 * :mod:`~polyak.memory.schedules`, :mod:`~polyak.memory.profiles`: how the weight of the past changes over a run.
 * :mod:`~polyak.memory.geometry`: projections, angles, agreement of signs.
 * :mod:`~polyak.memory.matrix`: Newton-Schulz and the exact polar factor.
+* :mod:`~polyak.memory.history`: windows and ring buffers.
+* :mod:`~polyak.memory.storage`: stochastic rounding, factored storage.
 
 Nothing here holds state, reads or writes files, or draws random numbers.
 """
 
 from polyak.memory.averages import beta_of_half_life, debias, ema, half_life, heavy_ball
 from polyak.memory.geometry import agreement, cosine, dot, norm, project, reject, rms, sign_times_magnitude
+from polyak.memory.history import push, ring_in_order, ring_valid_count, ring_write, ring_write_truncating
 from polyak.memory.matrix import COEFFICIENTS, CoefficientSet, as_matrix, newton_schulz, polar
 from polyak.memory.profiles import gamma_of_sigma_rel, posthoc_weights, sigma_rel_of_gamma
 from polyak.memory.schedules import (
@@ -21,10 +24,20 @@ from polyak.memory.schedules import (
     uniform_beta,
     warmup_beta,
 )
+from polyak.memory.storage import (
+    Factors,
+    factorize,
+    pack_bits,
+    reconstruct,
+    square_shape,
+    to_bfloat16_stochastic,
+    unpack_bits,
+)
 
 __all__ = [
     "COEFFICIENTS",
     "CoefficientSet",
+    "Factors",
     "agreement",
     "as_matrix",
     "beta_of_half_life",
@@ -34,21 +47,32 @@ __all__ = [
     "debias",
     "dot",
     "ema",
+    "factorize",
     "gamma_of_sigma_rel",
     "half_life",
     "half_life_beta",
     "heavy_ball",
     "newton_schulz",
     "norm",
+    "pack_bits",
     "polar",
     "posthoc_weights",
     "power_beta",
     "project",
+    "push",
     "ramp_beta",
+    "reconstruct",
     "reject",
+    "ring_in_order",
+    "ring_valid_count",
+    "ring_write",
+    "ring_write_truncating",
     "rms",
     "sigma_rel_of_gamma",
     "sign_times_magnitude",
+    "square_shape",
+    "to_bfloat16_stochastic",
     "uniform_beta",
+    "unpack_bits",
     "warmup_beta",
 ]

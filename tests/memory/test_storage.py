@@ -1,0 +1,199 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyak.memory import (
+    ema,
+    factorize,
+    pack_bits,
+    reconstruct,
+    square_shape,
+    to_bfloat16_stochastic,
+    unpack_bits,
+)
+
+seeds = st.integers(0, 2**31)
+sides = st.integers(1, 12)
+
+
+def draw(seed, *shape):
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def bits(seed, shape):
+    return torch.randint(0, 2**16, shape, dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
+
+
+def neighbours(x):
+    """The largest bfloat16 towards zero and the smallest away from it."""
+    pattern = x.view(torch.int32) & ~0xFFFF
+    return pattern.view(torch.float32), (pattern + 0x10000).view(torch.float32)
+
+
+@given(seeds, st.floats(1e-30, 1e30))
+def test_stochastic_rounding_goes_to_a_neighbour(seed, scale):
+    x = draw(seed, 64).mul(scale).float()
+    below, above = neighbours(x)
+    rounded = to_bfloat16_stochastic(x, bits(seed, x.shape))
+    assert rounded.dtype == torch.bfloat16
+    assert ((rounded.float() == below) | (rounded.float() == above)).all()
+
+
+@given(st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda x: x == 0 or abs(x) > 1e-30))
+def test_stochastic_rounding_over_all_noise_has_the_exact_mean(value):
+    noise = torch.arange(2**16)
+    x = torch.full((2**16,), value)
+    below, _ = neighbours(x)
+    mean = (to_bfloat16_stochastic(x, noise).double() - below.double()).mean() + below[0].double()
+    assert mean.item() == value  # 2**16 equally likely outcomes, all sums exact in float64
+
+
+def test_stochastic_rounding_keeps_what_bfloat16_can_hold():
+    special = torch.tensor([0.0, -0.0, 1.0, -3.0, math.inf, -math.inf, math.nan, 2.0**100])
+    payload = torch.tensor([0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)  # NaNs
+    for noise in (0, 1, 0x7FFF, 0xFFFF, -1, 0x10000):
+        rounded = to_bfloat16_stochastic(special, torch.full((8,), noise))
+        torch.testing.assert_close(rounded.float(), special, rtol=0, atol=0, equal_nan=True)
+        assert to_bfloat16_stochastic(payload, torch.full((3,), noise)).isnan().all()
+
+
+def test_noise_counts_by_its_low_bits_alone():
+    x, noise = torch.randn(100), torch.randint(0, 2**16, (100,))
+    for other in (noise - 2**16, noise + 2**40, noise.int(), noise.to(torch.uint16), noise.to(torch.int16)):
+        assert torch.equal(to_bfloat16_stochastic(x, other), to_bfloat16_stochastic(x, noise))
+
+
+def test_a_bfloat16_average_moves_only_with_stochastic_rounding():
+    nearest = stochastic = torch.ones(1000, dtype=torch.bfloat16)
+    for seed in range(100):
+        target = torch.zeros(1000)
+        nearest = ema(nearest.float(), target, 1e-3).to(torch.bfloat16)
+        stochastic = to_bfloat16_stochastic(ema(stochastic.float(), target, 1e-3), bits(seed, (1000,)))
+    assert (nearest == 1.0).all()
+    assert stochastic.float().mean().item() == pytest.approx(0.999**100, abs=2e-3)
+
+
+@given(st.integers(1, 5000))
+def test_square_shape_is_the_most_nearly_square(numel):
+    rows, cols = square_shape(numel)
+    assert rows * cols == numel
+    assert rows >= cols
+    assert all(numel % i for i in range(cols + 1, math.isqrt(numel) + 1))
+
+
+def test_square_shapes_of_note():
+    assert [square_shape(n) for n in (1, 7, 12, 64, 1024**2)] == [(1, 1), (7, 1), (4, 3), (8, 8), (1024, 1024)]
+
+
+@given(seeds, sides, sides)
+def test_factors_keep_row_and_column_sums(seed, rows, cols):
+    matrix = draw(seed, rows, cols).square()
+    rebuilt = reconstruct(*factorize(matrix))
+    torch.testing.assert_close(rebuilt.sum(0), matrix.sum(0), rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(rebuilt.sum(1), matrix.sum(1), rtol=1e-12, atol=1e-13)
+
+
+@given(seeds, sides, sides, st.sampled_from([1, 8]))
+def test_rank_one_matrices_are_rebuilt_exactly_signs_and_all(seed, rows, cols, sign_bits):
+    matrix = torch.outer(draw(seed, rows).abs(), draw(seed + 1, cols).abs()) * draw(seed + 2, rows, cols).sign()
+    row, col, sign = factorize(matrix, sign_bits)
+    assert row.shape == (rows,)
+    assert col.shape == (cols,)
+    assert sign.numel() == (math.ceil(rows * cols / 8) if sign_bits == 1 else rows * cols)
+    torch.testing.assert_close(reconstruct(row, col, sign), matrix, rtol=1e-12, atol=1e-13)
+
+
+def test_the_longer_side_carries_the_total():
+    row, col, sign = factorize(torch.ones(2, 5))
+    assert (row.sum(), col.sum(), sign) == (1, 10, None)
+    row, col, _ = factorize(torch.ones(5, 5))
+    assert (row.sum(), col.sum()) == (25, 1)
+
+
+def test_zero_stays_zero():
+    for sign_bits in (None, 1, 8):
+        assert not reconstruct(*factorize(torch.zeros(3, 4), sign_bits)).any()
+
+
+def test_half_precision_is_factored_in_float32():
+    row, col, sign = factorize(torch.randn(4, 3).bfloat16(), 1)
+    assert (row.dtype, col.dtype, sign.dtype) == (torch.float32, torch.float32, torch.uint8)
+
+
+@given(seeds, st.lists(st.integers(0, 7), min_size=0, max_size=3))
+def test_packed_bits_come_back(seed, shape):
+    mask = draw(seed, *shape) > 0
+    packed = pack_bits(mask)
+    assert packed.dtype == torch.uint8
+    assert packed.shape == (math.ceil(mask.numel() / 8),)
+    assert torch.equal(unpack_bits(packed, mask.numel()), mask.reshape(-1))
+
+
+def test_first_bit_is_the_lowest():
+    assert pack_bits(torch.tensor([True, False, True] + 6 * [False])).tolist() == [5, 0]
+
+
+SMMF = [("smmf", tensor) for tensor in ("matrix", "conv", "vector", "scalar")]
+SMMF += [("smmf-novec", tensor) for tensor in ("matrix", "conv", "scalar")]  # there a vector is not factored
+
+
+@pytest.mark.parametrize(("name", "tensor"), SMMF)
+@pytest.mark.parametrize("sign_bits", [1, 8])
+def test_smmf_trajectory(name, tensor, sign_bits, vector):
+    inputs, _ = vector("inputs")
+    expected, h = vector(name)
+    x = inputs[f"p0/{tensor}"]
+    shape = square_shape(x.numel())
+    first = factorize(x.new_zeros(shape), sign_bits)
+    second = factorize(x.new_zeros(shape))
+    for t, g in enumerate(inputs[f"g/{tensor}"], start=1):
+        x, g = x * (1 - h["lr"] * h["weight_decay"]), g.reshape(shape)
+        v = ema(reconstruct(*second), g.square(), t ** h["decay_rate"])
+        second, m = factorize(v), g
+        if h["beta"] is not None:
+            m = ema(reconstruct(*first), g, 1 - h["beta"] * h["growth_rate"] ** (t - 1))
+            first = factorize(m, sign_bits)
+        x = x - h["lr"] * (m / (v.sqrt() + h["eps"])).reshape(x.shape)
+        torch.testing.assert_close(x, expected[f"p/{tensor}"][t - 1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: to_bfloat16_stochastic(torch.ones(2), torch.ones(2)), TypeError, "noise must have an integer dtype"),
+        (
+            lambda: to_bfloat16_stochastic(torch.ones(2), torch.ones(2).bool()),
+            TypeError,
+            "noise must .* got torch.bool",
+        ),
+        (
+            lambda: to_bfloat16_stochastic(torch.ones(2), torch.ones(2).char()),
+            TypeError,
+            "noise must .* got torch.int8",
+        ),
+        (lambda: to_bfloat16_stochastic(torch.ones(2).int(), torch.ones(2).int()), TypeError, "x must have a real"),
+        (lambda: to_bfloat16_stochastic(torch.ones(2), torch.ones(3).int()), ValueError, r"noise must be .*got \(3,\)"),
+        (lambda: square_shape(0), ValueError, "numel must be at least 1, got 0"),
+        (lambda: factorize(torch.ones(3)), ValueError, r"matrix must be 2-dimensional, got \(3,\)"),
+        (lambda: factorize(torch.ones(3, 3), 2), ValueError, "sign_bits must be None, 1 or 8, got 2"),
+        (
+            lambda: reconstruct(torch.ones(3), torch.ones(3), torch.ones(1).to(torch.uint8)),
+            ValueError,
+            "packed must be",
+        ),
+        (
+            lambda: reconstruct(torch.ones(3), torch.ones(2), torch.ones(2, 3).bool()),
+            ValueError,
+            "sign must be of shape",
+        ),
+        (lambda: reconstruct(torch.ones(3, 1), torch.ones(2)), ValueError, r"row must be 1-dimensional, got \(3, 1\)"),
+        (lambda: pack_bits(torch.ones(3)), TypeError, "mask must have dtype torch.bool, got torch.float32"),
+        (lambda: unpack_bits(torch.ones(1), 3), TypeError, "packed must have dtype torch.uint8"),
+    ],
+)
+def test_errors_name_argument_value_and_range(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
