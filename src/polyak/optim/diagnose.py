@@ -1,0 +1,81 @@
+"""Diagnostics: what the step would do with the gradients present now.
+
+Rules are pure, so their figures (mask share, cosine, damping, trust ratio, update RMS) are found by running the
+read-out again, when asked. A step pays nothing for them and waits for no device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from polyak.optim import kernels
+from polyak.optim.execute import Mode, Pass, coefficients, drive, run
+from polyak.optim.layout import Unit, local
+
+if TYPE_CHECKING:
+    from polyak.optim.layout import Member
+    from polyak.optim.plan import GroupPlan
+
+
+class Look(Pass):
+    """A pass that writes nothing and keeps the rules' notes."""
+
+    figures: dict[str, Tensor]
+
+    def apply(self, grads: Sequence[Tensor], answers: tuple[Any, ...]) -> None:
+        """Run the chain to its end and note the figures instead of writing."""
+        unit, self.figures = self.unit, {}
+        weights = unit.weights()
+        notes: dict[str, Tensor] = {}
+        x, _, _ = kernels.evaluate(
+            unit.chain, self.names, self.mode.maximize, weights, unit.gradients(grads), tuple(unit.columns_of()),
+            self.scalars, answers, unit.count if unit.width else None, notes,
+        )  # fmt: skip
+        notes["update_rms"] = (x.w - weights).square().mean().sqrt()
+        self.figures = {name: value.double().mean() for name, value in notes.items()}
+
+
+def _look(plan: GroupPlan, member: Member) -> Look:
+    memories = [
+        local(member.state[slot.name]).view(1) if slot.shape == "scalar" else local(member.state[slot.name])
+        for slot in member.chain.slots
+    ]
+    unit = Unit([member], memories, direct=member.is_direct())
+    t = int(plan.steps[member.index]) + 1 if plan.steps is not None else 1
+    names, scalars = coefficients(member.chain, plan.group, t, member.value.device)
+    return Look(unit, names, scalars, Mode(compiled=False, whole=True, maximize=bool(plan.group["maximize"])))
+
+
+@torch.no_grad()
+def read(plans: Sequence[GroupPlan]) -> dict[str, dict[str, float]]:
+    """Figures by parameter name. Parameters without a gradient are left out."""
+    looks: dict[str, Look] = {}
+    runs = []
+    for plan in plans:
+        plan.refresh()
+        for member in plan.members:
+            g = plan.grads[member.index]
+            if g is None and not member.sharded:
+                continue
+            look = _look(plan, member)
+            if g is not None:
+                looks[member.name] = look
+            runs.append(run(look, [g] if g is not None else None))
+    drive(runs)
+    return {name: {key: float(v) for key, v in look.figures.items()} for name, look in looks.items()}
+
+
+def refuse_non_finite(plans: Sequence[GroupPlan]) -> None:
+    """Raise ``RuntimeError`` naming the parameters whose gradient is not finite."""
+    bad = [
+        member.name
+        for plan in plans
+        for member in plan.members
+        if (g := plan.grads[member.index]) is not None and not bool(torch.isfinite(g).all())
+    ]
+    if bad:
+        raise RuntimeError(f"check_finite: non-finite gradient in {', '.join(bad)}; nothing was changed")

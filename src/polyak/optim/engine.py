@@ -1,0 +1,300 @@
+"""The engine: a ``torch.optim.Optimizer`` that runs a chain of rules."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal, TypedDict, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Self
+
+from polyak.optim import checkpoint, diagnose, kernels
+from polyak.optim.execute import Mode, drive
+from polyak.optim.plan import GroupPlan
+from polyak.optim.rule import Chain, Options, check_complete
+from polyak.optim.spec import Hyper, Paper, SearchSpace
+
+Execution = Literal["auto", "eager", "batched", "compiled"]
+EXECUTIONS = ("auto", "eager", "batched", "compiled")
+WORTH_COMPILING = 2**18  # elements under which "auto" does not wait for a compiler
+TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
+
+
+_chains: dict[tuple[Any, ...], Chain] = {}
+
+
+class EngineOptions(TypedDict, total=False):
+    """How an optimizer runs; the same for every method.
+
+    ``execution``: ``"auto"`` (compiled where it is worth it), ``"eager"`` (one tensor after the other), ``"batched"``
+    (flat arrays, no compiler) or ``"compiled"``; the environment variable ``POLYAK_EXECUTION`` overrides it.
+    ``maximize``: ascend. ``check_finite``: refuse a step with a non-finite gradient, naming the parameter.
+    """
+
+    execution: Execution
+    maximize: bool
+    check_finite: bool
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Any chain of rules as a PyTorch optimizer.
+
+    Args:
+        params: what any ``torch.optim`` optimizer takes: parameters, named parameters or groups.
+        rules: the chain; see :func:`polyak.optim.chain`.
+        execution, maximize, check_finite: see :class:`EngineOptions`.
+        **hyperparameters: values for the hyperparameters that the chain's rules declare.
+
+    Raises:
+        ValueError: an empty or duplicate parameter list, a hyperparameter out of its range, an incomplete chain.
+        TypeError: an unknown hyperparameter (the known ones are listed), complex parameters.
+    """
+
+    slug: ClassVar[str] = ""
+    paper: ClassVar[Paper] = Paper("", 0)
+    equation: ClassVar[str] = ""
+    memories: ClassVar[str] = ""
+    hypers: tuple[Hyper, ...] = ()
+    search_space: ClassVar[SearchSpace] = {}
+    vectors: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        params: ParamsT,
+        rules: Chain | None = None,
+        *,
+        execution: Execution = "auto",
+        maximize: bool = False,
+        check_finite: bool = False,
+        **hyperparameters: Any,
+    ) -> None:
+        if rules is not None:
+            check_complete(rules)
+            self.hypers = rules.hypers
+        self._rules = rules
+        self.execution: Execution = _checked_execution(execution)
+        self.check_finite = check_finite
+        self._plans: list[GroupPlan] | None = None
+        defaults = self._defaults(hyperparameters)
+        defaults["maximize"] = bool(maximize)
+        defaults["method"] = self._method()
+        self._ready = False
+        super().__init__(_materialized(params, self._owner()), defaults)
+        self._ready = True
+        self._planned()
+
+    @classmethod
+    def recipe(cls, options: Options) -> Chain:
+        """The chain of a group with these options; named methods override it."""
+        raise NotImplementedError
+
+    def chain_of(self, group: Options) -> Chain:
+        """The chain that a parameter group runs."""
+        if self._rules is not None:
+            return self._rules
+        key = (type(self), *(h.signature(group[h.name]) for h in self.hypers), group.get("use_muon"))
+        found = _chains.get(key)
+        if found is None:
+            found = _chains[key] = self.recipe(group)
+        return found
+
+    def _owner(self) -> str:
+        return type(self).__name__
+
+    def _method(self) -> str:
+        return self.slug or "+".join(rule.name for rule in self._rules or ())
+
+    def _defaults(self, given: dict[str, Any]) -> dict[str, Any]:
+        known = {h.name: h for h in self.hypers}
+        for name in given:
+            if name in TORCH_SWITCHES:
+                raise TypeError(f"{self._owner()}: {name!r} is a switch of torch.optim; here execution= decides")
+            if name not in known:
+                raise TypeError(f"{self._owner()} has no argument {name!r}; it has {sorted(known)}")
+        return {name: given.get(name, hyper.default) for name, hyper in known.items()}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options fall back to the constructor's. Checks all before anything changes."""
+        group = dict(param_group)
+        listed = group.get("params")
+        if isinstance(listed, Iterable) and not isinstance(listed, (Tensor, set, list)):
+            group["params"] = list(listed)
+        self._check_group({**self.defaults, **group})
+        count = len(self.param_groups)
+        super().add_param_group(group)
+        self._plans = None
+        if self._ready:
+            try:
+                self._planned()
+            except Exception:
+                del self.param_groups[count:]
+                raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        for hyper in self.hypers:
+            hyper.check(group[hyper.name], self._owner())
+        self.check_options(group)
+        params = group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        tensors = [p[1] if isinstance(p, tuple) else p for p in params]
+        if len({id(p) for p in tensors}) != len(tensors):
+            raise ValueError(f"{self._owner()}: a parameter appears twice in one group")
+        for i, p in enumerate(tensors):
+            if isinstance(p, Tensor) and p.is_complex():
+                raise TypeError(
+                    f"{self._owner()}: parameter {i} is complex; pass torch.view_as_real(parameter) instead"
+                )
+
+    def check_options(self, group: Options) -> None:
+        """Refuse combinations of hyperparameters; methods with such rules override it."""
+
+    def _planned(self) -> list[GroupPlan]:
+        if self._plans is None or len(self._plans) != len(self.param_groups):
+            self._plans = [GroupPlan(self, i) for i in range(len(self.param_groups))]
+        return self._plans
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one optimization step.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; called once, with gradients enabled.
+
+        Raises:
+            RuntimeError: a sparse gradient, or with ``check_finite`` a non-finite one; nothing has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plans = self._planned()
+        if any([not plan.refresh() for plan in plans]):  # a list: every plan looks at its gradients
+            self._plans = None
+            plans = self._planned()
+            for plan in plans:
+                plan.refresh()
+        if self.check_finite:
+            diagnose.refuse_non_finite(plans)
+        with _without_autocast(plans):
+            drive([r for plan in plans for r in plan.runs(self._mode(plan))])
+        for plan in plans:
+            plan.count_step()
+        return loss
+
+    def _mode(self, plan: GroupPlan) -> Mode:
+        chosen = self._chosen()[0]
+        return Mode(chosen == "compiled", chosen == "eager", bool(plan.group["maximize"]))
+
+    def _gathers(self) -> bool:
+        return self._chosen()[0] != "eager"
+
+    def _chosen(self) -> tuple[str, str]:
+        """The execution in force, and why."""
+        override = os.environ.get("POLYAK_EXECUTION")
+        wanted = _checked_execution(override, "POLYAK_EXECUTION") if override else self.execution
+        reason = "POLYAK_EXECUTION says so" if override else f"execution={self.execution!r}"
+        if wanted == "auto":
+            elements = sum(p.numel() for group in self.param_groups for p in group["params"])
+            wanted = "compiled" if elements >= WORTH_COMPILING else "batched"
+            relation = "at least" if wanted == "compiled" else "fewer than"
+            reason = f"auto: {elements:,} elements, {relation} the {WORTH_COMPILING:,} that repay a compilation"
+        if wanted == "compiled" and kernels.compile_failed():
+            return "batched", "torch.compile failed in this process"
+        return wanted, reason
+
+    def explain(self) -> str:
+        """Which path every group takes, and why: one line a kind of tensor."""
+        chosen, reason = self._chosen()
+        lines = [f"{self._owner()}: {chosen} ({reason})"]
+        return "\n".join(lines + [line for plan in self._planned() for line in plan.describe(chosen)])
+
+    def diagnostics(self) -> dict[str, dict[str, float]]:
+        """Read-outs of the step that the gradients present now would give, by parameter; see :mod:`diagnose`."""
+        return diagnose.read(self._planned())
+
+    def state_bytes(self) -> int:
+        """Bytes of optimizer state on this rank."""
+        return checkpoint.state_bytes(self)
+
+    @classmethod
+    def state_bytes_per_parameter(cls, **hyperparameters: Any) -> float:
+        """Bytes of state per float32 matrix weight with these hyperparameters (default: the method's defaults)."""
+        options = {h.name: h.default for h in cls.hypers} | hyperparameters
+        return float(sum(4 for slot in cls.recipe(options).slots if slot.shape == "param"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``torch.optim``; memories that share a buffer are copied out, so that each is saved alone."""
+        return checkpoint.compact(super().state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this method, or of torch.optim where names, shapes and options fit.
+
+        Raises:
+            ValueError: another method, other groups, shapes or options; names the mismatch and changes nothing.
+        """
+        checkpoint.load(self, state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("defaults", "param_groups", "execution", "check_finite", "_rules", "hypers")
+        mine = {name: self.__dict__[name] for name in kept if name in self.__dict__}
+        return {**mine, "state": checkpoint.compact_states(self.state)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._plans = None
+        super().__setstate__(state)
+        self._ready = True
+
+    @classmethod
+    def slots_of(cls, options: Options) -> tuple[str, ...]:
+        """Names of the memories that a group with these options keeps."""
+        return tuple(slot.name for slot in cls.recipe(options).slots)
+
+    def __copy__(self) -> Self:
+        raise TypeError("copy.copy would share state between two optimizers; use copy.deepcopy")
+
+
+def _checked_execution(value: Any, name: str = "execution") -> Execution:
+    if value not in EXECUTIONS:
+        raise ValueError(f"{name} must be one of {list(EXECUTIONS)}, got {value!r}")
+    return value  # type: ignore[no-any-return]
+
+
+def _materialized(params: ParamsT, owner: str) -> Any:
+    if isinstance(params, Tensor):
+        raise TypeError(f"{owner}: params must be an iterable of tensors, not one tensor; wrap it in a list")
+    listed = list(params)
+    if not listed:
+        raise ValueError(f"{owner} got an empty parameter list")
+    if all(isinstance(p, dict) for p in listed) and not any(True for g in listed for _ in _listed(g)):
+        warnings.warn(f"{owner}: all parameter groups are empty", UserWarning, stacklevel=4)
+    return listed
+
+
+def _listed(group: Any) -> Iterator[Any]:
+    params = group["params"]
+    if isinstance(params, Tensor):
+        return iter([params])
+    if not isinstance(params, (list, tuple)):
+        params = group["params"] = list(params)
+    return iter(params)
+
+
+@contextmanager
+def _without_autocast(plans: list[GroupPlan]) -> Iterator[None]:
+    """A step inside an autocast region must not compute in bfloat16."""
+    devices = {m.value.device.type for plan in plans for m in plan.members}
+    active = [d for d in devices if torch.is_autocast_enabled(d)]
+    if not active:
+        yield
+        return
+    with torch.autocast(active[0], enabled=False):
+        yield

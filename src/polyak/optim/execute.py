@@ -1,0 +1,217 @@
+"""Execution: answers the questions of chains and runs the passes of one step.
+
+Each unit is a generator. It runs to the end by itself unless a question needs others (a sum over all tensors, or
+over the ranks that hold a sharded tensor); then it waits until all are there and goes on with the answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyak.optim import kernels
+from polyak.optim.context import Question, Rows
+from polyak.optim.layout import Unit
+from polyak.optim.rule import Chain
+from polyak.optim.sharding import ShardedSums, matrix_of_shards, sums_of_shards
+
+
+@dataclass(frozen=True)
+class Mode:
+    """How units run: ``compiled`` kernels, else plain; ``whole`` arrays, else in chunks."""
+
+    compiled: bool
+    whole: bool
+    maximize: bool
+
+
+@dataclass
+class Waiting:
+    """A unit that waits for the others' part of an answer."""
+
+    unit: Unit
+    question: Question
+    terms: tuple[Tensor, ...]
+
+
+Run = Generator[Waiting, Any, None]
+
+
+class Pass:
+    """The kernels of one unit in one step."""
+
+    def __init__(self, unit: Unit, names: list[list[str]], scalars: Tensor, mode: Mode) -> None:
+        self.unit, self.names, self.scalars, self.mode = unit, names, scalars, mode
+        self.compiled = mode.compiled and unit.compilable
+        self.whole = self.compiled or mode.whole
+
+    def _kernel(self, level: int | None, p: Tensor, g: Tensor) -> kernels.Kernel:
+        return kernels.get(self.unit.chain, self.names, level, self.mode.maximize, p.dtype, g.dtype, p.device.type)
+
+    def collect(self, level: int, grads: Sequence[Tensor], answers: tuple[Any, ...]) -> tuple[Tensor, ...]:
+        """The terms of question ``level``, over the whole unit."""
+        unit = self.unit
+        p, g, memories = unit.weights(), unit.gradients(grads), unit.columns_of()
+        kernel = self._kernel(level, p, g)
+        parts = [
+            kernel(
+                self.compiled,
+                p[c],
+                g[c],
+                tuple(m[c] for m in memories),
+                self.scalars,
+                _cut(answers, c),
+                _count(unit, c),
+            )
+            for c in unit.chunks(self.whole)
+        ]
+        if unit.questions[level].kind == "total":
+            return tuple(torch.stack([t.double() for t in ts]).sum() for ts in zip(*parts, strict=True))
+        return tuple(ts[0] if len(ts) == 1 else torch.cat(ts) for ts in zip(*parts, strict=True))
+
+    def apply(self, grads: Sequence[Tensor], answers: tuple[Any, ...]) -> None:
+        """The final pass: weights and memories are written."""
+        unit = self.unit
+        p, g, memories = unit.weights(), unit.gradients(grads), unit.columns_of()
+        kernel = self._kernel(None, p, g)
+        for c in unit.chunks(self.whole):
+            kernel(
+                self.compiled,
+                p[c],
+                g[c],
+                tuple(m[c] for m in memories),
+                self.scalars,
+                _cut(answers, c),
+                _count(unit, c),
+            )
+        unit.keep_columns(memories)
+        unit.scatter(p)
+
+
+def _count(unit: Unit, c: slice) -> Tensor | None:
+    return unit.count[c] if unit.width else None
+
+
+def _cut(answers: tuple[Any, ...], c: slice) -> tuple[Any, ...]:
+    """The chunk's part of the answers; 0-d ones are for all."""
+    return tuple(_cut_one(answer, c) for answer in answers)
+
+
+def _cut_one(answer: Any, c: slice) -> Any:
+    if isinstance(answer, Rows):
+        return Rows(_cut_one(answer.row, c), _cut_one(answer.whole, c), answer.worst[c])
+    return tuple(t if t.dim() == 0 else t[c] for t in answer)
+
+
+def run(one: Pass, grads: Sequence[Tensor] | None) -> Run:
+    """One unit's step. ``grads`` is None on a rank without a gradient: it only takes part in sums across ranks."""
+    unit, answers = one.unit, ()
+    for level, question in enumerate(unit.questions):
+        terms = one.collect(level, grads, answers) if grads is not None else ()
+        if question.kind == "total" or unit.sharded:
+            answer = yield Waiting(unit, question, terms)
+            answers += (_localize(unit, question, terms, answer) if grads is not None else (),)
+        else:
+            answers += (_answer(unit, question, terms),)
+        del terms
+    if grads is not None:
+        one.apply(grads, answers)
+
+
+def _answer(unit: Unit, question: Question, terms: tuple[Tensor, ...]) -> Any:
+    if question.kind == "matrix":
+        assert question.solve is not None
+        stack = terms[0].view(len(unit.members), *unit.values[0].shape)
+        return (question.solve(stack).reshape(unit.shape),)
+    worst = None
+    if question.kind == "rows":
+        assert question.solve is not None
+        worst = unit.largest(question.solve(*terms))
+    return _spread(unit, question, terms, [unit.combine(t) for t in terms], worst)
+
+
+def _spread(
+    unit: Unit, question: Question, terms: tuple[Tensor, ...], sums: Sequence[Tensor], worst: Tensor | None
+) -> Any:
+    """Sums per member -> columns that kernels can broadcast."""
+    dtype = terms[0].dtype
+    if question.kind == "mean":
+        sums = [s / unit.sizes for s in sums]
+    whole = tuple(unit.spread(s).to(dtype) for s in sums)
+    return Rows(terms, whole, unit.spread(worst).to(dtype)) if worst is not None else whole
+
+
+def _localize(unit: Unit, question: Question, terms: tuple[Tensor, ...], answer: Any) -> Any:
+    if question.kind == "total":
+        return answer
+    if question.kind == "matrix":
+        return (answer.reshape(unit.shape),)
+    sums, worst = answer
+    return _spread(unit, question, terms, sums, worst)
+
+
+def drive(runs: Sequence[Run]) -> None:
+    """Run all units of all groups to the end, answering the questions that need more than one of them.
+
+    Sums across ranks are answered before sums over all tensors, and in the order of the parameters, so that every
+    rank enters the same reductions in the same order.
+    """
+    waiting = [(r, w) for r in runs if (w := next(r, None)) is not None]
+    while waiting:
+        now = [(r, w) for r, w in waiting if w.question.kind != "total"]
+        later = [(r, w) for r, w in waiting if w.question.kind == "total"] if now else []
+        ready = now or waiting
+        answers = _over_ranks([w for _, w in ready]) if now else _over_all([w for _, w in ready])
+        waiting = later
+        for (r, _), answer in zip(ready, answers, strict=True):
+            following = _send(r, answer)
+            if following is not None:
+                waiting.append((r, following))
+
+
+def _send(r: Run, answer: Any) -> Waiting | None:
+    try:
+        return r.send(answer)
+    except StopIteration:
+        return None
+
+
+def _over_all(asked: Sequence[Waiting]) -> list[Any]:
+    """Sums over all tensors of all groups; shards are added over their ranks, replicas count once."""
+    sums: dict[Question, ShardedSums] = {}
+    for w in asked:
+        own = sums.setdefault(w.question, ShardedSums(w.question.width))
+        own.add(w.unit if w.unit.sharded else None, w.terms)
+    answers = {question: own.result() for question, own in sums.items()}
+    return [answers[w.question] for w in asked]
+
+
+def _over_ranks(asked: Sequence[Waiting]) -> list[Any]:
+    """Sums (or matrix functions) of sharded tensors."""
+    answers: list[Any] = []
+    sums = iter(sums_of_shards([w for w in asked if w.question.kind != "matrix"]))
+    for w in asked:
+        if w.question.kind == "matrix":
+            assert w.question.solve is not None
+            answers.append(matrix_of_shards(w.unit, w.terms[0] if w.terms else None, w.question.solve))
+        else:
+            answers.append(next(sums))
+    return answers
+
+
+def coefficients(chain: Chain, options: Any, t: int, device: torch.device) -> tuple[list[list[str]], Tensor]:
+    """Names and values of all coefficients at step ``t``, the values as one float64 vector on ``device``."""
+    by_rule = chain.scalars(options, t)
+    names = [list(values) for values in by_rule]
+    flat = [value for values in by_rule for value in values.values()]
+    if any(isinstance(v, Tensor) for v in flat):  # a tensor lr on an accelerator: no reading it here
+        return names, torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).reshape(()) for v in flat])
+    packed = torch.tensor(flat or [0.0], dtype=torch.float64)
+    return names, packed if device.type == "cpu" else packed.to(device, non_blocking=True)
+
+
+Coefficients = Callable[[Chain, int, torch.device], tuple[list[list[str]], Tensor]]

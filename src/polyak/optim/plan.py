@@ -1,0 +1,166 @@
+"""The plan of a parameter group: its members, their units, their step counters, and what runs in this step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from polyak.optim import kernels
+from polyak.optim.execute import Mode, Pass, Run, coefficients, run
+from polyak.optim.layout import STEP, Member, Unit, build_units, local
+from polyak.optim.sharding import check_rows
+
+if TYPE_CHECKING:
+    from polyak.optim.engine import Optimizer
+
+
+class GroupPlan:
+    """What the engine prepared for one parameter group.
+
+    The plan is good as long as the weights, the memories and the group's static options are where and what they
+    were; :meth:`refresh` checks it every step, and a plan that is not good is made anew from ``optimizer.state``.
+    """
+
+    def __init__(self, optimizer: Optimizer, index: int) -> None:
+        self.group: dict[str, Any] = optimizer.param_groups[index]
+        self.index = index
+        self.optimizer = optimizer
+        self.chain = optimizer.chain_of(self.group)
+        self.gathers = optimizer._gathers()
+        self.members = self._find_members()
+        self.steps = self._adopt_steps() if self.chain.timed else None
+        self.units = build_units([m for m in self.members if m.numel or m.sharded], self.gathers)
+        self.grads: list[Tensor | None] = []
+        self._expected_states = len(optimizer.state)
+        self._watched = self._watch()
+        self._pointers = self._read_pointers()
+
+    def _find_members(self) -> list[Member]:
+        names = self.group.get("param_names")
+        members = []
+        for i, p in enumerate(self.group["params"]):
+            wanted = p.requires_grad or p.grad is not None or p in self.optimizer.state
+            if not wanted or not p.is_floating_point():
+                continue
+            name = names[i] if names else f"parameter {i} of group {self.index}"
+            chain = self.chain.for_shape(p.shape)
+            questions = chain.questions(self.group)
+            member = Member(p, len(members), self.optimizer.state[p], name, chain, questions)
+            if member.sharded and any(q.kind == "rows" for q in questions):
+                check_rows(p, name)
+            members.append(member)
+        return members
+
+    def _adopt_steps(self) -> Tensor:
+        """One CPU buffer for all counters; ``state[p]["step"]`` is a view of it, as 0-d float32 like torch's."""
+        steps = torch.zeros(len(self.members), dtype=torch.float32)
+        for i, member in enumerate(self.members):
+            if STEP in member.state:
+                steps[i] = float(member.state[STEP])
+            member.state[STEP] = steps[i]
+        return steps
+
+    def _watch(self) -> list[tuple[dict[str, Any], str]]:
+        return [(m.state, slot.name) for m in self.members for slot in m.chain.slots if m.numel]
+
+    def _read_pointers(self) -> list[int]:
+        here = [local(m.param).data_ptr() if m.sharded else m.param.data_ptr() for m in self.members]
+        memories = [local(state[name]).data_ptr() for state, name in self._watched]
+        return here + memories
+
+    def refresh(self) -> bool:
+        """Read the gradients; False if the plan no longer describes the optimizer."""
+        optimizer, group = self.optimizer, self.group
+        if optimizer.param_groups[self.index] is not group or len(optimizer.state) < self._expected_states:
+            return False
+        if self.gathers != optimizer._gathers() or optimizer.chain_of(group) is not self.chain:
+            return False
+        listed = group["params"]
+        if len(listed) != len(self.members):
+            known = {id(m.param) for m in self.members}
+            if any(p.grad is not None and id(p) not in known and p.is_floating_point() for p in listed):
+                return False
+        try:
+            if self._read_pointers() != self._pointers:
+                return False
+        except (KeyError, AttributeError):  # the user removed a memory
+            return False
+        if self.steps is not None and any(STEP not in m.state for m in self.members):
+            return False
+        self.grads = [self._gradient(m) for m in self.members]
+        return True
+
+    def _gradient(self, member: Member) -> Tensor | None:
+        g = member.param.grad
+        if g is None:
+            return None
+        if g.layout is not torch.strided:
+            owner = type(self.optimizer).__name__
+            raise RuntimeError(f"{owner} does not support sparse gradients ({member.name}); consider SparseAdam")
+        if not member.sharded and not hasattr(g, "placements"):
+            return g
+        if getattr(g, "placements", None) != getattr(member.param, "placements", None):
+            g = g.redistribute(placements=member.param.placements)  # type: ignore[attr-defined]
+        return local(g)
+
+    def runs(self, mode: Mode) -> Iterator[Run]:
+        """This step's runs: every unit, cut where gradients are missing or counters differ."""
+        times = self.steps.tolist() if self.steps is not None else None
+        known: dict[Any, Any] = {}
+        for unit in self.units:
+            for part, t in self._parts(unit, times):
+                grads = [self.grads[m.index] for m in part.members]
+                if grads[0] is None and not part.sharded:
+                    continue
+                key = (part.chain, t, part.values[0].device)
+                if key not in known:
+                    known[key] = coefficients(part.chain, self.group, t, part.values[0].device)
+                yield run(Pass(part, *known[key], mode), grads if grads[0] is not None else None)  # type: ignore[arg-type]
+
+    def _parts(self, unit: Unit, times: list[float] | None) -> Iterator[tuple[Unit, int]]:
+        members = unit.members
+        marks = [(self.grads[m.index] is None, 0 if times is None else times[m.index]) for m in members]
+        start = 0
+        for i in range(1, len(members) + 1):
+            if i == len(members) or marks[i] != marks[start]:
+                yield unit.run(start, i), int(marks[start][1]) + 1
+                start = i
+
+    def count_step(self) -> None:
+        """Advance the counters of the tensors that were stepped, and let the gradients go."""
+        if self.steps is not None:
+            present = [g is not None for g in self.grads]
+            self.steps += 1.0 if all(present) else torch.tensor(present, dtype=torch.float32)
+        self.grads = []
+
+    def describe(self, chosen: str) -> Iterator[str]:
+        """Lines for ``explain()``: which tensors go together, and every exception."""
+        direct = [u for u in self.units if u.direct]
+        stacked = [u for u in self.units if not u.direct]
+        head = f"group {self.index}: {' > '.join(rule.name for rule in self.chain)}"
+        yield f"{head}; {len(self.members)} of {len(self.group['params'])} parameters"
+        yield f"  {len(direct)} in place, {sum(len(u.members) for u in stacked)} gathered into {len(stacked)} runs"
+        if chosen == "compiled":
+            odd = [m.name for u in self.units if not u.compilable and u.numel for m in u.members]
+            if odd:
+                yield f"  not compiled, a dimension is 1: {_some(odd)}"
+        for kind in ("matrix", "total"):
+            if any(q.kind == kind for u in self.units for q in u.questions):
+                yield (
+                    "  matrix functions run by BLAS, not compiled"
+                    if kind == "matrix"
+                    else "  one more pass: a sum over all tensors"
+                )
+        sharded = [m.name for u in self.units if u.sharded and u.questions for m in u.members]
+        if sharded:
+            yield f"  sums cross ranks: {_some(sharded)}"
+        if chosen == "batched" and kernels.compile_failed():
+            yield "  torch.compile failed; see the warning"
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,120 @@
+"""Reductions over the ranks that hold the shards of a DTensor (FSDP2, tensor parallelism).
+
+Every rank that holds a sharded parameter enters every reduction, with zeros where its shard is empty or has no
+gradient, and in the order of the parameters; a rank that stayed away would hang all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from polyak.optim.execute import Waiting
+    from polyak.optim.layout import Unit
+
+
+def _groups(param: Tensor) -> tuple[Any, ...]:
+    """The process groups over which a DTensor is sharded."""
+    mesh = param.device_mesh  # type: ignore[attr-defined]
+    placements = param.placements  # type: ignore[attr-defined]
+    return tuple(mesh.get_group(dim) for dim, placement in enumerate(placements) if placement.is_shard())
+
+
+def _reduce(value: Tensor, groups: tuple[Any, ...], largest: bool = False) -> Tensor:
+    import torch.distributed as dist
+
+    for group in groups:
+        dist.all_reduce(value, dist.ReduceOp.MAX if largest else dist.ReduceOp.SUM, group=group)
+    return value
+
+
+def check_rows(param: Tensor, name: str) -> None:
+    """Raise ``ValueError`` if a tensor whose row sums are needed is sharded across its rows."""
+    for placement in param.placements:  # type: ignore[attr-defined]
+        if placement.is_shard() and placement.dim != 0:
+            raise ValueError(
+                f"{name} is sharded along dimension {placement.dim}, but the method needs whole rows: "
+                "shard it along dimension 0 or replicate it"
+            )
+
+
+class ShardedSums:
+    """Sums over all tensors: shards are added over their ranks, whole tensors count once."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.whole: list[tuple[Tensor, ...]] = []
+        self.shards: dict[tuple[Any, ...], list[tuple[Tensor, ...]]] = {}
+        self.device: dict[tuple[Any, ...], torch.device] = {}
+
+    def add(self, unit: Unit | None, terms: tuple[Tensor, ...]) -> None:
+        """Add a unit's terms; ``unit`` is None for one that is not sharded. Empty terms still enter the reduction."""
+        if unit is None:
+            self.whole.append(terms)
+            return
+        groups = _groups(unit.members[0].param)
+        self.device[groups] = unit.values[0].device
+        self.shards.setdefault(groups, []).append(terms)
+
+    def result(self) -> tuple[Tensor, ...]:
+        """The sums, as 0-d float64 tensors."""
+        pieces = [torch.stack([t.double() for t in terms]) for terms in self.whole if terms]
+        for groups, shards in self.shards.items():
+            value = torch.zeros(self.width, dtype=torch.float64, device=self.device[groups])
+            for terms in shards:
+                if terms:
+                    value += torch.stack([t.double() for t in terms])
+            pieces.append(_reduce(value, groups))
+        return tuple(torch.stack([p.to(pieces[0].device) for p in pieces]).sum(0).unbind())
+
+
+def sums_of_shards(asked: Sequence[Waiting]) -> list[tuple[list[Tensor], Tensor | None]]:
+    """Sums of each sharded tensor, all in one reduction a process group."""
+    batches: dict[tuple[Any, ...], list[int]] = {}
+    for i, w in enumerate(asked):
+        batches.setdefault(_groups(w.unit.members[0].param), []).append(i)
+    out: list[Any] = [None] * len(asked)
+    for groups, indices in batches.items():
+        sums = [_sums(asked[i]) for i in indices]
+        flat = _reduce(torch.cat([s.view(-1) for s in sums]), groups)
+        worst = _reduce(torch.cat([_worst(asked[i]) for i in indices]), groups, largest=True)
+        parts = flat.split([s.numel() for s in sums])
+        for i, part, w in zip(indices, parts, worst.split(1), strict=True):
+            rows = asked[i].question.kind == "rows"
+            out[i] = ([t.view(1, 1) for t in part.split(1)], w.view(1, 1) if rows else None)
+    return out
+
+
+def _sums(w: Waiting) -> Tensor:
+    device = w.unit.values[0].device
+    if not w.terms or not w.unit.numel:
+        return torch.zeros(w.question.width, dtype=torch.float64, device=device)
+    return torch.cat([w.unit.combine(t).view(1) for t in w.terms])
+
+
+def _worst(w: Waiting) -> Tensor:
+    device = w.unit.values[0].device
+    if w.question.kind != "rows" or not w.terms or not w.unit.numel:
+        return torch.full((1,), -torch.inf, dtype=torch.float64, device=device)
+    assert w.question.solve is not None
+    return w.unit.largest(w.question.solve(*w.terms)).view(1).double()
+
+
+def matrix_of_shards(unit: Unit, part: Tensor | None, solve: Callable[[Tensor], Tensor]) -> Tensor:
+    """A matrix function of a sharded tensor: gathered, solved on every rank, and this rank's shard kept."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    param: Any = unit.members[0].param
+    here = unit.values[0]
+    dtype = torch.float32 if here.dtype.itemsize < 4 else here.dtype
+    piece = torch.zeros(here.shape, dtype=dtype, device=here.device) if part is None else part.view(here.shape)
+    whole = DTensor.from_local(
+        piece, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
+    ).full_tensor()
+    solved = solve(whole[None])[0]
+    shard = distribute_tensor(solved, param.device_mesh, param.placements, src_data_rank=None)
+    return shard.to_local()

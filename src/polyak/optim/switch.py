@@ -1,0 +1,81 @@
+"""Go on under another method, keeping the memories that both share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyak.optim.checkpoint import _cast
+from polyak.optim.create import get
+from polyak.optim.engine import Optimizer
+from polyak.optim.layout import STEP
+
+_ENGINE = ("execution", "check_finite")
+
+
+def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer:
+    """Continue a run under another method.
+
+    The groups, their ``lr`` and every option that both methods know by name, kind and range are kept; memories of the
+    same name and shape, and the step counters, are kept; others start fresh. A learning-rate scheduler made for the
+    old optimizer goes on driving the new one, because the group dictionaries are the same objects; the old
+    optimizer must not be used any more.
+
+    Args:
+        optimizer: a polyak optimizer.
+        name: the method to go on with.
+        **hyperparameters: values for options of the new method; they win over kept ones.
+
+    Returns:
+        The new optimizer.
+
+    Raises:
+        ValueError: an unknown method or a value out of range; the old optimizer is then unchanged.
+    """
+    method = get(name)
+    groups = []
+    for group in optimizer.param_groups:
+        kept = {"params": group["params"], **{k: v for k, v in group.items() if k in _portable(method, group)}}
+        groups.append(kept | {k: v for k, v in hyperparameters.items() if k in {h.name for h in method.hypers}})
+    engine = {key: getattr(optimizer, key) for key in _ENGINE} | {"maximize": optimizer.defaults["maximize"]}
+    new = method(groups, **{**engine, **hyperparameters})
+    with torch.no_grad():
+        _carry_memories(optimizer, new)
+    for old_group, new_group in zip(optimizer.param_groups, new.param_groups, strict=True):
+        values = dict(new_group)
+        old_group.clear()
+        old_group.update(values)
+    new.param_groups = optimizer.param_groups
+    new._plans = None
+    new._planned()
+    return new
+
+
+def _portable(method: type[Optimizer], group: dict[str, Any]) -> set[str]:
+    """Options of a group that mean the same in the other method."""
+    names = {"param_names", "initial_lr", "maximize", "use_muon"} & set(group)
+    for hyper in method.hypers:
+        if hyper.name not in group:
+            continue
+        try:
+            hyper.check(group[hyper.name], method.__name__)
+        except (TypeError, ValueError):
+            continue
+        names.add(hyper.name)
+    return names
+
+
+def _carry_memories(old: Optimizer, new: Optimizer) -> None:
+    for group in new.param_groups:
+        chain = new.chain_of(group)
+        for p in group["params"]:
+            before = old.state.get(p, {})
+            after = new.state.get(p, {})
+            for slot in chain.for_shape(p.shape).slots:
+                value = before.get(slot.name)
+                if isinstance(value, Tensor) and slot.name in after and value.shape == after[slot.name].shape:
+                    after[slot.name].copy_(_cast(slot, p, value, slot.name))
+            if STEP in before and STEP in after:
+                after[STEP].copy_(before[STEP])
