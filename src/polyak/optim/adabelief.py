@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from typing_extensions import Unpack
 from polyak.optim.engine import EngineOptions, Optimizer
 from polyak.optim.rule import Chain, Options, chain
 from polyak.optim.rules import adabelief, decay, descend, hypers
-from polyak.optim.spec import Choice, Paper, Range
+from polyak.optim.spec import Choice, Hyper, Paper, Range, SearchSpace
 
 DecayForm = Literal["decoupled", "coupled", "fixed"]
 
@@ -56,7 +56,7 @@ class AdaBelief(Optimizer):
         "p <- p * (1 - lr * weight_decay) - lr * m^ / (sqrt(s^) + eps)   (rectified as RAdam by default)"
     )
     memories = "exp_avg: average of the gradient; exp_avg_var: of its squared deviation (amsgrad: max_exp_avg_var)"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-3),
         hypers.betas(0.9, 0.999),
         hypers.eps(1e-16),
@@ -67,10 +67,10 @@ class AdaBelief(Optimizer):
         hypers.flag("degenerated_to_sgd", True, "momentum step while the rectification is undefined"),
         hypers.flag("accumulate_eps", True, "keep eps in the memory"),
     )
-    search_space = {
+    search_space: ClassVar[SearchSpace] = {
         "lr": Range(1e-4, 3e-2), "eps": Choice((1e-16, 1e-12, 1e-8)), "weight_decay": Range(1e-4, 1e-1),
     }  # fmt: skip
-    vectors = ("adabelief", "adabelief-rectify", "adabelief-coupled", "adabelief-amsgrad")
+    vectors: ClassVar[tuple[str, ...]] = ("adabelief", "adabelief-rectify", "adabelief-coupled", "adabelief-amsgrad")
 
     def __init__(
         self,

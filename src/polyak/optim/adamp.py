@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
@@ -10,7 +12,7 @@ from polyak.optim.engine import EngineOptions, Optimizer
 from polyak.optim.rule import Chain, Options, chain
 from polyak.optim.rules import adam, decay, descend, heavy_ball, hypers, project
 from polyak.optim.rules.scale_free import DELTA, WD_RATIO
-from polyak.optim.spec import NON_NEGATIVE, Hyper, Paper
+from polyak.optim.spec import NON_NEGATIVE, Hyper, Paper, SearchSpace
 
 PAPER = Paper("AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", 2020, "2006.08217")
 TEST = "if |cos(g, p)| < delta / sqrt(dim) in every row, or as a whole: u <- u - <u, p> p / |p|^2, decay * wd_ratio"
@@ -48,11 +50,11 @@ class AdamP(Optimizer):
     paper = PAPER
     equation = f"u <- m^ / (sqrt(v^) + eps)\n{TEST}\np <- p * (1 - lr * weight_decay) - lr * u"
     memories = "exp_avg, exp_avg_sq"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-3), hypers.betas(0.9, 0.999), hypers.eps(1e-8), hypers.weight_decay(), DELTA, WD_RATIO, NESTEROV,
     )  # fmt: skip
-    search_space = ADAM_SEARCH
-    vectors = ("adamp", "adamp-delta", "adamp-nesterov")
+    search_space: ClassVar[SearchSpace] = ADAM_SEARCH
+    vectors: ClassVar[tuple[str, ...]] = ("adamp", "adamp-delta", "adamp-nesterov")
 
     def __init__(
         self,
@@ -112,13 +114,13 @@ class SGDP(Optimizer):
         "p <- p * (1 - lr * weight_decay / (1 - momentum)) - lr * u"
     )
     memories = "momentum_buffer"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-1), hypers.momentum(0.0), DAMPENING, hypers.weight_decay(), NESTEROV,
         Hyper("eps", 1e-8, NON_NEGATIVE, "smallest norm", static=True), DELTA, WD_RATIO,
         hypers.flag("project_buffer", False, "keep the projected buffer"),
     )  # fmt: skip
-    search_space = SGD_SEARCH
-    vectors = ("sgdp", "sgdp-paper", "sgdp-nesterov")
+    search_space: ClassVar[SearchSpace] = SGD_SEARCH
+    vectors: ClassVar[tuple[str, ...]] = ("sgdp", "sgdp-paper", "sgdp-nesterov")
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -12,9 +13,9 @@ from typing_extensions import Unpack
 from polyak.optim.engine import EngineOptions, Optimizer
 from polyak.optim.rule import Chain, Options, chain
 from polyak.optim.rules import adan, clip_norm, decay, descend, hypers
-from polyak.optim.spec import NON_NEGATIVE, Hyper, Paper, Range
+from polyak.optim.spec import NON_NEGATIVE, Hyper, Paper, Range, SearchSpace
 
-ADAN_HYPERS = (
+ADAN_HYPERS: tuple[Hyper, ...] = (
     hypers.lr(1e-3),
     hypers.betas(0.98, 0.92, 0.99),
     hypers.eps(1e-8),
@@ -71,8 +72,8 @@ class Adan(Optimizer):
     equation = ADAN_EQUATION
     memories = "exp_avg, exp_avg_diff, exp_avg_sq: three averages; previous_grad: the last gradient"
     hypers = ADAN_HYPERS
-    search_space = {"lr": Range(3e-4, 1e-1), "weight_decay": Range(1e-4, 1e-1)}
-    vectors: tuple[str, ...] = ("adan", "adan-noprox", "adan-clip")
+    search_space: ClassVar[SearchSpace] = {"lr": Range(3e-4, 1e-1), "weight_decay": Range(1e-4, 1e-1)}
+    vectors: ClassVar[tuple[str, ...]] = ("adan", "adan-noprox", "adan-clip")
 
     def __init__(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar
 
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -10,7 +11,7 @@ from typing_extensions import Unpack
 from polyak.optim.engine import EngineOptions, Optimizer
 from polyak.optim.rule import Chain, Options, chain
 from polyak.optim.rules import ademamix, decay, descend, hypers
-from polyak.optim.spec import NON_NEGATIVE, Choice, Hyper, Paper, Range
+from polyak.optim.spec import NON_NEGATIVE, Choice, Hyper, Paper, Range, SearchSpace
 
 WARMUP = "steps to reach its full value; None or 0: at once"
 
@@ -23,7 +24,8 @@ class AdEMAMix(Optimizer):
 
     :math:`m_2` is not bias corrected, on purpose. The schedules follow the saved step, counted from 1, and survive a
     resume. ``alpha`` also enlarges the step, by up to ``1 + alpha``: lower the lr. Runs shorter than
-    :math:`1/(1-\beta_3)` steps hardly see :math:`m_2`. The paper uses alpha 5 to 8 and both warm-ups as long as the run.
+    :math:`1/(1-\beta_3)` steps hardly see :math:`m_2`. The paper uses alpha 5 to 8 and
+    both warm-ups as long as the run.
 
     Args:
         params: parameters, named parameters or groups.
@@ -47,7 +49,7 @@ class AdEMAMix(Optimizer):
         "p <- p * (1 - lr * weight_decay) - lr * (m1^ + alpha(t) * m2) / (sqrt(v^) + eps)"
     )
     memories = "exp_avg (none if betas[0] = 0), exp_avg_slow, exp_avg_sq"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-3),
         hypers.betas(0.9, 0.999, 0.9999, static="zero"),
         Hyper("alpha", 2.0, NON_NEGATIVE, "weight of the slow average"),
@@ -56,11 +58,11 @@ class AdEMAMix(Optimizer):
         hypers.eps(1e-8),
         hypers.weight_decay(),
     )
-    search_space = {
+    search_space: ClassVar[SearchSpace] = {
         "lr": Range(1e-4, 1e-2), "alpha": Choice((2.0, 5.0, 8.0)), "weight_decay": Range(1e-4, 1e-1),
         "betas": Choice(((0.9, 0.999, 0.99), (0.9, 0.999, 0.999), (0.9, 0.999, 0.9999))),
     }  # fmt: skip
-    vectors = ("ademamix", "ademamix-warmup", "ademamix-beta1zero")
+    vectors: ClassVar[tuple[str, ...]] = ("ademamix", "ademamix-warmup", "ademamix-beta1zero")
 
     def __init__(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -13,7 +13,8 @@ from polyak.optim.engine import EngineOptions, Optimizer
 from polyak.optim.lion import LION_SEARCH, RELATIVE_DECAY, Lion
 from polyak.optim.rule import Chain, Options, chain
 from polyak.optim.rules import adam, adan, cautious, decay, descend, heavy_ball, hypers, lion
-from polyak.optim.spec import HALF_OPEN_UNIT, POSITIVE, UNIT, Hyper, Paper
+from polyak.optim.rules.weight import DecayForm
+from polyak.optim.spec import HALF_OPEN_UNIT, POSITIVE, UNIT, Hyper, Paper, SearchSpace
 
 PAPER = Paper("Cautious Optimizers: Improving Training with One Line of Code", 2024, "2411.16085")
 MASK = "u <- u * [u * g > 0] / mean([u * g > 0])"
@@ -62,12 +63,12 @@ class CAdamW(Optimizer):
     paper = PAPER
     equation = f"u <- m^ / (sqrt(v^) + eps)\n{MASK}\np <- p * (1 - lr * weight_decay) - lr * u"
     memories = "exp_avg, exp_avg_sq, as AdamW"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-3), hypers.betas(0.9, 0.999), hypers.eps(1e-6), hypers.weight_decay(), CORRECT_BIAS, EPS_FORM,
         mask_scale("mean"),
     )  # fmt: skip
-    search_space = ADAM_SEARCH
-    vectors = ("cadamw", "cadamw-epsafter")
+    search_space: ClassVar[SearchSpace] = ADAM_SEARCH
+    vectors: ClassVar[tuple[str, ...]] = ("cadamw", "cadamw-epsafter")
 
     def __init__(
         self,
@@ -113,13 +114,13 @@ class CLion(Lion):
         "u <- sign(b1 * m + (1 - b1) * g)\nphi <- [u * g > 0]; u <- u * phi * N / (sum(phi) + 1)\n"
         "p <- p * (1 - lr * weight_decay) - lr * u\nm <- b2 * m + (1 - b2) * g"
     )
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-4), hypers.betas(0.95, 0.98), hypers.weight_decay(), RELATIVE_DECAY, mask_scale("count"),
         Hyper("opposed", 0.0, UNIT, "weight of entries that disagree", static=True),
         Hyper("mask_floor", 1e-3, POSITIVE, "smallest mean of the mask that is divided by", static=True),
     )  # fmt: skip
-    search_space = LION_SEARCH
-    vectors = ("clion", "clion-mean", "clion-factor")
+    search_space: ClassVar[SearchSpace] = LION_SEARCH
+    vectors: ClassVar[tuple[str, ...]] = ("clion", "clion-mean", "clion-factor")
 
     def __init__(
         self,
@@ -142,7 +143,7 @@ class CLion(Lion):
     def recipe(cls, options: Options) -> Chain:
         """See :class:`Optimizer`."""
         mask = cautious(options["mask_scale"], options["mask_floor"], options["opposed"])
-        form = "initial_lr" if options["decay_relative_to_initial_lr"] else "decoupled"
+        form: DecayForm = "initial_lr" if options["decay_relative_to_initial_lr"] else "decoupled"
         return chain(decay(form), lion(), mask, descend())
 
 
@@ -161,8 +162,8 @@ class CAdan(Adan):
     equation = ADAN_EQUATION.replace(
         "u <- (m^ + b2 * v^)", "m^ <- m^ * [m * g > 0] / mean([m * g > 0])\nu <- (m^ + b2 * v^)"
     )
-    hypers = (*ADAN_HYPERS, mask_scale("mean"))
-    vectors = ("cadan",)
+    hypers: ClassVar[tuple[Hyper, ...]] = (*ADAN_HYPERS, mask_scale("mean"))
+    vectors: ClassVar[tuple[str, ...]] = ("cadan",)
 
     def __init__(
         self,
@@ -213,12 +214,12 @@ class CSGDM(Optimizer):
     paper = PAPER
     equation = f"b <- momentum * b + (1 - dampening) * g; u <- b\n{MASK}\np <- p * (1 - lr * weight_decay) - lr * u"
     memories = "momentum_buffer"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-2), Hyper("momentum", 0.9, HALF_OPEN_UNIT, "retention of the momentum buffer"), DAMPENING,
         hypers.weight_decay(), NESTEROV, mask_scale("mean"),
     )  # fmt: skip
-    search_space = SGD_SEARCH
-    vectors = ("csgdm",)
+    search_space: ClassVar[SearchSpace] = SGD_SEARCH
+    vectors: ClassVar[tuple[str, ...]] = ("csgdm",)
 
     def __init__(
         self,

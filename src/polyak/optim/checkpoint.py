@@ -112,7 +112,7 @@ def _merge_group(optimizer: Optimizer, group: dict[str, Any], saved: dict[str, A
 
 
 def _check_foreign(optimizer: Optimizer, group: dict[str, Any], saved: dict[str, Any], index: int) -> None:
-    known = {h.name for h in optimizer.hypers}
+    known = {h.name for h in optimizer.declared()}
     for name, value in saved.items():
         if name in known or name in IGNORED or name in group:
             continue
@@ -161,7 +161,10 @@ def _cast(slot: Slot, p: Tensor, value: Any, where: str) -> Tensor:
         return out.detach().copy_(value)
     from torch.distributed.tensor import DTensor, distribute_tensor
 
+    sharded: Any = p
     value = value.to(device=p.device, dtype=dtype, copy=True)
     if value.shape == p.shape:
-        return distribute_tensor(value, p.device_mesh, p.placements, src_data_rank=None)
-    return DTensor.from_local(value, p.device_mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
+        return distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
+    return DTensor.from_local(
+        value, sharded.device_mesh, sharded.placements, run_check=False, shape=p.shape, stride=p.stride()
+    )

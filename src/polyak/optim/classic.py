@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
 from polyak.optim.engine import EngineOptions, Optimizer
 from polyak.optim.rule import Chain, Options, chain
 from polyak.optim.rules import adam, decay, descend, heavy_ball, hypers
-from polyak.optim.spec import UNIT, Choice, Hyper, Paper, Range
+from polyak.optim.spec import UNIT, Choice, Hyper, Paper, Range, SearchSpace
 
 AMSGRAD = hypers.flag("amsgrad", False, "divide by the largest second moment so far")
 NESTEROV = hypers.flag("nesterov", False, "read the momentum one step ahead")
-ADAM_SEARCH = {"lr": Range(1e-4, 3e-2), "weight_decay": Range(1e-4, 1e-1)}
-SGD_SEARCH = {"lr": Range(1e-3, 1.0), "momentum": Choice((0.8, 0.9, 0.95)), "weight_decay": Range(1e-6, 1e-2)}
+ADAM_SEARCH: dict[str, Range | Choice] = {"lr": Range(1e-4, 3e-2), "weight_decay": Range(1e-4, 1e-1)}
+SGD_SEARCH: dict[str, Range | Choice] = {
+    "lr": Range(1e-3, 1.0),
+    "momentum": Choice((0.8, 0.9, 0.95)),
+    "weight_decay": Range(1e-6, 1e-2),
+}
 DAMPENING = Hyper("dampening", 0.0, UNIT, "dampening of the gradient in the momentum", static="zero")
 
 
@@ -45,12 +51,12 @@ class SGD(Optimizer):
     )  # fmt: skip
     equation = "b <- momentum * b + (1 - dampening) * (g + weight_decay * p)\np <- p - lr * b"
     memories = "momentum_buffer: one heavy ball"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-3), hypers.momentum(0.0, static="zero"), DAMPENING,
         hypers.weight_decay(), NESTEROV,
     )  # fmt: skip
-    search_space = SGD_SEARCH | {"nesterov": Choice((True, False))}
-    vectors = ("torch.optim.SGD", "reality-check-nesterov")
+    search_space: ClassVar[SearchSpace] = SGD_SEARCH | {"nesterov": Choice((True, False))}
+    vectors: ClassVar[tuple[str, ...]] = ("torch.optim.SGD", "reality-check-nesterov")
 
     def __init__(
         self,
@@ -107,11 +113,11 @@ class Adam(Optimizer):
         "p <- p - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)"
     )
     memories = "exp_avg, exp_avg_sq: averages of the gradient and its square (amsgrad: max_exp_avg_sq)"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-3), hypers.betas(0.9, 0.999), hypers.eps(1e-8), hypers.weight_decay(), AMSGRAD,
     )  # fmt: skip
-    search_space = ADAM_SEARCH | {"weight_decay": Range(1e-6, 1e-2)}
-    vectors = ("torch.optim.Adam",)
+    search_space: ClassVar[SearchSpace] = ADAM_SEARCH | {"weight_decay": Range(1e-6, 1e-2)}
+    vectors: ClassVar[tuple[str, ...]] = ("torch.optim.Adam",)
 
     def __init__(
         self,
@@ -156,11 +162,11 @@ class AdamW(Optimizer):
         "p <- p * (1 - lr * weight_decay) - lr * (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)"
     )
     memories = Adam.memories
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-3), hypers.betas(0.9, 0.999), hypers.eps(1e-8), hypers.weight_decay(1e-2), AMSGRAD,
     )  # fmt: skip
-    search_space = ADAM_SEARCH
-    vectors = ("torch.optim.AdamW", "reality-check-adamw")
+    search_space: ClassVar[SearchSpace] = ADAM_SEARCH
+    vectors: ClassVar[tuple[str, ...]] = ("torch.optim.AdamW", "reality-check-adamw")
 
     def __init__(
         self,

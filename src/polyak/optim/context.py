@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Union
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-Scalar = Union[float, Tensor]
+Scalar = float | Tensor
 
 
 class Flow(NamedTuple):
@@ -134,8 +134,9 @@ class Context:
         return answer if isinstance(answer, Rows) else Rows(sums, sums, sums[0])
 
     def matrix(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-        """``function`` of ``value`` seen as a stack of tensors of one shape, ``(k, *shape)``; run by BLAS, not compiled."""
-        return _one(self.dialogue.ask(Question(self.rule_name, "matrix", function), (value,)))
+        """``function`` of ``value`` seen as a stack ``(k, *shape)`` of equal tensors; run by BLAS, not compiled."""
+        answer: Tensor = self.dialogue.ask(Question(self.rule_name, "matrix", function), (value,))[0]
+        return answer
 
     def note(self, name: str, value: Tensor) -> None:
         """Leave a figure for ``optimizer.diagnostics()``; costs nothing in a step."""

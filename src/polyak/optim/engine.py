@@ -59,7 +59,7 @@ class Optimizer(torch.optim.Optimizer):
     paper: ClassVar[Paper] = Paper("", 0)
     equation: ClassVar[str] = ""
     memories: ClassVar[str] = ""
-    hypers: tuple[Hyper, ...] = ()
+    hypers: ClassVar[tuple[Hyper, ...]] = ()
     search_space: ClassVar[SearchSpace] = {}
     vectors: ClassVar[tuple[str, ...]] = ()
 
@@ -75,7 +75,6 @@ class Optimizer(torch.optim.Optimizer):
     ) -> None:
         if rules is not None:
             check_complete(rules)
-            self.hypers = rules.hypers
         self._rules = rules
         self.execution: Execution = _checked_execution(execution)
         self.check_finite = check_finite
@@ -97,11 +96,15 @@ class Optimizer(torch.optim.Optimizer):
         """The chain that a parameter group runs."""
         if self._rules is not None:
             return self._rules
-        key = (type(self), *(h.signature(group[h.name]) for h in self.hypers), group.get("use_muon"))
+        key = (type(self), *(h.signature(group[h.name]) for h in self.declared()), group.get("use_muon"))
         found = _chains.get(key)
         if found is None:
             found = _chains[key] = self.recipe(group)
         return found
+
+    def declared(self) -> tuple[Hyper, ...]:
+        """The hyperparameters of this optimizer: the method's, or those of the chain's rules."""
+        return self.hypers if self._rules is None else self._rules.hypers
 
     def _owner(self) -> str:
         return type(self).__name__
@@ -110,7 +113,7 @@ class Optimizer(torch.optim.Optimizer):
         return self.slug or "+".join(rule.name for rule in self._rules or ())
 
     def _defaults(self, given: dict[str, Any]) -> dict[str, Any]:
-        known = {h.name: h for h in self.hypers}
+        known = {h.name: h for h in self.declared()}
         for name in given:
             if name in TORCH_SWITCHES:
                 raise TypeError(f"{self._owner()}: {name!r} is a switch of torch.optim; here execution= decides")
@@ -136,7 +139,7 @@ class Optimizer(torch.optim.Optimizer):
                 raise
 
     def _check_group(self, group: dict[str, Any]) -> None:
-        for hyper in self.hypers:
+        for hyper in self.declared():
             hyper.check(group[hyper.name], self._owner())
         self.check_options(group)
         params = group["params"]
@@ -244,7 +247,7 @@ class Optimizer(torch.optim.Optimizer):
         checkpoint.load(self, state_dict)
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("defaults", "param_groups", "execution", "check_finite", "_rules", "hypers")
+        kept = ("defaults", "param_groups", "execution", "check_finite", "_rules")
         mine = {name: self.__dict__[name] for name in kept if name in self.__dict__}
         return {**mine, "state": checkpoint.compact_states(self.state)}
 

@@ -6,9 +6,9 @@ over the ranks that hold a sharded tensor); then it waits until all are there an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -39,6 +39,7 @@ class Waiting:
 
 
 Run = Generator[Waiting, Any, None]
+Answers = tuple[Any, ...]
 
 
 class Pass:
@@ -50,53 +51,48 @@ class Pass:
         self.whole = self.compiled or mode.whole
 
     def _kernel(self, level: int | None, p: Tensor, g: Tensor) -> kernels.Kernel:
-        return kernels.get(self.unit.chain, self.names, level, self.mode.maximize, p.dtype, g.dtype, p.device.type)
+        key = (level, self.mode.maximize, g.dtype)
+        found = self.unit.kernels.get(key)
+        if found is None:
+            types = (p.dtype, g.dtype, p.device.type)
+            found = kernels.get(self.unit.chain, self.names, level, self.mode.maximize, *types)
+            self.unit.kernels[key] = found
+        return cast(kernels.Kernel, found)
 
-    def collect(self, level: int, grads: Sequence[Tensor], answers: tuple[Any, ...]) -> tuple[Tensor, ...]:
+    def _each(
+        self, kernel: kernels.Kernel, p: Tensor, g: Tensor, memories: list[Tensor], answers: Answers
+    ) -> list[Any]:
+        """The kernel on the whole arrays, or chunk by chunk."""
+        unit = self.unit
+        count = unit.count if unit.width else None
+        if self.whole:
+            return [kernel(self.compiled, p, g, tuple(memories), self.scalars, answers, count)] if unit.numel else []
+        results = []
+        for c in unit.chunks():
+            part = tuple(m[c] for m in memories)
+            sizes = None if count is None else count[c]
+            results.append(kernel(False, p[c], g[c], part, self.scalars, _cut(answers, c), sizes))
+        return results
+
+    def collect(self, level: int, grads: Sequence[Tensor], answers: Answers) -> tuple[Tensor, ...]:
         """The terms of question ``level``, over the whole unit."""
         unit = self.unit
-        p, g, memories = unit.weights(), unit.gradients(grads), unit.columns_of()
-        kernel = self._kernel(level, p, g)
-        parts = [
-            kernel(
-                self.compiled,
-                p[c],
-                g[c],
-                tuple(m[c] for m in memories),
-                self.scalars,
-                _cut(answers, c),
-                _count(unit, c),
-            )
-            for c in unit.chunks(self.whole)
-        ]
+        p, g = unit.weights(), unit.gradients(grads)
+        parts = self._each(self._kernel(level, p, g), p, g, unit.columns_of(), answers)
         if unit.questions[level].kind == "total":
             return tuple(torch.stack([t.double() for t in ts]).sum() for ts in zip(*parts, strict=True))
         return tuple(ts[0] if len(ts) == 1 else torch.cat(ts) for ts in zip(*parts, strict=True))
 
-    def apply(self, grads: Sequence[Tensor], answers: tuple[Any, ...]) -> None:
+    def apply(self, grads: Sequence[Tensor], answers: Answers) -> None:
         """The final pass: weights and memories are written."""
         unit = self.unit
         p, g, memories = unit.weights(), unit.gradients(grads), unit.columns_of()
-        kernel = self._kernel(None, p, g)
-        for c in unit.chunks(self.whole):
-            kernel(
-                self.compiled,
-                p[c],
-                g[c],
-                tuple(m[c] for m in memories),
-                self.scalars,
-                _cut(answers, c),
-                _count(unit, c),
-            )
+        self._each(self._kernel(None, p, g), p, g, memories, answers)
         unit.keep_columns(memories)
         unit.scatter(p)
 
 
-def _count(unit: Unit, c: slice) -> Tensor | None:
-    return unit.count[c] if unit.width else None
-
-
-def _cut(answers: tuple[Any, ...], c: slice) -> tuple[Any, ...]:
+def _cut(answers: Answers, c: slice) -> Answers:
     """The chunk's part of the answers; 0-d ones are for all."""
     return tuple(_cut_one(answer, c) for answer in answers)
 
@@ -109,7 +105,8 @@ def _cut_one(answer: Any, c: slice) -> Any:
 
 def run(one: Pass, grads: Sequence[Tensor] | None) -> Run:
     """One unit's step. ``grads`` is None on a rank without a gradient: it only takes part in sums across ranks."""
-    unit, answers = one.unit, ()
+    unit = one.unit
+    answers: Answers = ()
     for level, question in enumerate(unit.questions):
         terms = one.collect(level, grads, answers) if grads is not None else ()
         if question.kind == "total" or unit.sharded:
@@ -212,6 +209,3 @@ def coefficients(chain: Chain, options: Any, t: int, device: torch.device) -> tu
         return names, torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).reshape(()) for v in flat])
     packed = torch.tensor(flat or [0.0], dtype=torch.float64)
     return names, packed if device.type == "cpu" else packed.to(device, non_blocking=True)
-
-
-Coefficients = Callable[[Chain, int, torch.device], tuple[list[list[str]], Tensor]]

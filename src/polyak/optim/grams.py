@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -12,7 +12,7 @@ from polyak.optim.classic import ADAM_SEARCH
 from polyak.optim.engine import EngineOptions, Optimizer
 from polyak.optim.rule import Chain, Options, chain
 from polyak.optim.rules import adam, decay, descend, grams, hypers
-from polyak.optim.spec import Paper
+from polyak.optim.spec import Hyper, Paper, SearchSpace
 
 _EPS_FORM = hypers.choice("eps_form", "before", ("after", "before"), "eps after or before the bias correction")
 
@@ -45,11 +45,11 @@ class Grams(Optimizer):
     paper = Paper("Grams: Gradient Descent with Adaptive Momentum Scaling", 2024, "2412.17107")
     equation = "p <- p * (1 - lr * weight_decay) - lr * sign(g) * |m^| / (sqrt(v^) + eps)   (m, v as in Adam)"
     memories = "exp_avg, exp_avg_sq"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-3), hypers.betas(0.9, 0.999), hypers.eps(1e-6), hypers.weight_decay(), CORRECT_BIAS, _EPS_FORM,
     )  # fmt: skip
-    search_space = ADAM_SEARCH
-    vectors = ("grams", "grams-nobias")
+    search_space: ClassVar[SearchSpace] = ADAM_SEARCH
+    vectors: ClassVar[tuple[str, ...]] = ("grams", "grams-nobias")
 
     def __init__(
         self,

@@ -64,7 +64,7 @@ def split_matrices(params: Any, overrides: Mapping[str, Role] | None = None) -> 
         return _two_groups(
             [(n, p) for n, p in named if roles[n] == "matrix"], [e for e in named if roles[e[0]] != "matrix"]
         )
-    listed = list(params) if not isinstance(params, Tensor) else [params]
+    listed: list[Any] = list(params) if not isinstance(params, Tensor) else [params]
     if any(isinstance(entry, dict) for entry in listed):
         return listed
     matrices = [entry for entry in listed if _is_hidden(entry)]

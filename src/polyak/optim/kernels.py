@@ -20,6 +20,12 @@ from polyak.optim.rule import Chain
 
 _kernels: dict[tuple[Any, ...], Kernel] = {}
 _failed = False
+# All that a kernel closes over is fixed when it is made, so only its tensors need guarding: 35 us a call instead of 70.
+_OPTIONS: dict[str, Any] = {
+    "guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe,
+    "size_asserts": False,
+    "alignment_asserts": False,
+}
 
 
 def high(dtype: torch.dtype) -> torch.dtype:
@@ -96,7 +102,7 @@ class Kernel:
         """Compile; if that fails, say so once and run plain from then on. Compilation fails before anything runs."""
         global _failed
         if self._compiled is None:
-            self._compiled = torch.compile(self.plain, dynamic=True, fullgraph=True)
+            self._compiled = torch.compile(self.plain, dynamic=True, fullgraph=True, options=_OPTIONS)
         try:
             result = self._compiled(*args)
         except Exception as error:

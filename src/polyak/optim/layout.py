@@ -17,7 +17,7 @@ from torch import Tensor
 from polyak.optim.context import Question
 from polyak.optim.rule import Chain, Slot
 
-SMALL = 32 * 1024  # elements below which tensors are gathered into runs
+SMALL = 16 * 1024  # elements up to which copying a tensor costs less than a kernel call of its own
 CHUNK = 32 * 1024  # elements of a run, so that gathered weights and gradients stay in cache
 STEP = "step"
 
@@ -26,6 +26,11 @@ def local(t: Tensor) -> Tensor:
     """The part of a tensor that lies on this rank (a DTensor's shard; else the tensor), detached."""
     shard = getattr(t, "_local_tensor", None)
     return t.detach() if shard is None else shard.detach()
+
+
+def pointer_of(t: Tensor) -> int:
+    """Where the local part of a tensor begins."""
+    return int(getattr(t, "_local_tensor", t).data_ptr())
 
 
 def is_sharded(t: Tensor) -> bool:
@@ -75,6 +80,8 @@ class Member:
     def columns(self) -> int:
         """The length of a row. Any division will do for sums over the tensor; sums over rows need the real ones."""
         shape, n = self.value.shape, self.numel
+        if not n:
+            return 1
         if any(q.kind == "rows" for q in self.questions):
             return n // shape[0]
         if n > SMALL and len(shape) > 1 and shape[0] > 1 and n // shape[0] > 1:
@@ -126,6 +133,9 @@ class Unit:
         slots = self.chain.slots
         self.memories = [m if s.shape == "scalar" else self._array(m) for s, m in zip(slots, memories, strict=True)]
         self.array = self._array(self.values[0]) if direct else None
+        self.flats = [v.view(-1) for v in self.values] if all(v.is_contiguous() for v in self.values) else None
+        self.lengths = [m.numel for m in self.members]
+        self.kernels: dict[Any, Any] = {}
         self._runs: dict[tuple[int, int], Unit] = {}
         if self.width:
             self._index_rows()
@@ -182,12 +192,14 @@ class Unit:
         """The weights as an array: in place if direct, else a gathered copy."""
         if self.array is not None:
             return self.array
-        return torch._utils._flatten_dense_tensors(self.values).view(self.shape)
+        if self.flats is None:
+            return flatten(self.values).view(self.shape)
+        return torch.cat(self.flats).view(self.shape)
 
     def gradients(self, grads: Sequence[Tensor]) -> Tensor:
         """The gradients as an array whose elements pair with those of the weights."""
         if not self.direct:
-            return torch._utils._flatten_dense_tensors(grads).view(self.shape)
+            return flatten(grads).view(self.shape)
         g, value = grads[0], self.values[0]
         if g.stride() != value.stride():
             g = torch.empty_like(value, dtype=g.dtype).copy_(g)
@@ -197,8 +209,11 @@ class Unit:
         """Write a gathered copy of the weights back."""
         if self.direct:
             return
-        parts = torch._utils._unflatten_dense_tensors(weights.view(-1), self.values)
-        torch._foreach_copy_(self.values, list(parts))
+        if self.flats is None:
+            parts = torch._utils._unflatten_dense_tensors(weights.view(-1), self.values)
+            torch._foreach_copy_(self.values, list(parts))
+        else:
+            torch.split_with_sizes_copy(weights.view(-1), self.lengths, out=self.flats)
 
     def columns_of(self) -> list[Tensor]:
         """The memories as kernels take them: one-number memories spread to a column."""
@@ -213,12 +228,17 @@ class Unit:
             if slot.shape == "scalar":
                 memory.copy_(array[self.first_row, 0])
 
-    def chunks(self, whole: bool) -> Iterator[slice]:
-        """Slices of the first dimension: all of it, or pieces of about ``CHUNK`` elements."""
-        length = self.shape[0]
-        step = length if whole else max(1, CHUNK // max(1, self.width or 1))
-        for start in range(0, length, max(step, 1)):
-            yield slice(start, min(start + step, length))
+    def chunks(self) -> Iterator[slice]:
+        """Slices of the first dimension, of about ``CHUNK`` elements each."""
+        step = max(1, CHUNK // (self.width or 1))
+        for start in range(0, self.shape[0], step):
+            yield slice(start, min(start + step, self.shape[0]))
+
+
+def flatten(tensors: Sequence[Tensor]) -> Tensor:
+    """A contiguous 1-D copy of tensors, one after the other, each in its logical order."""
+    flat: Tensor = torch._utils._flatten_dense_tensors(tensors)
+    return flat
 
 
 def new_memory(slot: Slot, member: Member) -> Tensor:
@@ -236,8 +256,9 @@ def wrap(part: Tensor, param: Tensor) -> Tensor:
         return view
     from torch.distributed.tensor import DTensor
 
+    sharded: Any = param
     return DTensor.from_local(
-        view, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
+        view, sharded.device_mesh, sharded.placements, run_check=False, shape=param.shape, stride=param.stride()
     )
 
 

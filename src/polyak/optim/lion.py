@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import ClassVar
 
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -10,10 +11,11 @@ from typing_extensions import Unpack
 from polyak.optim.engine import EngineOptions, Optimizer
 from polyak.optim.rule import Chain, Options, chain
 from polyak.optim.rules import decay, descend, hypers, lion
-from polyak.optim.spec import Choice, Paper, Range
+from polyak.optim.rules.weight import DecayForm
+from polyak.optim.spec import Choice, Hyper, Paper, Range, SearchSpace
 
 RELATIVE_DECAY = hypers.flag("decay_relative_to_initial_lr", False, "decay by lr / initial_lr * weight_decay")
-LION_SEARCH = {
+LION_SEARCH: dict[str, Range | Choice] = {
     "lr": Range(1e-5, 1e-2), "weight_decay": Range(1e-3, 1.0), "betas": Choice(((0.9, 0.99), (0.95, 0.98))),
 }  # fmt: skip
 
@@ -47,12 +49,12 @@ class Lion(Optimizer):
     paper = Paper("Symbolic Discovery of Optimization Algorithms", 2023, "2302.06675")
     equation = "p <- p * (1 - lr * weight_decay) - lr * sign(b1 * m + (1 - b1) * g)\nm <- b2 * m + (1 - b2) * g"
     memories = "exp_avg: one average of the gradient"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-4), hypers.betas(0.9, 0.99), hypers.weight_decay(),
         RELATIVE_DECAY,
     )  # fmt: skip
-    search_space = LION_SEARCH
-    vectors: tuple[str, ...] = ("lion", "lion-decoupled")
+    search_space: ClassVar[SearchSpace] = LION_SEARCH
+    vectors: ClassVar[tuple[str, ...]] = ("lion", "lion-decoupled")
 
     def __init__(
         self,
@@ -71,7 +73,7 @@ class Lion(Optimizer):
     @classmethod
     def recipe(cls, options: Options) -> Chain:
         """See :class:`Optimizer`."""
-        form = "initial_lr" if options["decay_relative_to_initial_lr"] else "decoupled"
+        form: DecayForm = "initial_lr" if options["decay_relative_to_initial_lr"] else "decoupled"
         return chain(decay(form), lion(), descend())
 
     def check_options(self, group: Options) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from polyak.optim.groups import split_matrices
 from polyak.optim.rule import Chain, Options, chain
 from polyak.optim.rules import adam, decay, descend, hypers, momentum_ema, orthogonalize
 from polyak.optim.rules.matrices import AdjustLR, ConvMode
-from polyak.optim.spec import HALF_OPEN_UNIT, NON_NEGATIVE, Described, Hyper, Interval, Paper, Range
+from polyak.optim.spec import HALF_OPEN_UNIT, NON_NEGATIVE, Described, Hyper, Interval, Paper, Range, SearchSpace
 
 AUXILIARY = ("lr", "betas", "eps", "weight_decay")
 NAMED = (*COEFFICIENTS, "svd")
@@ -90,7 +90,7 @@ class Muon(Optimizer):
         "W <- W * (1 - lr * weight_decay) - lr * r(A, B) * NewtonSchulz(U)\n(vectors, embeddings, heads: AdamW)"
     )
     memories = "momentum_buffer for matrices; exp_avg, exp_avg_sq for the rest"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(0.02),
         hypers.momentum(0.95),
         hypers.flag("nesterov", True, "orthogonalize one step ahead"),
@@ -108,8 +108,19 @@ class Muon(Optimizer):
         Hyper("eps", 1e-10, NON_NEGATIVE, "AdamW's eps, in auxiliary groups"),
         hypers.choice("aux_eps_form", "after", ("after", "before"), "AdamW's eps after or before bias correction"),
     )
-    search_space = {"lr": Range(1e-3, 1e-1), "aux_lr": Range(1e-4, 3e-2), "weight_decay": Range(1e-4, 1e-1)}
-    vectors = ("muon", "muon-f64", "muon-moonlight", "muon-moonlight-f64", "muon-torch", "muon-torch-f64")
+    search_space: ClassVar[SearchSpace] = {
+        "lr": Range(1e-3, 1e-1),
+        "aux_lr": Range(1e-4, 3e-2),
+        "weight_decay": Range(1e-4, 1e-1),
+    }
+    vectors: ClassVar[tuple[str, ...]] = (
+        "muon",
+        "muon-f64",
+        "muon-moonlight",
+        "muon-moonlight-f64",
+        "muon-torch",
+        "muon-torch-f64",
+    )
 
     def __init__(
         self,

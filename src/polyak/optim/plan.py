@@ -10,8 +10,8 @@ from torch import Tensor
 
 from polyak.optim import kernels
 from polyak.optim.execute import Mode, Pass, Run, coefficients, run
-from polyak.optim.layout import STEP, Member, Unit, build_units, local
-from polyak.optim.sharding import check_rows
+from polyak.optim.layout import STEP, Member, Unit, build_units, local, pointer_of
+from polyak.optim.sharding import check_rows, stand_in
 
 if TYPE_CHECKING:
     from polyak.optim.engine import Optimizer
@@ -32,17 +32,20 @@ class GroupPlan:
         self.gathers = optimizer._gathers()
         self.members = self._find_members()
         self.steps = self._adopt_steps() if self.chain.timed else None
-        self.units = build_units([m for m in self.members if m.numel or m.sharded], self.gathers)
+        units = build_units([m for m in self.members if m.numel or m.sharded], self.gathers)
+        # in the order of the parameters on every rank, since a shard may be large on one and small on another
+        self.units = [stand_in(u) for u in sorted(units, key=lambda u: u.members[0].index)]
         self.grads: list[Tensor | None] = []
         self._expected_states = len(optimizer.state)
-        self._watched = self._watch()
+        self._watched = [(m.state, slot.name) for m in self.members for slot in m.chain.slots if m.numel]
+        self._plain = not any(hasattr(m.param, "placements") for m in self.members)
         self._pointers = self._read_pointers()
 
     def _find_members(self) -> list[Member]:
         names = self.group.get("param_names")
-        members = []
+        members: list[Member] = []
         for i, p in enumerate(self.group["params"]):
-            wanted = p.requires_grad or p.grad is not None or p in self.optimizer.state
+            wanted = _is_trained(p) or p in self.optimizer.state
             if not wanted or not p.is_floating_point():
                 continue
             name = names[i] if names else f"parameter {i} of group {self.index}"
@@ -63,13 +66,11 @@ class GroupPlan:
             member.state[STEP] = steps[i]
         return steps
 
-    def _watch(self) -> list[tuple[dict[str, Any], str]]:
-        return [(m.state, slot.name) for m in self.members for slot in m.chain.slots if m.numel]
-
     def _read_pointers(self) -> list[int]:
-        here = [local(m.param).data_ptr() if m.sharded else m.param.data_ptr() for m in self.members]
-        memories = [local(state[name]).data_ptr() for state, name in self._watched]
-        return here + memories
+        """Where weights and memories lie."""
+        if self._plain:
+            return [m.param.data_ptr() for m in self.members] + [s[name].data_ptr() for s, name in self._watched]
+        return [pointer_of(m.param) for m in self.members] + [pointer_of(s[name]) for s, name in self._watched]
 
     def refresh(self) -> bool:
         """Read the gradients; False if the plan no longer describes the optimizer."""
@@ -81,7 +82,7 @@ class GroupPlan:
         listed = group["params"]
         if len(listed) != len(self.members):
             known = {id(m.param) for m in self.members}
-            if any(p.grad is not None and id(p) not in known and p.is_floating_point() for p in listed):
+            if any(_is_trained(p) and id(p) not in known and p.is_floating_point() for p in listed):
                 return False
         try:
             if self._read_pointers() != self._pointers:
@@ -90,7 +91,9 @@ class GroupPlan:
             return False
         if self.steps is not None and any(STEP not in m.state for m in self.members):
             return False
-        self.grads = [self._gradient(m) for m in self.members]
+        self.grads = [m.param.grad for m in self.members]
+        if not self._plain or any(g is not None and g.layout is not torch.strided for g in self.grads):
+            self.grads = [self._gradient(m) for m in self.members]
         return True
 
     def _gradient(self, member: Member) -> Tensor | None:
@@ -100,29 +103,30 @@ class GroupPlan:
         if g.layout is not torch.strided:
             owner = type(self.optimizer).__name__
             raise RuntimeError(f"{owner} does not support sparse gradients ({member.name}); consider SparseAdam")
-        if not member.sharded and not hasattr(g, "placements"):
-            return g
         if getattr(g, "placements", None) != getattr(member.param, "placements", None):
             g = g.redistribute(placements=member.param.placements)  # type: ignore[attr-defined]
         return local(g)
 
     def runs(self, mode: Mode) -> Iterator[Run]:
         """This step's runs: every unit, cut where gradients are missing or counters differ."""
-        times = self.steps.tolist() if self.steps is not None else None
-        known: dict[Any, Any] = {}
+        times = self.steps.tolist() if self.steps is not None else [0.0] * len(self.members)
+        uniform = all(t == times[0] for t in times) and not any(g is None for g in self.grads)
+        known: dict[Any, tuple[list[list[str]], Tensor]] = {}
         for unit in self.units:
-            for part, t in self._parts(unit, times):
-                grads = [self.grads[m.index] for m in part.members]
-                if grads[0] is None and not part.sharded:
+            whole = ((unit, int(times[0]) + 1),) if uniform else self._parts(unit, times)
+            for part, t in whole:
+                grads = [g for m in part.members if (g := self.grads[m.index]) is not None]
+                if not grads and not part.sharded:
                     continue
                 key = (part.chain, t, part.values[0].device)
                 if key not in known:
                     known[key] = coefficients(part.chain, self.group, t, part.values[0].device)
-                yield run(Pass(part, *known[key], mode), grads if grads[0] is not None else None)  # type: ignore[arg-type]
+                names, scalars = known[key]
+                yield run(Pass(part, names, scalars, mode), grads or None)
 
-    def _parts(self, unit: Unit, times: list[float] | None) -> Iterator[tuple[Unit, int]]:
+    def _parts(self, unit: Unit, times: list[float]) -> Iterator[tuple[Unit, int]]:
         members = unit.members
-        marks = [(self.grads[m.index] is None, 0 if times is None else times[m.index]) for m in members]
+        marks = [(self.grads[m.index] is None, times[m.index]) for m in members]
         start = 0
         for i in range(1, len(members) + 1):
             if i == len(members) or marks[i] != marks[start]:
@@ -159,6 +163,10 @@ class GroupPlan:
             yield f"  sums cross ranks: {_some(sharded)}"
         if chosen == "batched" and kernels.compile_failed():
             yield "  torch.compile failed; see the warning"
+
+
+def _is_trained(p: Tensor) -> bool:
+    return p.requires_grad or p.grad is not None
 
 
 def _some(names: list[str], most: int = 4) -> str:

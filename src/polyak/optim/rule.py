@@ -207,8 +207,9 @@ class Chain:
             one = torch.ones(2, 2, dtype=torch.float64)
             column = one[:, :1]
             memories = {s.name: one if s.shape == "param" else column for s in self.slots}
-            double = {"dtype": torch.float64}
-            as_tensors = [{k: torch.as_tensor(v, **double).cpu() for k, v in c.items()} for c in self.scalars(h, 1)]
+            as_tensors = [
+                {k: torch.as_tensor(v, dtype=torch.float64).cpu() for k, v in c.items()} for c in self.scalars(h, 1)
+            ]
             asked: list[Question] = []
             answers: tuple[Any, ...] = ()
             while True:

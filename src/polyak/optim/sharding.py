@@ -1,7 +1,8 @@
 """Reductions over the ranks that hold the shards of a DTensor (FSDP2, tensor parallelism).
 
 Every rank that holds a sharded parameter enters every reduction, with zeros where its shard is empty or has no
-gradient, and in the order of the parameters; a rank that stayed away would hang all others.
+gradient, and in the order of the parameters; a rank that stayed away would hang all others. A shard without a
+gradient is skipped as a whole tensor without one is: its weights, its memories and its rank's counter stay.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from polyak.optim.layout import Unit
+
 if TYPE_CHECKING:
     from polyak.optim.execute import Waiting
-    from polyak.optim.layout import Unit
 
 
 def _groups(param: Tensor) -> tuple[Any, ...]:
@@ -42,6 +44,41 @@ def check_rows(param: Tensor, name: str) -> None:
             )
 
 
+class EmptyShard(Unit):
+    """Stands for a tensor of which nothing lies on this rank: a single zero, which adds nothing to any sum.
+
+    So its one-number memories follow those of the other ranks, by the same rule.
+    """
+
+    def __init__(self, unit: Unit) -> None:
+        super().__init__(unit.members, unit.buffers, direct=False)
+        here = self.values[0]
+        self.numel, self.width, self.shape, self.compilable = 1, 1, (1, 1), False
+        self.memories = [
+            m if slot.shape == "scalar" else torch.zeros(1, 1, dtype=m.dtype, device=m.device)
+            for slot, m in zip(self.chain.slots, self.buffers, strict=True)
+        ]
+        self.owner = self.first_row = torch.zeros(1, dtype=torch.long, device=here.device)
+        self.sizes = torch.full((1, 1), float(unit.members[0].param.numel()), dtype=torch.float64, device=here.device)
+        self.count = self.sizes.to(torch.float32 if here.dtype.itemsize < 4 else here.dtype)
+
+    def weights(self) -> Tensor:
+        """A zero."""
+        return self.values[0].new_zeros(1, 1)
+
+    def gradients(self, grads: Sequence[Tensor]) -> Tensor:
+        """A zero."""
+        return grads[0].new_zeros(1, 1)
+
+    def scatter(self, weights: Tensor) -> None:
+        """Nothing to write."""
+
+
+def stand_in(unit: Unit) -> Unit:
+    """The unit, or what stands for it in the sums where it is empty."""
+    return unit if unit.numel or not unit.questions else EmptyShard(unit)
+
+
 class ShardedSums:
     """Sums over all tensors: shards are added over their ranks, whole tensors count once."""
 
@@ -58,7 +95,7 @@ class ShardedSums:
             return
         groups = _groups(unit.members[0].param)
         self.device[groups] = unit.values[0].device
-        self.shards.setdefault(groups, []).append(terms)
+        self.shards.setdefault(groups, []).append(() if isinstance(unit, EmptyShard) else terms)
 
     def result(self) -> tuple[Tensor, ...]:
         """The sums, as 0-d float64 tensors."""
@@ -81,24 +118,26 @@ def sums_of_shards(asked: Sequence[Waiting]) -> list[tuple[list[Tensor], Tensor 
     for groups, indices in batches.items():
         sums = [_sums(asked[i]) for i in indices]
         flat = _reduce(torch.cat([s.view(-1) for s in sums]), groups)
-        worst = _reduce(torch.cat([_worst(asked[i]) for i in indices]), groups, largest=True)
-        parts = flat.split([s.numel() for s in sums])
-        for i, part, w in zip(indices, parts, worst.split(1), strict=True):
-            rows = asked[i].question.kind == "rows"
-            out[i] = ([t.view(1, 1) for t in part.split(1)], w.view(1, 1) if rows else None)
+        for i, part in zip(indices, flat.split([s.numel() for s in sums]), strict=True):
+            out[i] = ([t.view(1, 1) for t in part.split(1)], None)
+        by_row = [i for i in indices if asked[i].question.kind == "rows"]
+        if by_row:
+            worst = _reduce(torch.cat([_worst(asked[i]) for i in by_row]), groups, largest=True)
+            for i, w in zip(by_row, worst.split(1), strict=True):
+                out[i] = (out[i][0], w.view(1, 1))
     return out
 
 
 def _sums(w: Waiting) -> Tensor:
     device = w.unit.values[0].device
-    if not w.terms or not w.unit.numel:
+    if not w.terms or isinstance(w.unit, EmptyShard):
         return torch.zeros(w.question.width, dtype=torch.float64, device=device)
     return torch.cat([w.unit.combine(t).view(1) for t in w.terms])
 
 
 def _worst(w: Waiting) -> Tensor:
     device = w.unit.values[0].device
-    if w.question.kind != "rows" or not w.terms or not w.unit.numel:
+    if not w.terms or isinstance(w.unit, EmptyShard):
         return torch.full((1,), -torch.inf, dtype=torch.float64, device=device)
     assert w.question.solve is not None
     return w.unit.largest(w.question.solve(*w.terms)).view(1).double()
@@ -111,10 +150,11 @@ def matrix_of_shards(unit: Unit, part: Tensor | None, solve: Callable[[Tensor], 
     param: Any = unit.members[0].param
     here = unit.values[0]
     dtype = torch.float32 if here.dtype.itemsize < 4 else here.dtype
-    piece = torch.zeros(here.shape, dtype=dtype, device=here.device) if part is None else part.view(here.shape)
+    empty = part is None or isinstance(unit, EmptyShard)
+    piece = torch.zeros(here.shape, dtype=dtype, device=here.device) if empty else part.view(here.shape)
     whole = DTensor.from_local(
         piece, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
     ).full_tensor()
     solved = solve(whole[None])[0]
     shard = distribute_tensor(solved, param.device_mesh, param.placements, src_data_rank=None)
-    return shard.to_local()
+    return shard.to_local() if unit.values[0].numel() else here.new_zeros(unit.shape, dtype=dtype)

@@ -58,8 +58,9 @@ class Hyper:
     """One hyperparameter of a method: its name, default, allowed values and meaning.
 
     ``allowed`` is an :class:`Interval` (for a number, or for each entry of a tuple whose length is that of the
-    default), a tuple of the values allowed, or :class:`Described`. ``optional`` admits ``None``. A ``static`` hyperparameter selects
-    code rather than entering an equation; ``"zero"`` means that only whether it is zero (or None) does.
+    default), a tuple of the values allowed, or :class:`Described`. ``optional`` admits ``None``. A ``static``
+    hyperparameter selects code rather than entering an equation; ``"zero"`` means that only whether it is zero (or
+    None) does.
     """
 
     name: str
@@ -112,7 +113,7 @@ class Hyper:
             raise TypeError(f"{owner}: {name} must be a number in {self.allowed}, got {value!r}")
         if isinstance(self.default, int) and not isinstance(self.default, bool) and not isinstance(value, int):
             raise TypeError(f"{owner}: {name} must be an integer in {self.allowed}, got {value!r}")
-        if value not in self.allowed:  # type: ignore[operator]
+        if value not in self.allowed:
             raise ValueError(f"{owner}: {name} must be in {self.allowed}, got {value!r}")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
@@ -12,7 +12,7 @@ from polyak.optim.engine import EngineOptions, Optimizer
 from polyak.optim.rule import Chain, Options, chain
 from polyak.optim.rules import adatam, decay, descend, hypers, torque_aware
 from polyak.optim.rules.balls import DECAY_RATE
-from polyak.optim.spec import Choice, Paper, Range
+from polyak.optim.spec import Choice, Hyper, Paper, Range, SearchSpace
 
 PAPER = Paper("Torque-Aware Momentum", 2024, "2412.18790")
 COSINE = "S <- <m, g> / (|m| |g|); s <- decay_rate * s + (1 - decay_rate) * S; d <- (1 + s) / 2\n"
@@ -48,13 +48,13 @@ class TAM(Optimizer):
     paper = PAPER
     equation = COSINE + "m <- momentum * m + (eps + d) * g\np <- p - lr * m"
     memories = "momentum_buffer; cosine_avg: one number a tensor"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-2), hypers.momentum(0.9), DECAY_RATE, hypers.eps(1e-8), hypers.weight_decay(), SCOPE,
     )  # fmt: skip
-    search_space = {
+    search_space: ClassVar[SearchSpace] = {
         "lr": Range(2e-3, 2.0), "momentum": Choice((0.8, 0.9, 0.95)), "weight_decay": Range(1e-6, 1e-2),
     }  # fmt: skip
-    vectors = ("tam-card",)
+    vectors: ClassVar[tuple[str, ...]] = ("tam-card",)
 
     def __init__(
         self,
@@ -107,14 +107,14 @@ class AdaTAM(Optimizer):
     paper = PAPER
     equation = COSINE + "m <- b1 * m + (eps + d) * g\nv <- b2 * v + (1 - b2) * g^2\np <- p - lr * m / (sqrt(v) + eps)"
     memories = "exp_avg, exp_avg_sq; cosine_avg: one number a tensor"
-    hypers = (
+    hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-3), hypers.betas(0.9, 0.999), DECAY_RATE, hypers.eps(1e-8), hypers.weight_decay(),
         hypers.flag("dampen", False, "weigh the gradient by 1 - betas[0]"),
         hypers.flag("bias_correction", False, "Adam's bias corrections"), SCOPE,
     )  # fmt: skip
-    search_space = ADAM_SEARCH | {"lr": Range(1e-5, 1e-2), "weight_decay": Range(1e-6, 1e-2)}
-    vectors: tuple[str, ...] = ("adatam-card",)
-    decoupled = False
+    search_space: ClassVar[SearchSpace] = ADAM_SEARCH | {"lr": Range(1e-5, 1e-2), "weight_decay": Range(1e-6, 1e-2)}
+    vectors: ClassVar[tuple[str, ...]] = ("adatam-card",)
+    decoupled: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -146,6 +146,6 @@ class AdaTAMW(AdaTAM):
 
     slug = "adatamw"
     equation = AdaTAM.equation.replace("p <- p -", "p <- p * (1 - lr * weight_decay) -")
-    search_space = ADAM_SEARCH | {"lr": Range(1e-5, 1e-2)}
-    vectors = ("adatamw-card",)
-    decoupled = True
+    search_space: ClassVar[SearchSpace] = ADAM_SEARCH | {"lr": Range(1e-5, 1e-2)}
+    vectors: ClassVar[tuple[str, ...]] = ("adatamw-card",)
+    decoupled: ClassVar[bool] = True

@@ -58,7 +58,7 @@ def adam(amsgrad: bool = False, eps_form: EpsForm = "after", correct_bias: bool 
         ahead = c.place("exp_avg", ahead)
         return x.but(u=c.step * ahead / (v.sqrt() * c.root + c.eps)), new
 
-    slots = (Slot("exp_avg"), Slot("exp_avg_sq"))
+    slots: tuple[Slot, ...] = (Slot("exp_avg"), Slot("exp_avg_sq"))
     slots += (Slot("max_exp_avg_sq"),) if amsgrad else ()
     declared = (hypers.betas(0.9, 0.999), hypers.eps(1e-8))
     return Rule("adam", update, scalars, slots, declared, timed=True, places=("exp_avg",))
@@ -90,7 +90,7 @@ def adan() -> Rule:
         u = c.place("exp_avg", c.of_m * m / root) + c.place("exp_avg_diff", c.of_v * v / root)
         return x.but(u=u), {"exp_avg": m, "exp_avg_diff": v, "exp_avg_sq": n, "previous_grad": g}
 
-    slots = (Slot("exp_avg"), Slot("exp_avg_diff"), Slot("exp_avg_sq"), Slot("previous_grad"))
+    slots: tuple[Slot, ...] = (Slot("exp_avg"), Slot("exp_avg_diff"), Slot("exp_avg_sq"), Slot("previous_grad"))
     declared = (hypers.betas(0.98, 0.92, 0.99), hypers.eps(1e-8))
     return Rule("adan", update, scalars, slots, declared, timed=True, places=("exp_avg", "exp_avg_diff"))
 
@@ -140,7 +140,7 @@ def adabelief(
         u = torch.where(c.adaptive > 0, u, c.plain * m) if rectify else u
         return x.but(u=c.place("exp_avg", u)), new
 
-    slots = (Slot("exp_avg"), Slot("exp_avg_var"))
+    slots: tuple[Slot, ...] = (Slot("exp_avg"), Slot("exp_avg_var"))
     slots += (Slot("max_exp_avg_var"),) if amsgrad else ()
     declared = (hypers.betas(0.9, 0.999), hypers.eps(1e-16))
     return Rule("adabelief", update, scalars, slots, declared, timed=True, places=("exp_avg",))
@@ -188,7 +188,7 @@ def ademamix(fast: bool = True) -> Rule:
         mixed = c.place("exp_avg", c.step * m) + c.place("exp_avg_slow", c.alpha * slow)
         return x.but(u=mixed / (v.sqrt() * c.root + c.eps)), new
 
-    slots = (Slot("exp_avg"),) if fast else ()
+    slots: tuple[Slot, ...] = (Slot("exp_avg"),) if fast else ()
     slots += (Slot("exp_avg_slow"), Slot("exp_avg_sq"))
     steps = "steps over which it grows to its full value; None or 0: at once"
     declared = (
@@ -229,7 +229,7 @@ def adatam(dampen: bool = False, bias_correction: bool = False, everywhere: bool
         u = c.step * m / (v.sqrt() * c.root + c.eps)
         return x.but(u=u), {"exp_avg": m, "exp_avg_sq": v, "cosine_avg": cosine}
 
-    slots = (Slot("exp_avg"), Slot("exp_avg_sq"), Slot("cosine_avg", shape="scalar"))
+    slots: tuple[Slot, ...] = (Slot("exp_avg"), Slot("exp_avg_sq"), Slot("cosine_avg", shape="scalar"))
     declared = (hypers.betas(0.9, 0.999), DECAY_RATE, hypers.eps(1e-8))
     return Rule("adatam", update, scalars, slots, declared, timed=bias_correction)
 

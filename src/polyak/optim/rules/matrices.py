@@ -65,8 +65,8 @@ def orthogonalize(
         blocks = [matrices]
         if split_sizes is not None and sum(split_sizes) == matrices.shape[1]:
             blocks = list(matrices.split(list(split_sizes), dim=1))
-        kernel = tuple(shape[-2:]) if conv_scale == "kernel" else None
-        scales = [lr_scale(*(kernel or tuple(b.shape[-2:])), adjust_lr) for b in blocks]
+        sides = [stack if conv_scale == "kernel" else b for b in blocks]
+        scales = [lr_scale(side.shape[-2], side.shape[-1], adjust_lr) for side in sides]
         solved = [solve(b).mul_(scale) for b, scale in zip(blocks, scales, strict=True)]
         return (solved[0] if len(solved) == 1 else torch.cat(solved, dim=1)).reshape(stack.shape)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from polyak.optim.context import Context, Flow
 from polyak.optim.rule import Options, Rule, factory
 from polyak.optim.rules import hypers
+from polyak.optim.spec import Hyper
 
 DecayForm = Literal["decoupled", "coupled", "proximal", "fixed", "initial_lr"]
 
@@ -59,7 +60,9 @@ def decay(form: DecayForm = "decoupled", over_momentum: bool = False) -> Rule:
         return x.but(w=x.w / (1 + c.strength)), {}
 
     forms = {"coupled": couple, "proximal": divide}
-    declared = (hypers.weight_decay(),) if form in ("coupled", "fixed") else (hypers.weight_decay(), hypers.lr(1e-3))
+    declared: tuple[Hyper, ...] = (
+        (hypers.weight_decay(),) if form in ("coupled", "fixed") else (hypers.weight_decay(), hypers.lr(1e-3))
+    )
     if over_momentum:
         declared += (hypers.momentum(0.9),)
     writes: Literal["", "decay"] = "" if form == "coupled" else "decay"
