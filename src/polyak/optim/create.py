@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
@@ -20,6 +21,7 @@ from polyak.optim.grams import Grams
 from polyak.optim.groups import Role, decay_groups
 from polyak.optim.lion import Lion
 from polyak.optim.muon import Muon
+from polyak.optim.spec import Hyper
 from polyak.optim.tam import TAM, AdaTAM, AdaTAMW
 
 METHODS: dict[str, type[Optimizer]] = {
@@ -50,10 +52,19 @@ def get(name: str) -> type[Optimizer]:
     return found
 
 
-def arguments(method: type[Optimizer]) -> list[str]:
-    """The hyperparameters that a method's constructor takes."""
-    taken = list(inspect.signature(method.__init__).parameters.values())[2:]
-    return [p.name for p in taken if p.kind is not inspect.Parameter.VAR_KEYWORD]
+def arguments(method: type[Optimizer]) -> dict[str, Hyper]:
+    """The hyperparameters that a method's constructor takes, with default, range and meaning, in its order.
+
+    An argument ``aux_x`` has the range of the option ``x`` that it fills in auxiliary groups.
+    """
+    declared = {h.name: h for h in method.hypers}
+    found = {}
+    for parameter in list(inspect.signature(method.__init__).parameters.values())[2:]:
+        if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
+            name = parameter.name
+            hyper = declared.get(name) or declared[name.removeprefix("aux_")]
+            found[name] = replace(hyper, name=name, default=parameter.default)
+    return found
 
 
 def create(

@@ -1,0 +1,75 @@
+"""Write docs/methods.md from the code: one section a method.
+
+python tools/make_catalogue.py            # write it
+python tools/make_catalogue.py --check    # fail if it is out of date
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import polyak.optim
+from polyak.optim.create import arguments
+from polyak.optim.spec import Hyper
+
+TARGET = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
+HEAD = """# Methods
+
+Made from the code by `tools/make_catalogue.py`; the same facts as `polyak show NAME`.
+
+| name | class | paper | year | state, bytes per float32 weight |
+|---|---|---|---|---|
+"""
+
+
+def row(name: str) -> str:
+    """The method's line of the table."""
+    method = polyak.optim.get(name)
+    paper = f"[{method.paper.title}]({method.paper.link})"
+    return f"| [`{name}`](#{name}) | `{method.__name__}` | {paper} | {method.paper.year} | {_bytes(name):g} |\n"
+
+
+def _bytes(name: str) -> float:
+    return polyak.optim.get(name).state_bytes_per_parameter()
+
+
+def _argument(hyper: Hyper) -> str:
+    allowed = list(hyper.allowed) if isinstance(hyper.allowed, tuple) else hyper.allowed
+    either = " or None" if hyper.optional else ""
+    return f"| `{hyper.name}` | `{hyper.default!r}` | {allowed}{either} | {hyper.doc} |\n"
+
+
+def section(name: str) -> str:
+    """The method's section."""
+    method = polyak.optim.get(name)
+    table = "".join(_argument(h) for h in arguments(method).values())
+    return (
+        f"\n## {name}\n\n`polyak.optim.{method.__name__}`: [{method.paper.title}]({method.paper.link}), "
+        f"{method.paper.year}.\n\n```text\n{method.equation}\n```\n\nState: {method.memories}.\n"
+        f"Verified by: {', '.join(method.vectors)}.\n\n"
+        f"| argument | default | allowed | |\n|---|---|---|---|\n{table}"
+    )
+
+
+def catalogue() -> str:
+    """The whole page."""
+    names = polyak.optim.names()
+    return HEAD + "".join(map(row, names)) + "".join(map(section, names))
+
+
+def main() -> int:
+    """Write the page, or compare it."""
+    if "--check" in sys.argv[1:]:
+        current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
+        if current != catalogue():
+            print("docs/methods.md is out of date: run python tools/make_catalogue.py", file=sys.stderr)
+            return 1
+        return 0
+    TARGET.parent.mkdir(exist_ok=True)
+    TARGET.write_text(catalogue(), encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
