@@ -49,8 +49,20 @@ def compact_states(states: Any) -> Any:
 
 
 def compact(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state_dict whose tensors own their memory."""
-    return {**state_dict, "state": compact_states(state_dict["state"])}
+    """A state_dict whose tensors own their memory, and whose options are what torch.distributed.checkpoint can gather."""
+    groups = [{name: _spelled(value) for name, value in group.items()} for group in state_dict["param_groups"]]
+    return {**state_dict, "state": compact_states(state_dict["state"]), "param_groups": groups}
+
+
+def _spelled(option: Any) -> Any:
+    """An option as a state_dict holds it: a dtype by its name."""
+    return str(option) if isinstance(option, torch.dtype) else option
+
+
+def _read(option: Any) -> Any:
+    """The inverse of :func:`_spelled`."""
+    named = getattr(torch, option.removeprefix("torch."), None) if isinstance(option, str) else None
+    return named if isinstance(named, torch.dtype) else option
 
 
 def state_bytes(optimizer: Optimizer) -> int:
@@ -104,7 +116,7 @@ def _merge_group(optimizer: Optimizer, group: dict[str, Any], saved: dict[str, A
         )
     if method is None:
         _check_foreign(optimizer, group, saved, index)
-    merged = {**group, **{k: v for k, v in saved.items() if k not in ("params", "method")}}
+    merged = {**group, **{k: _read(v) for k, v in saved.items() if k not in ("params", "method")}}
     if "param_names" in group:
         merged["param_names"] = group["param_names"]
     optimizer._check_group(merged)

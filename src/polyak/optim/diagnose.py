@@ -15,6 +15,7 @@ from torch import Tensor
 from polyak.optim import kernels
 from polyak.optim.execute import Mode, Pass, coefficients, drive, run
 from polyak.optim.layout import Unit, local
+from polyak.optim.sharding import found_anywhere, stand_in
 
 if TYPE_CHECKING:
     from polyak.optim.layout import Member
@@ -44,7 +45,7 @@ def _look(plan: GroupPlan, member: Member) -> Look:
         local(member.state[slot.name]).view(1) if slot.shape == "scalar" else local(member.state[slot.name])
         for slot in member.chain.slots
     ]
-    unit = Unit([member], memories, direct=member.is_direct())
+    unit = stand_in(Unit([member], memories, direct=member.is_direct()))
     t = int(plan.steps[member.index]) + 1 if plan.steps is not None else 1
     names, scalars = coefficients(member.chain, plan.group, t, member.value.device)
     return Look(unit, names, scalars, Mode(compiled=False, whole=True, maximize=bool(plan.group["maximize"])))
@@ -52,7 +53,7 @@ def _look(plan: GroupPlan, member: Member) -> Look:
 
 @torch.no_grad()
 def read(plans: Sequence[GroupPlan]) -> dict[str, dict[str, float]]:
-    """Figures by parameter name. Parameters without a gradient are left out."""
+    """Figures by parameter name. Parameters without a gradient are left out, and those of which nothing lies here."""
     looks: dict[str, Look] = {}
     runs = []
     for plan in plans:
@@ -62,7 +63,7 @@ def read(plans: Sequence[GroupPlan]) -> dict[str, dict[str, float]]:
             if g is None and not member.sharded:
                 continue
             look = _look(plan, member)
-            if g is not None:
+            if g is not None and member.numel:
                 looks[member.name] = look
             runs.append(run(look, [g] if g is not None else None))
     drive(runs)
@@ -71,11 +72,10 @@ def read(plans: Sequence[GroupPlan]) -> dict[str, dict[str, float]]:
 
 def refuse_non_finite(plans: Sequence[GroupPlan]) -> None:
     """Raise ``RuntimeError`` naming the parameters whose gradient is not finite."""
-    bad = [
-        member.name
-        for plan in plans
-        for member in plan.members
-        if (g := plan.grads[member.index]) is not None and not bool(torch.isfinite(g).all())
-    ]
-    if bad:
-        raise RuntimeError(f"check_finite: non-finite gradient in {', '.join(bad)}; nothing was changed")
+    members = [(member, plan.grads[member.index]) for plan in plans for member in plan.members]
+    here = [g is not None and not bool(torch.isfinite(g).all()) for _, g in members]
+    found, elsewhere = found_anywhere([member.param for member, _ in members], here)
+    bad = [member.name for (member, _), wrong in zip(members, found, strict=True) if wrong]
+    if bad or elsewhere:
+        where = ", ".join(bad) or "a parameter of another rank"
+        raise RuntimeError(f"check_finite: non-finite gradient in {where}; nothing was changed")

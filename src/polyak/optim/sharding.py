@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyak.optim.layout import Unit
+from polyak.optim.layout import Unit, is_sharded
 
 if TYPE_CHECKING:
     from polyak.optim.execute import Waiting
@@ -42,6 +42,25 @@ def check_rows(param: Tensor, name: str) -> None:
                 f"{name} is sharded along dimension {placement.dim}, but the method needs whole rows: "
                 "shard it along dimension 0 or replicate it"
             )
+
+
+def found_anywhere(params: Sequence[Tensor], found: Sequence[bool]) -> tuple[list[bool], bool]:
+    """For each parameter, whether a rank that holds a part of it found so; and whether any rank did for any parameter.
+
+    Ranks that share a sharded parameter get the same answers, so that all raise or none: one that raised alone would
+    leave the others waiting in the next reduction.
+    """
+    out, anything = list(found), any(found)
+    batches: dict[tuple[Any, ...], list[int]] = {}
+    for i, param in enumerate(params):
+        if is_sharded(param):
+            batches.setdefault(_groups(param), []).append(i)
+    for groups, indices in batches.items():
+        flags = torch.tensor([*(out[i] for i in indices), anything], dtype=torch.int32, device=params[indices[0]].device)
+        *answers, anything = (bool(flag) for flag in _reduce(flags, groups, largest=True).tolist())
+        for i, answer in zip(indices, answers, strict=True):
+            out[i] = answer
+    return out, anything
 
 
 class EmptyShard(Unit):
