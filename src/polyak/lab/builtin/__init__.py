@@ -1,0 +1,1 @@
+"""The problems that come with polyak, one family a file."""

@@ -1,0 +1,149 @@
+"""Which runs a comparison consists of, and which of them are due.
+
+A comparison has two phases for each problem and method: the trials, all with the same seed and judged on the
+validation split, and, when every trial has ended, one run for each seed at the best setting, judged on the test split.
+The plan is a pure function of the records so far, so it does not matter in which order, by how many workers or in how
+many sittings they were made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import polyak
+from polyak import optim
+from polyak.lab import search
+from polyak.lab.problems import LoadedProblem, Problem
+
+TUNING_SEED = 0  # the reported seeds are 1, 2, ...: none of them took part in the choice of the setting
+CODE = ("memory", "optim", "lab/train.py")
+
+
+@lru_cache
+def versions() -> dict[str, str]:
+    """What else a figure depends on. ``code`` is a digest of polyak's own source, so a changed rule is run again."""
+    root = Path(polyak.__path__[0])
+    digest = hashlib.sha256()
+    for part in CODE:
+        for path in sorted([root / part] if part.endswith(".py") else (root / part).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return {
+        "polyak": polyak.__version__,
+        "code": digest.hexdigest()[:16],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """Everything that decides a run's figures."""
+
+    reference: str = field(repr=False)
+    problem: str
+    source: str = field(repr=False)
+    method: str
+    setting: dict[str, Any]
+    seed: int
+    split: str
+    steps: int
+
+    @cached_property
+    def key(self) -> str:
+        """The run's name in the store: a hash of problem source, method, setting, seed, split, steps and versions."""
+        content = {name: value for name, value in asdict(self).items() if name != "reference"}
+        text = json.dumps({**content, "versions": versions()}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run that has ended."""
+
+    key: str
+    problem: str
+    method: str
+    setting: dict[str, Any]
+    seed: int
+    split: str
+    steps: int
+    versions: dict[str, str]
+    status: str
+    metric: float | None
+    detail: dict[str, Any]
+
+
+Records = Mapping[str, Record]
+
+
+class Campaign:
+    """A comparison of methods on problems, with equal budgets."""
+
+    def __init__(
+        self, problems: list[LoadedProblem], methods: list[str], trials: int, seeds: int, steps: int | None = None
+    ) -> None:
+        self.problems, self.methods = problems, methods
+        self.trials, self.seeds, self.steps = trials, seeds, steps
+        self.settings = {method: search.settings(optim.get(method), trials) for method in methods}
+        self._trial_specs = {
+            (p.reference, m): [self._spec(p, m, s, TUNING_SEED, "validation") for s in self.settings[m]]
+            for p in problems
+            for m in methods
+        }
+
+    @property
+    def total(self) -> int:
+        """How many runs there are if every method finds a setting."""
+        tuning = sum(len({spec.key for spec in specs}) for specs in self._trial_specs.values())
+        return tuning + len(self._trial_specs) * self.seeds
+
+    def _spec(self, loaded: LoadedProblem, method: str, setting: search.Setting, seed: int, split: str) -> RunSpec:
+        steps = self.steps or loaded.problem.steps
+        return RunSpec(loaded.reference, loaded.problem.name, loaded.digest, method, setting, seed, split, steps)
+
+    def trial_specs(self, loaded: LoadedProblem, method: str) -> list[RunSpec]:
+        """The tuning runs, in the order of the trials."""
+        return self._trial_specs[loaded.reference, method]
+
+    def best_trial(self, loaded: LoadedProblem, method: str, records: Records) -> RunSpec | None:
+        """The trial to report, or ``None`` while trials are missing or when none has a figure."""
+        specs = self.trial_specs(loaded, method)
+        if any(spec.key not in records for spec in specs):
+            return None
+        scored = [(spec, records[spec.key]) for spec in specs if records[spec.key].metric is not None]
+        return min(scored, key=lambda pair: _rank(loaded.problem, pair[1]))[0] if scored else None
+
+    def final_specs(self, loaded: LoadedProblem, method: str, records: Records) -> list[RunSpec]:
+        """The runs at the best setting; none until it is known."""
+        best = self.best_trial(loaded, method, records)
+        if best is None:
+            return []
+        return [self._spec(loaded, method, best.setting, seed, "test") for seed in range(1, self.seeds + 1)]
+
+    def due(self, records: Records) -> list[RunSpec]:
+        """The runs that can be made now: first trial by trial over all methods, then the seeds."""
+        trials: list[tuple[int, RunSpec]] = []
+        finals: list[tuple[int, RunSpec]] = []
+        for loaded in self.problems:
+            for method in self.methods:
+                trials += enumerate(self.trial_specs(loaded, method))
+                finals += enumerate(self.final_specs(loaded, method, records))
+        ordered = sorted(trials, key=lambda pair: pair[0]) + sorted(finals, key=lambda pair: pair[0])
+        return list({spec.key: spec for _, spec in ordered if spec.key not in records}.values())
+
+
+def _rank(problem: Problem, record: Record) -> tuple[float, float, float]:
+    """Sorts the best first: by metric; of equals, whichever met the target sooner, then has the lower training loss."""
+    assert record.metric is not None
+    detail = record.detail
+    target_step = detail["target_step"] or float("inf")
+    return (-record.metric if problem.higher_is_better else record.metric, target_step, detail["train"][-1][1])

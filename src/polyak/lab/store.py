@@ -1,0 +1,183 @@
+"""The runs of all comparisons, in one SQLite file.
+
+A run is claimed before it is made and finished after, each in one transaction, so any number of processes may share
+a store. A claim says which process holds it. The claim of a process that is gone is free to be taken over: one of
+this machine is gone when it no longer exists, one of another machine when it has not renewed its claims for a while.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from polyak.lab.campaign import Record, RunSpec, versions
+from polyak.lab.errors import LabError
+from polyak.lab.train import Outcome
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE runs (
+    key TEXT PRIMARY KEY, problem TEXT, method TEXT, setting TEXT, seed INTEGER, split TEXT, steps INTEGER,
+    versions TEXT, status TEXT, metric REAL, detail TEXT, owner TEXT, renewed REAL, ended REAL
+) WITHOUT ROWID
+"""
+STALE_SECONDS = 60.0
+RENEW_SECONDS = 10.0
+SETTLED = ("finished", "diverged")
+COLUMNS = "key, problem, method, setting, seed, split, steps, versions, status, metric, detail"
+
+
+def this_process() -> str:
+    """A name for this process that no later one can have: machine, number and, where the system tells, start time."""
+    return f"{socket.gethostname()} {os.getpid()} {_start_time(os.getpid())}"
+
+
+def _start_time(pid: int) -> str:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "-"
+    return "ended" if fields[0] in "ZX" else fields[19]
+
+
+def _alive(owner: str, renewed: float) -> bool:
+    host, pid, started = owner.rsplit(" ", 2)
+    if host != socket.gethostname() or os.name != "posix":  # elsewhere os.kill(pid, 0) is not a mere question
+        return time.time() - renewed < STALE_SECONDS
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # it exists and is another user's
+        pass
+    return _start_time(int(pid)) == started
+
+
+class Store:
+    """The runs in one file, as one process sees and extends them.
+
+    A failed or crashed run counts as ended for whoever was there, and is tried again by a command that starts later:
+    the cause may have been the machine's.
+    """
+
+    def __init__(self, path: Path, read_only: bool = False) -> None:
+        self.path, self.opened, self.owner = path, time.time(), this_process()
+        self._renewed = 0.0
+        with self._explained("open"):
+            self._db = _open_to_read(path) if read_only else _open_to_write(path)
+
+    def close(self) -> None:
+        """Give unfinished claims back and close the file."""
+        with suppress(sqlite3.Error):  # a claim that stays is taken over when this process is gone
+            self._db.execute("DELETE FROM runs WHERE owner = ? AND status = 'running'", (self.owner,))
+        self._db.close()
+
+    def claim(self, spec: RunSpec) -> Record | Literal["mine", "busy"]:
+        """Take a run, or learn that another process is at it, or what it came to."""
+        with self._explained("write"), self._transaction():
+            row = self._db.execute(
+                f"SELECT {COLUMNS}, owner, renewed, ended FROM runs WHERE key = ?", (spec.key,)
+            ).fetchone()
+            if row is not None:
+                *columns, owner, renewed, ended = row
+                record = _record(columns)
+                if record.status == "running" and owner != self.owner and _alive(owner, renewed):
+                    return "busy"
+                if record.status in SETTLED or (record.status != "running" and ended >= self.opened):
+                    return record
+            setting, used = json.dumps(spec.setting), json.dumps(versions())
+            values = (spec.key, spec.problem, spec.method, setting, spec.seed, spec.split, spec.steps, used)
+            self._db.execute(
+                "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?, ?, ?, 'running', NULL, '{}', ?, ?, NULL)",
+                (*values, self.owner, time.time()),
+            )
+        return "mine"
+
+    def finish(self, spec: RunSpec, outcome: Outcome) -> Record:
+        """Write what a claimed run came to."""
+        detail = json.dumps(outcome.detail, allow_nan=False)
+        values = (outcome.status, outcome.metric, detail, time.time(), spec.key, self.owner)
+        with self._explained("write"), self._transaction():
+            self._db.execute(
+                "UPDATE runs SET status = ?, metric = ?, detail = ?, ended = ? WHERE key = ? AND owner = ?", values
+            )
+        setting = json.loads(json.dumps(spec.setting))
+        fields = (spec.key, spec.problem, spec.method, setting, spec.seed, spec.split, spec.steps, versions())
+        return Record(*fields, outcome.status, outcome.metric, json.loads(detail))
+
+    def renew(self) -> None:
+        """Tell other machines, now and then, that this process still works on its claims."""
+        if time.time() - self._renewed > RENEW_SECONDS:
+            self._renewed = time.time()
+            with self._explained("write"):
+                self._db.execute(
+                    "UPDATE runs SET renewed = ? WHERE owner = ? AND status = 'running'", (self._renewed, self.owner)
+                )
+
+    def runs(self) -> list[Record]:
+        """Every run, also those under way."""
+        with self._explained("read"):
+            rows = self._db.execute(f"SELECT {COLUMNS} FROM runs ORDER BY problem, method, split DESC, seed, key")
+            return [_record(row) for row in rows.fetchall()]
+
+    def settled(self) -> list[Record]:
+        """Every run that is not to be made again."""
+        return [record for record in self.runs() if record.status in SETTLED]
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        except BaseException:
+            if self._db.in_transaction:  # a full disk has already rolled it back
+                self._db.execute("ROLLBACK")
+            raise
+        self._db.execute("COMMIT")
+
+    @contextmanager
+    def _explained(self, action: str) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            kept = "; the runs already in it are kept" if self.path.exists() and action == "write" else ""
+            raise LabError(f"cannot {action} the store {str(self.path)!r}: {error}{kept}") from error
+
+
+def _record(columns: Any) -> Record:
+    key, problem, method, setting, seed, split, steps, used, status, metric, detail = columns
+    run = (key, problem, method, json.loads(setting), seed, split, steps, json.loads(used))
+    return Record(*run, status, metric, json.loads(detail))
+
+
+def _open_to_write(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=30, isolation_level=None)
+    db.execute("BEGIN IMMEDIATE")
+    if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+        db.execute(SCHEMA)
+        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    db.execute("COMMIT")
+    _checked(db).execute("PRAGMA journal_mode = WAL")
+    return db
+
+
+def _open_to_read(path: Path) -> sqlite3.Connection:
+    address = path.resolve().as_uri()
+    try:
+        return _checked(sqlite3.connect(f"{address}?mode=ro", uri=True, timeout=30, isolation_level=None))
+    except sqlite3.OperationalError:  # a folder that cannot be written has no room for the write-ahead log's index
+        return _checked(sqlite3.connect(f"{address}?immutable=1", uri=True, isolation_level=None))
+
+
+def _checked(db: sqlite3.Connection) -> sqlite3.Connection:
+    version = db.execute("PRAGMA user_version").fetchone()[0]
+    if version != SCHEMA_VERSION:
+        raise sqlite3.DatabaseError(f"not a store of this version of polyak (schema {version}, not {SCHEMA_VERSION})")
+    return db

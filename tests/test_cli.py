@@ -1,0 +1,139 @@
+"""The command line: look-ups, bad input, and what it says when a package is missing."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from polyak import cli, optim
+from tests.lab.conftest import polyak
+
+
+@pytest.fixture
+def fails(capsys, monkeypatch):
+    """Run a command in this process and hold it to one clear line on stderr, an exit code and some words."""
+
+    def fails(arguments, code, *words):
+        monkeypatch.setattr(sys, "argv", ["polyak", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        error = capsys.readouterr().err
+        assert caught.value.code == code, error
+        assert error.startswith("polyak: error: ") and error.count("\n") == 1, error
+        assert [word for word in words if word not in error] == [], error
+
+    return fails
+
+
+def test_list_shows_every_method():
+    shown = polyak("list").stdout
+    for name in optim.names():
+        method = optim.get(name)
+        line = next(line for line in shown.splitlines() if line.split()[:1] == [name])
+        assert method.paper.title in line and str(method.paper.year) in line
+        assert line.split()[-1] == f"{method.state_bytes_per_parameter():g}"
+
+
+@pytest.mark.parametrize("name", ["adamw", "muon"])
+def test_show_tells_all_about_a_method(name):
+    shown = polyak("show", name).stdout
+    method = optim.get(name)
+    assert method.paper.title in shown and method.paper.link in shown
+    assert all(line.strip() in shown for line in method.equation.splitlines())
+    for hyper in method.search_space:
+        assert any(line.split()[:1] == [hyper] for line in shown.splitlines())
+    assert f"{method.state_bytes_per_parameter():g} bytes" in shown
+    assert all(vector in shown for vector in method.vectors)
+
+
+def test_runs_lists_every_run(tmp_path):
+    arguments = ["--methods", "sgd", "--trials", "1", "--seeds", "1", "--steps", "5", "--workers", "1"]
+    done = polyak("compare", "rosenbrock", *arguments, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "polyak-report.html").exists()
+    listed = json.loads(polyak("runs", "polyak-runs.db", "--json", cwd=tmp_path).stdout)
+    assert [run["split"] for run in listed] == ["validation", "test"]
+    for run in listed:
+        assert {"key", "problem", "method", "hyperparameters", "seed", "status", "final_metric"} <= set(run)
+        assert (run["problem"], run["method"], run["status"]) == ("rosenbrock", "sgd", "finished")
+        assert set(run["hyperparameters"]) == set(optim.get("sgd").search_space)
+        assert isinstance(run["final_metric"], float)
+    table = polyak("runs", "polyak-runs.db", cwd=tmp_path).stdout
+    assert all(run["key"][:8] in table for run in listed)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["digits-cn"], ["'digits-cn'", "did you mean digits-cnn"]),
+        (["rosenbrock", "--methods", "sgd,adanw"], ["'adanw'", "adamw"]),
+        (["rosenbrock", "--methods", ","], ["at least one problem and one method"]),
+        (["trian.py:problem"], ["'trian.py'", "did you mean train.py"]),
+        (["train.py:problem"], ["must return a polyak.lab.Problem, got int"]),
+        (["train.py:problm"], ["'problm'", "did you mean problem"]),
+        (["rosenbrock", "--trials", "0"], ["trials must be at least 1, got 0"]),
+        (["rosenbrock", "--seeds", "-3"], ["seeds must be at least 1, got -3"]),
+        (["rosenbrock", "--steps", "0"], ["steps must be at least 1, got 0"]),
+        (["rosenbrock", "--workers", "-1"], ["workers must be at least 1, got -1"]),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(fails, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "train.py").write_text("def problem():\n    return 1\n")
+    fails(["compare", *arguments], 2, *words)
+    assert not list(tmp_path.glob("polyak-*"))
+
+
+def test_bad_names_elsewhere(fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(["show", "adamz"], 2, "'adamz'", "did you mean")
+    fails(["runs", "nowhere.db"], 2, "there is no store 'nowhere.db'")
+    (tmp_path / "text.db").write_text("hello")
+    fails(["runs", "text.db"], 1, "file is not a database")
+    fails(["compare", "rosenbrock", "--store", "/nowhere/x.db"], 1, "unable to open database")
+
+
+def test_what_is_no_number_and_no_command():
+    assert polyak("compare", "rosenbrock", "--trials", "many").returncode == 2
+    assert polyak("shw").returncode == 2
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="nothing is read-only for root")
+def test_a_read_only_store(fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ["compare", "rosenbrock", "--methods", "sgd", "--trials", "1", "--steps", "5"]
+    assert polyak(*arguments, "--seeds", "1").returncode == 0
+    before = (tmp_path / "polyak-runs.db").read_bytes()
+    (tmp_path / "polyak-runs.db").chmod(0o444)
+    tmp_path.chmod(0o555)
+    fails([*arguments, "--seeds", "2"], 1, "readonly database")
+    assert json.loads(polyak("runs", "polyak-runs.db", "--json").stdout)
+    assert (tmp_path / "polyak-runs.db").read_bytes() == before
+    tmp_path.chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments"),
+    [
+        ("typer", ["list"]),
+        ("rich", ["list"]),
+        ("optuna", ["compare", "rosenbrock"]),
+        ("sklearn", ["compare", "digits-cnn"]),
+    ],
+)
+def test_a_missing_package_is_one_line_that_names_the_extra(missing, arguments):
+    code = f"import sys; sys.modules[{missing!r}] = None; sys.argv[0] = 'polyak'; from polyak.cli import main; main()"
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1 and missing in result.stderr
+    assert 'pip install "polyak[lab]"' in result.stderr
+
+
+def test_app_is_there_for_programs():
+    from typer import Typer
+
+    assert isinstance(cli.app, Typer)
+    with pytest.raises(AttributeError):
+        _ = cli.no_such_thing
