@@ -49,7 +49,7 @@ def compact_states(states: Any) -> Any:
 
 
 def compact(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state_dict whose tensors own their memory, and whose options are what torch.distributed.checkpoint can gather."""
+    """A state_dict whose tensors own their memory, with options that torch.distributed.checkpoint can gather."""
     groups = [{name: _spelled(value) for name, value in group.items()} for group in state_dict["param_groups"]]
     return {**state_dict, "state": compact_states(state_dict["state"]), "param_groups": groups}
 

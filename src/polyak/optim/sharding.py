@@ -56,7 +56,8 @@ def found_anywhere(params: Sequence[Tensor], found: Sequence[bool]) -> tuple[lis
         if is_sharded(param):
             batches.setdefault(_groups(param), []).append(i)
     for groups, indices in batches.items():
-        flags = torch.tensor([*(out[i] for i in indices), anything], dtype=torch.int32, device=params[indices[0]].device)
+        device = params[indices[0]].device
+        flags = torch.tensor([*(out[i] for i in indices), anything], dtype=torch.int32, device=device)
         *answers, anything = (bool(flag) for flag in _reduce(flags, groups, largest=True).tolist())
         for i, answer in zip(indices, answers, strict=True):
             out[i] = answer
@@ -169,11 +170,12 @@ def matrix_of_shards(unit: Unit, part: Tensor | None, solve: Callable[[Tensor], 
     param: Any = unit.members[0].param
     here = unit.values[0]
     dtype = torch.float32 if here.dtype.itemsize < 4 else here.dtype
-    empty = part is None or isinstance(unit, EmptyShard)
-    piece = torch.zeros(here.shape, dtype=dtype, device=here.device) if empty else part.view(here.shape)
+    if part is None or isinstance(unit, EmptyShard):
+        part = torch.zeros(here.shape, dtype=dtype, device=here.device)
     whole = DTensor.from_local(
-        piece, param.device_mesh, param.placements, run_check=False, shape=param.shape, stride=param.stride()
-    ).full_tensor()
+        part.view(here.shape), param.device_mesh, param.placements,
+        run_check=False, shape=param.shape, stride=param.stride(),
+    ).full_tensor()  # fmt: skip
     solved = solve(whole[None])[0]
     shard = distribute_tensor(solved, param.device_mesh, param.placements, src_data_rank=None)
     return shard.to_local() if unit.values[0].numel() else here.new_zeros(unit.shape, dtype=dtype)
