@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,12 +20,14 @@ from polyak.optim.rule import Chain
 
 _kernels: dict[tuple[Any, ...], Kernel] = {}
 _failed = False
-# All that a kernel closes over is fixed when it is made, so only its tensors need guarding: 35 us a call instead of 70.
-_OPTIONS: dict[str, Any] = {
-    "guard_filter_fn": torch.compiler.keep_tensor_guards_unsafe,
-    "size_asserts": False,
-    "alignment_asserts": False,
-}
+
+
+def _guards(entries: Sequence[Any]) -> list[bool]:
+    """All that a kernel closes over is fixed when it is made, so only its tensors and their sizes need guarding."""
+    return [entry.guard_type in ("TENSOR_MATCH", "SHAPE_ENV") for entry in entries]
+
+
+_OPTIONS: dict[str, Any] = {"guard_filter_fn": _guards, "size_asserts": False, "alignment_asserts": False}
 
 
 def high(dtype: torch.dtype) -> torch.dtype:
@@ -104,7 +106,11 @@ class Kernel:
         if self._compiled is None:
             self._compiled = torch.compile(self.plain, dynamic=True, fullgraph=True, options=_OPTIONS)
         try:
-            result = self._compiled(*args)
+            from torch.fx.experimental import _config as shapes  # here: compiling is not for import time
+
+            # a first array that happens to be square must not make a graph for squares
+            with shapes.patch(use_duck_shape=False):
+                result = self._compiled(*args)
         except Exception as error:
             _failed = True
             reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
