@@ -57,15 +57,15 @@ def read(plans: Sequence[GroupPlan]) -> dict[str, dict[str, float]]:
     looks: dict[str, Look] = {}
     runs = []
     for plan in plans:
-        plan.refresh()
         for member in plan.members:
             g = plan.grads[member.index]
-            if g is None and not member.sharded:
+            if (g is None or not member.numel) and not member.sharded:
                 continue
             look = _look(plan, member)
             if g is not None and member.numel:
                 looks[member.name] = look
             runs.append(run(look, [g] if g is not None else None))
+        plan.grads = []
     drive(runs)
     return {name: {key: float(v) for key, v in look.figures.items()} for name, look in looks.items()}
 
@@ -77,5 +77,7 @@ def refuse_non_finite(plans: Sequence[GroupPlan]) -> None:
     found, elsewhere = found_anywhere([member.param for member, _ in members], here)
     bad = [member.name for (member, _), wrong in zip(members, found, strict=True) if wrong]
     if bad or elsewhere:
+        for plan in plans:
+            plan.grads = []  # a plan left behind must not keep gradients alive
         where = ", ".join(bad) or "a parameter of another rank"
         raise RuntimeError(f"check_finite: non-finite gradient in {where}; nothing was changed")

@@ -158,8 +158,23 @@ class Optimizer(torch.optim.Optimizer):
 
     def _planned(self) -> list[GroupPlan]:
         if self._plans is None or len(self._plans) != len(self.param_groups):
+            listed = {id(p) for group in self.param_groups for p in group["params"]}
+            for stranger in [p for p in self.state if id(p) not in listed]:  # state_dict() would stumble over it
+                del self.state[stranger]
             self._plans = [GroupPlan(self, i) for i in range(len(self.param_groups))]
+            self._states = [*map(id, self.state.values())]
         return self._plans
+
+    def _current_plans(self) -> list[GroupPlan]:
+        """Plans that describe the optimizer as it is now, with the gradients read."""
+        plans = self._planned()
+        moved = self._states != [*map(id, self.state.values())]
+        if moved or any([not plan.refresh() for plan in plans]):  # a list: every plan looks at its gradients
+            self._plans = None
+            plans = self._planned()
+            for plan in plans:
+                plan.refresh()
+        return plans
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -179,12 +194,7 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        plans = self._planned()
-        if any([not plan.refresh() for plan in plans]):  # a list: every plan looks at its gradients
-            self._plans = None
-            plans = self._planned()
-            for plan in plans:
-                plan.refresh()
+        plans = self._current_plans()
         if self.check_finite:
             diagnose.refuse_non_finite(plans)
         with _without_autocast(plans):
@@ -222,7 +232,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def diagnostics(self) -> dict[str, dict[str, float]]:
         """Read-outs of the step that the gradients present now would give, by parameter; see :mod:`diagnose`."""
-        return diagnose.read(self._planned())
+        return diagnose.read(self._current_plans())
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state on this rank."""

@@ -109,7 +109,7 @@ class Kernel:
             from torch.fx.experimental import _config as shapes  # here: compiling is not for import time
 
             # a first array that happens to be square must not make a graph for squares
-            with shapes.patch(use_duck_shape=False):
+            with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
                 result = self._compiled(*args)
         except Exception as error:
             _failed = True

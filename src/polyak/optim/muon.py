@@ -178,6 +178,9 @@ class Muon(Optimizer):
                 group.setdefault(name, self._auxiliary[name])
         super().add_param_group(group)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_auxiliary": self._auxiliary}
+
     def check_options(self, group: Options) -> None:
         """Muon groups hold matrices."""
         if not group.get("use_muon", True):

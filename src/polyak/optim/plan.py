@@ -36,7 +36,8 @@ class GroupPlan:
         # in the order of the parameters on every rank, since a shard may be large on one and small on another
         self.units = [stand_in(u) for u in sorted(units, key=lambda u: u.members[0].index)]
         self.grads: list[Tensor | None] = []
-        self._expected_states = len(optimizer.state)
+        self._listed = [*map(id, self.group["params"])]
+        self._counters = [m.state.get(STEP) for m in self.members]
         self._watched = [(m.state, slot.name) for m in self.members for slot in m.chain.slots if m.numel]
         self._plain = not any(hasattr(m.param, "placements") for m in self.members)
         self._pointers = self._read_pointers()
@@ -75,7 +76,7 @@ class GroupPlan:
     def refresh(self) -> bool:
         """Read the gradients; False if the plan no longer describes the optimizer."""
         optimizer, group = self.optimizer, self.group
-        if optimizer.param_groups[self.index] is not group or len(optimizer.state) < self._expected_states:
+        if optimizer.param_groups[self.index] is not group or [*map(id, group["params"])] != self._listed:
             return False
         if self.gathers != optimizer._gathers() or optimizer.chain_of(group) is not self.chain:
             return False
@@ -89,7 +90,7 @@ class GroupPlan:
                 return False
         except (KeyError, AttributeError):  # the user removed a memory
             return False
-        if self.steps is not None and any(STEP not in m.state for m in self.members):
+        if any(m.state.get(STEP) is not counter for m, counter in zip(self.members, self._counters, strict=True)):
             return False
         self.grads = [m.param.grad for m in self.members]
         if not self._plain or any(g is not None and g.layout is not torch.strided for g in self.grads):
