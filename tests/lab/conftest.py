@@ -65,7 +65,7 @@ def record_of(spec, problem: Problem) -> Record:
 def polyak(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
     command = [sys.executable, "-m", "polyak.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
 def report_data(page: Path) -> Any:

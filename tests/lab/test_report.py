@@ -95,7 +95,8 @@ def test_overlapping_intervals_are_not_told_apart(report):
     ]
     some = replace(problem, methods=[methods[0], methods[3], methods[1], methods[2]])
     assert table.verdict(some) == (
-        "m0 and m3 share the best median test distance, 1. The seeds do not tell m1 apart: the intervals overlap."
+        "m0 and m3 share the best median test distance, 1. "
+        "The seeds do not tell m1 apart from them: the intervals overlap."
     )
     clear = replace(problem, methods=[methods[0], replace(methods[2], as_good_as_best=False)])
     assert table.verdict(clear).endswith("and the interval is apart from all others.")

@@ -116,7 +116,9 @@ def _figure(name: str, title: str, text: str) -> str:
 def _results(problem: ProblemReport, report: Report) -> str:
     columns = table.columns(problem)
     best = [column.best(problem.methods) for column in columns]
-    head = "".join(f'<th title="{escape(c.meaning)}">{escape(c.heading)}</th>' for c in columns)
+    head = "".join(
+        f'<th title="{escape(c.meaning)}">{escape(c.heading).replace(chr(10), "<br>")}</th>' for c in columns
+    )
     rows = []
     for place, method in enumerate(problem.methods):
         cells = "".join(

@@ -150,7 +150,7 @@ def _method_report(campaign: Campaign, loaded: LoadedProblem, method: str, recor
         train_curve=_curve([record.detail["train"] for record in ended]),
         validation_curve=_curve([record.detail["validation"] for record in ended]),
         trials=[_trial(spec, record) for spec, record in trials],
-        timing=_timing(ended),
+        timing=_timing(ended, [record for _, record in trials]),
     )
 
 
@@ -173,9 +173,10 @@ def _trial(spec: RunSpec, record: Record) -> dict[str, Any]:
     return {"setting": spec.setting, "status": record.status, "metric": record.metric}
 
 
-def _timing(records: list[Record]) -> dict[str, float | None]:
+def _timing(finals: list[Record], trials: list[Record]) -> dict[str, float | None]:
     """Medians over the runs, but of compile times the largest: later runs of a worker find the compiled code."""
-    timings = [record.detail["timing"] for record in records]
+    timings = [record.detail["timing"] for record in finals]
+    compiling = [record.detail["timing"]["compile_seconds"] for record in finals + trials if "timing" in record.detail]
 
     def values(name: str) -> list[float]:
         return [timing[name] for timing in timings if timing[name] is not None]
@@ -186,7 +187,7 @@ def _timing(records: list[Record]) -> dict[str, float | None]:
         "target_seconds": _finite(median(seconds)) if seconds else None,
         "step_ms": median(values("step_ms")) if values("step_ms") else None,
         "optimizer_ms": median(values("optimizer_ms")) if values("optimizer_ms") else None,
-        "compile_seconds": max(values("compile_seconds"), default=None),
+        "compile_seconds": max(compiling, default=None),
     }
 
 

@@ -13,7 +13,7 @@ SEPARABLE = 0.9  # an interval that covers the median with less than this says l
 
 @dataclass(frozen=True)
 class Column:
-    """A column: its heading, what it means, its text for a method and the number by which the best is found."""
+    """A column: heading, meaning, its text for a method and the number by which the best is found."""
 
     heading: str
     meaning: str
@@ -44,20 +44,20 @@ def columns(problem: ProblemReport) -> list[Column]:
 def _result_columns(problem: ProblemReport) -> list[Column]:
     return [
         Column(
-            f"test {problem.metric}",
+            f"test\n{problem.metric}",
             "median over the seeds, and an order-statistic interval for it",
             _metric,
             lambda m: m.median,
             problem.higher_is_better,
         ),
         Column(
-            "steps to target",
+            "steps to\ntarget",
             "median over the seeds of the first evaluation that met the target on validation data",
             _target_steps,
             lambda m: m.target_step,
         ),
         Column(
-            "seconds to target",
+            "seconds\nto target",
             "training time until then, without evaluation and compiling",
             lambda m: number(m.timing["target_seconds"]),
             lambda m: m.timing["target_seconds"],
@@ -120,7 +120,8 @@ def verdict(problem: ProblemReport) -> str:
     if problem.coverage < SEPARABLE:
         return f"{lead}; with so few seeds that may be chance."
     if close:
-        return f"{lead}. The seeds do not tell {_listing(close)} apart: the intervals overlap."
+        rest = f"{_listing(close)} apart from {'them' if equal else 'it'}"
+        return f"{lead}. The seeds do not tell {rest}: the intervals overlap."
     return lead + (", and the interval is apart from all others." if len(equal) < len(others) else ".")
 
 
@@ -130,30 +131,30 @@ def _listing(names: list[str]) -> str:
 
 COST_COLUMNS = [
     Column(
-        "step, ms",
+        "step\nms",
         "median time of a training step: forward, backward and optimizer",
         lambda m: number(m.timing["step_ms"], 3),
         lambda m: m.timing["step_ms"],
     ),
     Column(
-        "optimizer, ms",
+        "optimizer\nms",
         "the optimizer's part of a step",
         lambda m: number(m.timing["optimizer_ms"], 3),
         lambda m: m.timing["optimizer_ms"],
     ),
     Column(
-        "compile, s",
-        "what the first steps took beyond ordinary ones: compiling and warming up, paid once",
+        "compile\ns",
+        "construction, and what the first steps took beyond ordinary ones: compiling and warming up, paid once",
         lambda m: "–" if m.timing["compile_seconds"] is None else f"{m.timing['compile_seconds']:.2f}",
     ),
     Column(
-        "state, B/param",
+        "state\nB/param",
         "bytes of optimizer state per parameter",
         lambda m: number(m.state_bytes_per_parameter, 3),
         lambda m: m.state_bytes_per_parameter,
     ),
     Column(
-        "diverged (tuning)",
+        "diverged\n(tuning)",
         "diverged runs of all: at the reported setting, and while tuning",
         lambda m: f"{m.diverged}/{len(m.metrics)} ({m.trials_diverged}/{len(m.trials)})",
     ),

@@ -7,8 +7,8 @@ from types import TracebackType
 
 from rich import box
 from rich.console import Console
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -41,31 +41,26 @@ class LiveProgress:
             MofNCompleteColumn(),
             TextColumn("{task.fields[note]}", style="dim"),
             console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
         )
         self._tasks = self._add_bars()
-        self._total = Progress(TextColumn("[bold]all runs"), BarColumn(28), MofNCompleteColumn(), TimeElapsedColumn())
-        self._all = self._total.add_task("", total=campaign.total)
-        grid = Table.grid()
-        grid.add_row(self._bars)
-        grid.add_row(self._total)
-        self._live = Live(grid, console=self._console, transient=True) if self._console.is_terminal else None
+        self._all = self._bars.add_task("all runs", total=campaign.total, note="")
 
     def _add_bars(self) -> dict[tuple[str, str], TaskID]:
         campaign, tasks = self._campaign, {}
         for name in self._problems:
             for method in campaign.methods:
-                title = f"{name} [bold]{method}[/]" if len(self._problems) > 1 else f"[bold]{method}[/]"
+                title = f"{escape(name)} [bold]{method}[/]" if len(self._problems) > 1 else f"[bold]{method}[/]"
                 tasks[name, method] = self._bars.add_task(title, total=campaign.trials + campaign.seeds, note="")
         return tasks
 
     def __enter__(self) -> LiveProgress:
-        if self._live:
-            self._live.start()
+        self._bars.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._live:
-            self._live.stop()
+        self._bars.stop()
         if self._found:
             self._console.print(f"{self._found} runs were in the store already, {self._made} were made now")
 
@@ -86,9 +81,16 @@ class LiveProgress:
             )
         note = record.status if record.metric is None else f"{problem.metric} {table.number(record.metric)}"
         self._bars.update(self._tasks[place], advance=1, note=self._note(*place, note))
-        self._total.update(self._all, advance=1)
-        if here and not self._live:
+        self._bars.update(self._all, advance=1, note=self._time_left())
+        if here and self._bars.disable:
             self._say(record, note)
+
+    def _time_left(self) -> str:
+        if not self._made:
+            return ""
+        seconds = time.monotonic() - self._begin
+        left = (self._campaign.total - self._found - self._made) * seconds / self._made
+        return f"{_clock(seconds)}, about {_clock(left)} to go"
 
     def _note(self, problem: str, method: str, now: str) -> str:
         best = self._best.get((problem, method))
@@ -104,10 +106,16 @@ class LiveProgress:
         )
 
 
+def _clock(seconds: float) -> str:
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02}"
+
+
 def print_report(report: Report, out: Console) -> None:
     """Print a table for each problem, with what it says and the settings that were found."""
     for problem in report.problems:
-        out.print(_problem_table(problem, report))
+        made = _problem_table(problem, report, foldable=False)
+        fits = out.measure(made, options=out.options.update(max_width=10 * out.width)).maximum <= out.width
+        out.print(made if fits else _problem_table(problem, report, foldable=True))
         out.print(Text(table.verdict(problem), style="bold"))
         settings = Table.grid(padding=(0, 2))
         for method in problem.methods:
@@ -124,13 +132,13 @@ def print_errors(report: Report, out: Console) -> None:
         out.print(error["error"].rstrip(), markup=False, soft_wrap=True)
 
 
-def _problem_table(problem: ProblemReport, report: Report) -> Table:
+def _problem_table(problem: ProblemReport, report: Report, foldable: bool) -> Table:
     title = f"{problem.problem}: {problem.steps} steps, {report.trials} trials, {report.seeds} seeds"
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = table.columns(problem)
     made.add_column("method", no_wrap=True)
     for column in columns:
-        made.add_column(column.heading, justify="right", no_wrap=column is columns[0])
+        made.add_column(column.heading, justify="right", no_wrap=not foldable)
     for method in problem.methods:
         cells = [
             Text(column.text(method), style="bold green" if method.method in column.best(problem.methods) else "")

@@ -19,6 +19,7 @@ from polyak.lab.campaign import RunSpec
 from polyak.lab.problems import LoadedProblem, load
 from polyak.lab.train import Outcome, execute
 
+GRACE_SECONDS = 5.0
 OUTPUT_KEPT = 2000  # characters of a crashed worker's last words
 
 
@@ -96,8 +97,10 @@ class Worker:
         return f"the worker process ended with {cause}\n{output}".rstrip()
 
     def stop(self) -> None:
-        """End the process at once; what it was doing is lost."""
+        """End the process: at its leisure when it is idle, at once when it is busy, and what it was doing is lost."""
+        self.pipe.close()
+        if self.spec is None:
+            self._process.join(GRACE_SECONDS)
         self._process.kill()
         self._process.join()
-        self.pipe.close()
         Path(self._output).unlink(missing_ok=True)

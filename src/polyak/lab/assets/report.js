@@ -96,7 +96,7 @@ function lineChart(figure, series, o) {
   }
   if (o.target !== null && o.target !== undefined && o.target >= low && o.target <= high) {
     svg.append(node("line", { class: "target", x1: PAD.left, x2: W - PAD.right, y1: y.map(o.target), y2: y.map(o.target) }));
-    svg.append(node("text", { x: W - PAD.right, y: y.map(o.target) + (o.higher ? 15 : -6), "text-anchor": "end", class: "halo" }, `target ${format(o.target)}`));
+    svg.append(node("text", { x: PAD.left + 5, y: y.map(o.target) - 6, class: "halo" }, `target ${format(o.target)}`));
   }
   place(figure, svg);
   crosshair(figure, svg, series, x, o);
@@ -105,7 +105,9 @@ function lineChart(figure, series, o) {
 // The axis spans the medians; the first fifth of a run is left out where it would flatten all that follows.
 function range(series, o, log) {
   const late = series.flatMap((s) => s.points.filter((p, i) => !o.zoom || i >= s.points.length / 5)).map((p) => p[1]);
-  let low = Math.min(...late), high = Math.max(...late);
+  late.sort((a, b) => a - b);
+  const rest = o.zoom ? Math.floor(late.length * 0.08) : 0; // the worst few may leave the frame
+  const low = late[o.higher ? rest : 0], high = late[late.length - 1 - (o.higher ? 0 : rest)];
   const early = Math.max(...series.flatMap((s) => s.points.map((p) => p[1])));
   if (log) return [low / 1.15, Math.min(high * 1.3, early * 1.15)];
   const room = (high - low) * 0.06 || Math.abs(high) * 0.05 || 1;
