@@ -1,10 +1,11 @@
-"""Start a module of this folder as several processes that form a gloo group, and wait for them, but not for ever."""
+"""Start a module of this folder as one process, or several in a gloo group, and wait for them, but not for ever."""
 
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ def launch(module: str, folder: Path, *cases: str, world: int = 2, timeout: floa
     folder.mkdir(parents=True, exist_ok=True)
     rendezvous = folder / f"rendezvous-{time.monotonic_ns()}"
     logs = [folder / f"{rendezvous.name}-{rank}.log" for rank in range(world)]
+    group = {"WORLD_SIZE": world, "RENDEZVOUS": rendezvous}
     ranks = [
-        start(module, log, folder, *cases, RANK=rank, WORLD_SIZE=world, RENDEZVOUS=rendezvous)
+        start(module, log, folder, *cases, **({**group, "RANK": rank} if world > 1 else {}))
         for rank, log in enumerate(logs)
     ]
     deadline = time.monotonic() + timeout
@@ -67,8 +69,9 @@ def work(cases: dict[str, Any]) -> None:
     import torch.distributed as dist
 
     torch.set_num_threads(1)
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", f"file://{os.environ['RENDEZVOUS']}", COLLECTIVE, world, rank)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("gloo", f"file://{os.environ['RENDEZVOUS']}", COLLECTIVE, world, rank)
     folder = Path(sys.argv[1])
     for case in sys.argv[2:]:
         name, *arguments = case.split(":")
@@ -89,3 +92,16 @@ def result(folder: Path, case: str) -> Any:
 def die(*_: Any) -> None:
     """End this process as a power cut would."""
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def killed(function: Callable[..., Any], *arguments: Any) -> None:
+    """Call a function that kills its process, in a process of its own."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            function(*arguments)
+        finally:
+            sys.stderr.flush()
+            os._exit(1)  # it was not killed
+    status = os.waitpid(pid, 0)[1]
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, f"{function.__name__} ended by itself"
