@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import torch
@@ -109,11 +110,11 @@ class Hyper:
             if value.device.type != "cpu":
                 return  # reading it would wait for the device
             value = value.item()
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError(f"{owner}: {name} must be a number in {self.allowed}, got {value!r}")
-        if isinstance(self.default, int) and not isinstance(self.default, bool) and not isinstance(value, int):
+        if isinstance(self.default, int) and not isinstance(self.default, bool) and not isinstance(value, Integral):
             raise TypeError(f"{owner}: {name} must be an integer in {self.allowed}, got {value!r}")
-        if value not in self.allowed:
+        if float(value) not in self.allowed:
             raise ValueError(f"{owner}: {name} must be in {self.allowed}, got {value!r}")
 
 
