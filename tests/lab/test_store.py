@@ -134,6 +134,21 @@ def test_two_claimants_at_once_never_both_win(path):
     assert sorted(won["a"] + won["b"]) == list(range(50))
 
 
+def test_many_may_open_a_new_store_at_once(tmp_path):
+    for attempt in range(20):
+        opened = []
+        ready = threading.Barrier(6)
+
+        def open_one(path=tmp_path / f"{attempt}.db", opened=opened, ready=ready):
+            ready.wait()
+            opened.append(Store(path).settled())
+
+        threads = [threading.Thread(target=open_one) for _ in range(6)]
+        [thread.start() for thread in threads]
+        [thread.join() for thread in threads]
+        assert opened == [[]] * 6
+
+
 def test_a_full_disk_is_one_clear_line_and_keeps_what_is_there(store, path):
     store.claim(SPEC)
     record = store.finish(SPEC, DONE)

@@ -14,8 +14,8 @@ from rich.table import Table
 
 from polyak import optim
 from polyak.lab import search, terminal
+from polyak.lab.comparison import check_report_path, plan, write_report
 from polyak.lab.comparison import compare as run_comparison
-from polyak.lab.comparison import plan, write_report
 from polyak.lab.errors import BadInput
 from polyak.lab.problems import BUILTIN
 from polyak.lab.store import Store
@@ -54,6 +54,7 @@ def compare(
     workers = os.cpu_count() or 1 if workers is None else workers
     if workers < 1:
         raise BadInput(f"workers must be at least 1, got {workers}")
+    check_report_path(report)
     names = [name.strip() for name in methods.split(",") if name.strip()]
     campaign = plan(problems, names, trials, seeds, steps)
     with terminal.LiveProgress(campaign) as progress:

@@ -75,6 +75,14 @@ def compare(campaign: Campaign, store: Path, workers: int | None = None, watcher
         runs.close()
 
 
+def check_report_path(path: Path) -> None:
+    """Refuse a report that could not be written, before hours are spent on it."""
+    if path.is_dir():
+        raise BadInput(f"the report {str(path)!r} is a folder; name a file")
+    if not path.parent.is_dir():
+        raise BadInput(f"there is no folder {str(path.parent)!r} for the report")
+
+
 def write_report(report: Report, path: Path) -> None:
     """Write the HTML report, whole or not at all."""
     handle, temporary = -1, ""

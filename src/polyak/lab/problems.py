@@ -38,7 +38,8 @@ A problem of your own is a function that returns a :class:`Problem`::
             steps=200,
         )
 
-and is compared with ``polyak compare train.py:problem``.
+and is compared with ``polyak compare train.py:problem``. A run is made again when this file has changed; modules that
+it imports and data that it reads are not looked at, so change the file, or take a new store, when those change.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ CREATE TABLE runs (
 """
 STALE_SECONDS = 60.0
 RENEW_SECONDS = 10.0
+LOCK_SECONDS = 30.0
 SETTLED = ("finished", "diverged")
 COLUMNS = "key, problem, method, setting, seed, split, steps, versions, status, metric, detail"
 
@@ -158,7 +159,18 @@ def _record(columns: Any) -> Record:
 
 
 def _open_to_write(path: Path) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=30, isolation_level=None)
+    patience = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return _prepared(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None))
+        except sqlite3.OperationalError as error:
+            # Turning the write-ahead log on is the one thing for which SQLite does not wait its turn.
+            if "locked" not in str(error) or time.monotonic() > patience:
+                raise
+            time.sleep(0.05)
+
+
+def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:
     db.execute("BEGIN IMMEDIATE")
     if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
         db.execute(SCHEMA)
@@ -171,7 +183,7 @@ def _open_to_write(path: Path) -> sqlite3.Connection:
 def _open_to_read(path: Path) -> sqlite3.Connection:
     address = path.resolve().as_uri()
     try:
-        return _checked(sqlite3.connect(f"{address}?mode=ro", uri=True, timeout=30, isolation_level=None))
+        return _checked(sqlite3.connect(f"{address}?mode=ro", uri=True, timeout=LOCK_SECONDS, isolation_level=None))
     except sqlite3.OperationalError:  # a folder that cannot be written has no room for the write-ahead log's index
         return _checked(sqlite3.connect(f"{address}?immutable=1", uri=True, isolation_level=None))
 
