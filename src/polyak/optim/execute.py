@@ -123,7 +123,7 @@ def _answer(unit: Unit, question: Question, terms: tuple[Tensor, ...]) -> Any:
     if question.kind == "matrix":
         assert question.solve is not None
         stack = terms[0].view(len(unit.members), *unit.values[0].shape)
-        return (question.solve(stack).reshape(unit.shape),)
+        return (question.solve(stack).reshape(unit.shape).detach(),)
     worst = None
     if question.kind == "rows":
         assert question.solve is not None
@@ -146,7 +146,7 @@ def _localize(unit: Unit, question: Question, terms: tuple[Tensor, ...], answer:
     if question.kind == "total":
         return answer
     if question.kind == "matrix":
-        return (answer.reshape(unit.shape),)
+        return (answer.reshape(unit.shape).detach(),)
     sums, worst = answer
     return _spread(unit, question, terms, sums, worst)
 

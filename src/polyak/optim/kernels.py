@@ -103,9 +103,9 @@ class Kernel:
     def _first(self, args: tuple[Any, ...]) -> Any:
         """Compile; if that fails, say so once and run plain from then on. Compilation fails before anything runs."""
         global _failed
-        if self._compiled is None:
-            self._compiled = torch.compile(self.plain, dynamic=True, fullgraph=True, options=_OPTIONS)
         try:
+            if self._compiled is None:
+                self._compiled = torch.compile(self.plain, dynamic=True, fullgraph=True, options=_OPTIONS)
             from torch.fx.experimental import _config as shapes  # here: compiling is not for import time
 
             # a first array that happens to be square must not make a graph for squares

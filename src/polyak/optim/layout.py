@@ -141,8 +141,9 @@ class Unit:
             self._index_rows()
 
     def _array(self, t: Tensor) -> Tensor:
+        """A dense tensor as an array. Detached last: to the compiler a view of something is another kind of tensor."""
         flat = t.view(-1) if t.is_contiguous() else t.as_strided((t.numel(),), (1,))
-        return flat.view(self.shape)
+        return flat.view(self.shape).detach()
 
     def _index_rows(self) -> None:
         device = self.values[0].device
@@ -193,17 +194,17 @@ class Unit:
         if self.array is not None:
             return self.array
         if self.flats is None:
-            return flatten(self.values).view(self.shape)
-        return torch.cat(self.flats).view(self.shape)
+            return self._array(flatten(self.values))
+        return self._array(torch.cat(self.flats))
 
     def gradients(self, grads: Sequence[Tensor]) -> Tensor:
         """The gradients as an array whose elements pair with those of the weights."""
         if not self.direct:
-            return flatten(grads).view(self.shape)
+            return self._array(flatten(grads))
         g, value = grads[0], self.values[0]
         if g.stride() != value.stride():
             g = torch.empty_like(value, dtype=g.dtype).copy_(g)
-        return self._array(g.detach())
+        return self._array(g)
 
     def scatter(self, weights: Tensor) -> None:
         """Write a gathered copy of the weights back."""
