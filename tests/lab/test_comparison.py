@@ -132,8 +132,9 @@ def killed_at_random(here, kills):
             time.sleep(moments.uniform(0, 0.5))
         else:
             time.sleep(moments.uniform(0, 3))
-        hits += process.poll() is None
-        os.kill(process.pid, signal.SIGKILL) if i % 4 < 2 else os.killpg(process.pid, signal.SIGKILL)
+        if process.poll() is None:
+            hits += 1
+            os.kill(process.pid, signal.SIGKILL) if i % 4 < 2 else os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
         after = ended(here / "runs.db")
         assert before.items() <= after.items(), "a finished run was lost or made again"

@@ -25,7 +25,8 @@ OUTPUT_KEPT = 2000  # characters of a crashed worker's last words
 
 def serve(pipe: Connection, output: str) -> None:
     """The life of a worker: receive a run, make it, send what it came to."""
-    import torch
+    # The first call of any torch optimizer imports torch._dynamo; no method is to be charged with those seconds.
+    import torch._dynamo
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that leads
     threading.Thread(target=_die_with_parent, daemon=True).start()
