@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyak.optim.layout import STEP, local
+from polyak.optim.member import STEP, local
 from polyak.optim.rule import Chain, Slot
 
 if TYPE_CHECKING:

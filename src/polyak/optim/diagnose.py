@@ -14,11 +14,12 @@ from torch import Tensor
 
 from polyak.optim import kernels
 from polyak.optim.execute import Mode, Pass, coefficients, drive, run
-from polyak.optim.layout import Unit, local
+from polyak.optim.layout import Unit
+from polyak.optim.member import local
 from polyak.optim.sharding import found_anywhere, stand_in
 
 if TYPE_CHECKING:
-    from polyak.optim.layout import Member
+    from polyak.optim.member import Member
     from polyak.optim.plan import GroupPlan
 
 

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from polyak.optim import kernels
 from polyak.optim.execute import Mode, Pass, Run, coefficients, run
-from polyak.optim.layout import STEP, Member, Unit, build_units, local, pointer_of
+from polyak.optim.layout import Unit
+from polyak.optim.member import STEP, Member, local, pointer_of
+from polyak.optim.memories import build_units
 from polyak.optim.sharding import check_rows, stand_in
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyak.optim.layout import Unit, is_sharded
+from polyak.optim.layout import Unit
+from polyak.optim.member import is_sharded
 
 if TYPE_CHECKING:
     from polyak.optim.execute import Waiting

@@ -10,7 +10,7 @@ from torch import Tensor
 from polyak.optim.checkpoint import _cast
 from polyak.optim.create import get
 from polyak.optim.engine import Optimizer
-from polyak.optim.layout import STEP
+from polyak.optim.member import STEP
 
 _ENGINE = ("execution", "check_finite")
 
