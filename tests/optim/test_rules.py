@@ -1,0 +1,272 @@
+"""What the rules promise, as properties: identities of the papers, and rules that users write and place."""
+
+import copy
+import itertools
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from polyak.memory.averages import ema
+from polyak.optim import (
+    CSGDM,
+    SGD,
+    TAM,
+    AdamP,
+    AdamW,
+    Adan,
+    AdEMAMix,
+    CAdamW,
+    CAdan,
+    CLion,
+    Context,
+    Flow,
+    Grams,
+    Hyper,
+    Interval,
+    Lion,
+    Muon,
+    Optimizer,
+    Rule,
+    Slot,
+    chain,
+    factory,
+    rules,
+)  # fmt: skip
+from polyak.optim.rules.adaptive import slow_beta
+
+SEEDS = st.integers(0, 2**31)
+SHAPES = st.sampled_from([(7,), (3, 5), (1,), (), (130,), (4, 2, 3, 3)])
+
+
+def random(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    return [torch.randn(shape, generator=source, dtype=torch.float64) for shape in shapes]
+
+
+def moves(optimizer: Optimizer, p: nn.Parameter, gradients: list[Tensor]) -> list[Tensor]:
+    """How far each step moved the weight, downhill positive."""
+    out = []
+    for g in gradients:
+        before = p.detach().clone()
+        p.grad = g.clone()
+        optimizer.step()
+        out.append(before - p.detach())
+    return out
+
+
+@settings(max_examples=25)
+@given(SEEDS, SHAPES, st.sampled_from([CAdamW, CLion, CSGDM]), st.sampled_from(["mean", "count", "none"]))
+def test_cautious_steps_never_climb(seed: int, shape: tuple[int, ...], method: type, scale: Any) -> None:
+    start, *gradients = random(seed, *[shape] * 4)
+    p = nn.Parameter(start)
+    for move, g in zip(moves(method([p], lr=1.0, mask_scale=scale), p, gradients), gradients, strict=True):
+        assert bool((move * g >= 0).all())
+
+
+@settings(max_examples=25)
+@given(SEEDS, SHAPES)
+def test_grams_has_the_sign_of_the_gradient_and_the_size_of_adam(seed: int, shape: tuple[int, ...]) -> None:
+    start, *gradients = random(seed, *[shape] * 4)
+    a, b = nn.Parameter(torch.zeros_like(start)), nn.Parameter(torch.zeros_like(start))
+    signed = moves(Grams([a], eps_form="after", eps=1e-8, lr=1e-2), a, gradients)
+    plain = moves(AdamW([b], weight_decay=0.0, lr=1e-2), b, gradients)
+    for u, v, g in zip(signed, plain, gradients, strict=True):
+        torch.testing.assert_close(u, v.abs() * g.sign(), rtol=1e-9, atol=1e-15)
+
+
+@settings(max_examples=40)
+@given(SEEDS, st.sampled_from([(3, 5), (6, 40), (4, 2, 3, 3)]), st.sampled_from([0.1, 1.0, 3.0]), st.booleans())
+def test_adamp_removes_the_radial_part_or_nothing(
+    seed: int, shape: tuple[int, ...], delta: float, nesterov: bool
+) -> None:
+    start, *gradients = random(seed, *[shape] * 3)
+    p, q = nn.Parameter(start), nn.Parameter(start.clone())
+    optimizer = AdamP([p], lr=1e-3, delta=delta, nesterov=nesterov)
+    plain = AdamP([q], lr=1e-3, delta=0.0, nesterov=nesterov)
+    for g in gradients:
+        q.data.copy_(p.data)
+        p.grad, q.grad = g.clone(), g.clone()
+        before = p.detach().clone()
+        projected = optimizer.diagnostics()["parameter 0 of group 0"]["projected"]
+        optimizer.step()
+        plain.step()
+        u = (before - p.detach()).flatten(1)
+        along = u * before.flatten(1)
+        if projected:
+            assert bool((along.sum(1).abs() < 1e-8).all()) or abs(float(along.sum())) < 1e-8
+        else:
+            assert torch.equal(p, q)
+
+
+def test_adamp_always_projects_scale_invariant_weights() -> None:
+    """f(w / |w|) has a gradient orthogonal to w in every row, so the test triggers and weights do not grow."""
+    w = nn.Parameter(random(1, (6, 20))[0])
+    optimizer = AdamP([w], lr=0.1, weight_decay=0.0)
+    for g in random(2, *[(6, 20)] * 5):
+        v = w.detach()
+        w.grad = g - (g * v).sum(1, keepdim=True) / (v * v).sum(1, keepdim=True) * v
+        assert optimizer.diagnostics()["parameter 0 of group 0"]["projected"] == 1.0
+        optimizer.step()
+
+
+def test_nesterov_momentum_estimates_without_looking_ahead() -> None:
+    """NME of the Adan paper: gradients taken ahead, and gradients with their difference, give the same path."""
+    r, eta, steps = 0.9, 0.02, 60
+    a = torch.diag(torch.linspace(0.1, 3.0, 6, dtype=torch.float64))
+    x = random(0, (6,))[0]
+    p = nn.Parameter(x.clone())
+    optimizer = SGD([p], lr=eta, momentum=r, nesterov=True)
+    y, m, estimate, last = x.clone(), torch.zeros(6, dtype=torch.float64), torch.zeros(6), torch.zeros(6)
+    for _ in range(steps):
+        m = r * m + a @ (x - eta * r * m)
+        x = x - eta * m
+        g = a @ y
+        estimate, last = r * estimate + g + r * (g - last), g
+        y = y - eta * estimate
+        p.grad = a @ p.detach()
+        optimizer.step()
+        torch.testing.assert_close(y, x - eta * r * m, rtol=0, atol=1e-12)
+        torch.testing.assert_close(p.detach(), y, rtol=0, atol=1e-12)
+
+
+def test_adan_without_its_root_is_nesterov_momentum_estimation() -> None:
+    """A huge eps makes the root constant; the difference of the first step is 0 by Adan's convention."""
+    r, eta, huge = 0.9, 0.02, 1e12
+    a = torch.diag(torch.linspace(0.1, 3.0, 6, dtype=torch.float64))
+    p = nn.Parameter(random(0, (6,))[0])
+    y = p.detach().clone()
+    optimizer = Adan([p], betas=(r, r, 0.99), eps=huge)
+    estimate, last = torch.zeros(6), a @ y
+    for k in range(1, 40):
+        optimizer.param_groups[0]["lr"] = eta * huge * (1 - r**k) / (1 - r)  # undoes averaging and bias correction
+        p.grad = a @ p.detach()
+        optimizer.step()
+        g = a @ y
+        estimate, last = r * estimate + g + r * (g - last), g
+        y = y - eta * estimate
+        torch.testing.assert_close(p.detach(), y, rtol=1e-9, atol=1e-9)
+
+
+@settings(max_examples=15)
+@given(SEEDS, SHAPES, st.booleans())
+def test_ademamix_without_its_slow_average_is_adamw(seed: int, shape: tuple[int, ...], fast: bool) -> None:
+    start, *gradients = random(seed, *[shape] * 4)
+    a, b = nn.Parameter(start), nn.Parameter(start.clone())
+    b1 = 0.9 if fast else 0.0
+    mixed = moves(AdEMAMix([a], alpha=0.0, betas=(b1, 0.999, 0.9999), weight_decay=0.1), a, gradients)
+    plain = moves(AdamW([b], betas=(b1, 0.999), weight_decay=0.1), b, gradients)
+    for u, v in zip(mixed, plain, strict=True):
+        torch.testing.assert_close(u, v, rtol=1e-11, atol=1e-14)
+
+
+@settings(max_examples=50)
+@given(st.floats(0.5, 0.95), st.floats(0.99, 0.99999), st.integers(3, 1000))
+def test_slow_beta_lets_the_half_life_grow_linearly(start: float, end: float, warmup: int) -> None:
+    betas = [slow_beta(start, end, t, warmup) for t in range(warmup + 3)]
+    assert all(a <= b for a, b in itertools.pairwise(betas)) and betas[-1] == end
+    assert betas[0] == pytest.approx(start, abs=1e-7)
+    lives = [math.log(0.5) / math.log(b) for b in betas[: warmup + 1]]
+    for t, life in enumerate(lives):
+        assert life == pytest.approx(lives[0] + (lives[-1] - lives[0]) * t / warmup, rel=2e-3)
+
+
+@settings(max_examples=25)
+@given(SEEDS, SHAPES, st.floats(0.1, 0.9), st.floats(0.9, 0.999))
+def test_lion_reads_a_mix_of_new_memory_and_gradient(seed: int, shape: tuple[int, ...], b1: float, b2: float) -> None:
+    start, *gradients = random(seed, *[shape] * 4)
+    p = nn.Parameter(start)
+    optimizer = Lion([p], lr=0.5, betas=(b1, b2))
+    for g in gradients:
+        (move,) = moves(optimizer, p, [g])
+        z = b1 / b2 * optimizer.state[p]["exp_avg"] + (1 - b1 / b2) * g
+        torch.testing.assert_close(move, 0.5 * z.sign())
+
+
+def test_torque_of_steady_and_of_alternating_gradients() -> None:
+    g = random(0, (4, 5))[0]
+    p, q = nn.Parameter(torch.zeros(4, 5).double()), nn.Parameter(torch.zeros(4, 5).double())
+    steady, shaken = TAM([p], lr=0.1), TAM([q], lr=0.1, momentum=0.5)
+    moves(steady, p, [g] * 300)
+    moves(shaken, q, [g, -g] * 100)
+    p.grad, q.grad = g, g
+    assert steady.diagnostics()["parameter 0 of group 0"]["damping"] == pytest.approx(1.0, abs=1e-6)
+    torch.testing.assert_close(steady.state[p]["momentum_buffer"], g / (1 - 0.9), rtol=1e-6, atol=0)
+    assert shaken.diagnostics()["parameter 0 of group 0"]["damping"] < 0.1
+
+
+@settings(max_examples=15)
+@given(SEEDS, st.floats(-3, 3), st.sampled_from([(6, 4), (4, 9), (2, 5, 3), (4, 2, 3, 3)]), st.booleans())
+def test_muon_forgets_the_scale_of_the_gradient(seed: int, power: float, shape: tuple[int, ...], exact: bool) -> None:
+    start, *gradients = random(seed, *[shape] * 4)
+    a, b = nn.Parameter(start), nn.Parameter(start.clone())
+    options: dict[str, Any] = {"ns_eps": 1e-14, "ns_coefficients": "svd" if exact else "original"}
+    one = moves(Muon([a], **options), a, gradients)
+    other = moves(Muon([b], **options), b, [g * 10**power for g in gradients])
+    for u, v in zip(one, other, strict=True):
+        torch.testing.assert_close(u, v, rtol=1e-6, atol=1e-9)
+
+
+def test_places_are_not_the_end_of_the_chain() -> None:
+    """The published C-Adan masks the first-moment part only; the same mask at the end is another method."""
+    start, *gradients = random(3, *[(40,)] * 6)
+    options = {"lr": 1e-2, "betas": (0.98, 0.92, 0.99)}
+
+    def path(make: Any) -> Tensor:
+        p = nn.Parameter(start.clone())
+        return torch.stack(moves(make([p]), p, gradients))
+
+    mask = rules.cautious()
+    placed = path(lambda ps: Optimizer(ps, chain(rules.adan().at("exp_avg", mask), rules.descend()), **options))
+    through_chain = path(lambda ps: Optimizer(ps, chain(rules.adan(), rules.descend()).at("exp_avg", mask), **options))
+    named = path(lambda ps: CAdan(ps, **options))
+    at_end = path(lambda ps: Optimizer(ps, chain(rules.adan(), mask, rules.descend()), **options))
+    assert torch.equal(placed, named) and torch.equal(through_chain, named)
+    assert not torch.allclose(at_end, named, rtol=1e-3)
+    assert bool((at_end * torch.stack(gradients) >= 0).all()) and not bool((named * torch.stack(gradients) >= 0).all())
+
+
+@factory
+def unit_momentum(floor: float = 1e-12) -> Rule:
+    """A rule of a user: momentum brought to a root mean square of 1 over the tensor."""
+
+    def scalars(h: Any, t: int) -> dict[str, Any]:
+        return {"rate": 1 - h["memory"]}
+
+    def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
+        m = ema(s.slow, x.u, c.rate)
+        size = c.mean(m * m).sqrt()
+        c.note("size", size)
+        return x.but(u=m / (size + floor)), {"slow": m}
+
+    known = (Hyper("memory", 0.9, Interval(0.0, 1.0), "retention of the momentum"),)
+    return Rule("unit_momentum", update, scalars, (Slot("slow"),), known)
+
+
+@pytest.mark.parametrize("execution", ["eager", "batched", "compiled"])
+def test_a_rule_of_a_user(execution: Any) -> None:
+    whole = chain(rules.decay("decoupled"), unit_momentum(), rules.descend())
+    starts = random(5, (200, 190), (30, 4), (5,), (5,))
+    params = [nn.Parameter(w.clone()) for w in starts]
+    optimizer = Optimizer(params, whole, lr=0.1, memory=0.8, weight_decay=0.5, execution=execution)
+    memories = [torch.zeros_like(w) for w in starts]
+    for t in range(4):
+        gradients = random(10 + t, *[w.shape for w in starts])
+        if t == 2:
+            params, optimizer = pickle.loads(pickle.dumps(copy.deepcopy((params, optimizer))))
+        for p, g in zip(params, gradients, strict=True):
+            p.grad = g
+        optimizer.step()
+        for i, g in enumerate(gradients):
+            memories[i] = 0.8 * memories[i] + 0.2 * g
+            starts[i] = starts[i] * (1 - 0.05) - 0.1 * memories[i] / (memories[i].square().mean().sqrt() + 1e-12)
+    for p, w, m in zip(params, starts, memories, strict=True):
+        torch.testing.assert_close(p.detach(), w, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(optimizer.state[p]["slow"], m, rtol=1e-10, atol=1e-12)
+    assert optimizer.diagnostics().keys() == {f"parameter {i} of group 0" for i in range(4)}
+    assert optimizer.param_groups[0]["method"] == "decay_decoupled+unit_momentum+descend"
