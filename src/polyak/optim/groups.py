@@ -18,8 +18,8 @@ def roles_of(module: nn.Module, overrides: Mapping[str, Role] | None = None) -> 
     """The role of every trainable parameter of a module, by name.
 
     Fewer than 2 dimensions is a "vector"; the weight of an ``nn.Embedding`` (or a name like one) an "embedding"; the
-    weight of the last ``nn.Linear`` of the module, and names like ``lm_head`` or ``classifier``, the "head"; what is
-    left is "matrix". A weight shared by embedding and head counts as embedding.
+    weight of the last ``nn.Linear`` of the module, unless it is the only matrix, and names like ``lm_head`` or
+    ``classifier``, the "head"; what is left is "matrix". A weight shared by embedding and head counts as embedding.
 
     Args:
         module: the model.
@@ -37,7 +37,8 @@ def roles_of(module: nn.Module, overrides: Mapping[str, Role] | None = None) -> 
             raise ValueError(f"roles: no parameter matches {pattern!r}; there are {sorted(names)[:8]} ...")
     embedded = {id(m.weight) for m in module.modules() if isinstance(m, (nn.Embedding, nn.EmbeddingBag))}
     linear = [m for m in module.modules() if isinstance(m, nn.Linear)]
-    head = {id(linear[-1].weight)} if len(linear) > 1 else set()
+    hidden = {id(p) for p in names.values() if p.ndim > 1} - embedded
+    head = {id(linear[-1].weight)} if linear and len(hidden) > 1 else set()
     return {name: _role(name, p, overrides, embedded, head) for name, p in names.items()}
 
 
