@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 Scalar = float | Tensor
@@ -108,28 +109,23 @@ class Context:
     def sum(self, *terms: Tensor) -> Any:
         """The sum of each term over the tensor, broadcastable against it; a tuple for several terms."""
         return _one(
-            self.dialogue.ask(
-                Question(self.rule_name, "sum", width=len(terms)), tuple(t.sum(-1, keepdim=True) for t in terms)
-            )
+            self.dialogue.ask(Question(self.rule_name, "sum", width=len(terms)), tuple(_row_sums(t) for t in terms))
         )
 
     def mean(self, *terms: Tensor) -> Any:
         """The mean of each term over the tensor."""
         return _one(
-            self.dialogue.ask(
-                Question(self.rule_name, "mean", width=len(terms)), tuple(t.sum(-1, keepdim=True) for t in terms)
-            )
+            self.dialogue.ask(Question(self.rule_name, "mean", width=len(terms)), tuple(_row_sums(t) for t in terms))
         )
 
     def total(self, *terms: Tensor) -> Any:
         """The sum of each term over all tensors of all groups and ranks: a 0-d tensor."""
-        return _one(
-            self.dialogue.ask(Question(self.rule_name, "total", width=len(terms)), tuple(t.sum() for t in terms))
-        )
+        totals = tuple(t.sum(dtype=torch.float64) for t in terms)
+        return _one(self.dialogue.ask(Question(self.rule_name, "total", width=len(terms)), totals))
 
     def rows(self, *terms: Tensor, worst: Callable[..., Tensor]) -> Rows:
         """Sums over each row and over the tensor, and the largest ``worst(*row_sums)`` of all rows."""
-        sums = tuple(t.sum(-1, keepdim=True) for t in terms)
+        sums = tuple(_row_sums(t) for t in terms)
         answer = self.dialogue.ask(Question(self.rule_name, "rows", worst, len(terms)), sums)
         return answer if isinstance(answer, Rows) else Rows(sums, sums, sums[0])
 
@@ -142,6 +138,11 @@ class Context:
         """Leave a figure for ``optimizer.diagnostics()``; costs nothing in a step."""
         if self.dialogue.notes is not None:
             self.dialogue.notes[name] = value
+
+
+def _row_sums(term: Tensor) -> Tensor:
+    """Sums over rows as a column, in float64: a sum of millions of float32 in float32 loses digits."""
+    return term.sum(-1, keepdim=True, dtype=torch.float64)
 
 
 def _one(values: tuple[Any, ...]) -> Any:

@@ -161,6 +161,7 @@ class Optimizer(torch.optim.Optimizer):
             listed = {id(p) for group in self.param_groups for p in group["params"]}
             for stranger in [p for p in self.state if id(p) not in listed]:  # state_dict() would stumble over it
                 del self.state[stranger]
+            self._elements = sum(p.numel() for group in self.param_groups for p in group["params"])
             self._plans = [GroupPlan(self, i) for i in range(len(self.param_groups))]
             self._states = [*map(id, self.state.values())]
         return self._plans
@@ -216,7 +217,7 @@ class Optimizer(torch.optim.Optimizer):
         wanted = _checked_execution(override, "POLYAK_EXECUTION") if override else self.execution
         reason = "POLYAK_EXECUTION says so" if override else f"execution={self.execution!r}"
         if wanted == "auto":
-            elements = sum(p.numel() for group in self.param_groups for p in group["params"])
+            elements = self._elements
             wanted = "compiled" if elements >= WORTH_COMPILING else "batched"
             relation = "at least" if wanted == "compiled" else "fewer than"
             reason = f"auto: {elements:,} elements, {relation} the {WORTH_COMPILING:,} that repay a compilation"
@@ -226,9 +227,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def explain(self) -> str:
         """Which path every group takes, and why: one line a kind of tensor."""
+        plans = self._planned()
         chosen, reason = self._chosen()
         lines = [f"{self._owner()}: {chosen} ({reason})"]
-        return "\n".join(lines + [line for plan in self._planned() for line in plan.describe(chosen)])
+        return "\n".join(lines + [line for plan in plans for line in plan.describe(chosen)])
 
     def diagnostics(self) -> dict[str, dict[str, float]]:
         """Read-outs of the step that the gradients present now would give, by parameter; see :mod:`diagnose`."""
@@ -266,11 +268,6 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__(state)
         self._ready = True
 
-    @classmethod
-    def slots_of(cls, options: Options) -> tuple[str, ...]:
-        """Names of the memories that a group with these options keeps."""
-        return tuple(slot.name for slot in cls.recipe(options).slots)
-
     def __copy__(self) -> Self:
         raise TypeError("copy.copy would share state between two optimizers; use copy.deepcopy")
 
@@ -304,8 +301,7 @@ def _listed(group: Any) -> Iterator[Any]:
 @contextmanager
 def _without_autocast(plans: list[GroupPlan]) -> Iterator[None]:
     """A step inside an autocast region must not compute in bfloat16."""
-    devices = {m.value.device.type for plan in plans for m in plan.members}
-    active = [d for d in devices if torch.is_autocast_enabled(d)]
+    active = [d for plan in plans for d in plan.devices if torch.is_autocast_enabled(d)]
     if not active:
         yield
         return

@@ -80,16 +80,21 @@ class Pass:
         p, g = unit.weights(), unit.gradients(grads)
         parts = self._each(self._kernel(level, p, g), p, g, unit.columns_of(), answers)
         if unit.questions[level].kind == "total":
-            return tuple(torch.stack([t.double() for t in ts]).sum() for ts in zip(*parts, strict=True))
+            return tuple(torch.stack(ts).sum() for ts in zip(*parts, strict=True))
         return tuple(ts[0] if len(ts) == 1 else torch.cat(ts) for ts in zip(*parts, strict=True))
 
     def apply(self, grads: Sequence[Tensor], answers: Answers) -> None:
         """The final pass: weights and memories are written."""
         unit = self.unit
         p, g, memories = unit.weights(), unit.gradients(grads), unit.columns_of()
-        self._each(self._kernel(None, p, g), p, g, memories, answers)
+        kernel = self._kernel(None, p, g)
+        self._each(kernel, p, g, memories, answers)
         unit.keep_columns(memories)
         unit.scatter(p)
+        if self.compiled and not unit.questions and not unit.has_scalars:
+            count = unit.count if unit.width else None
+            if unit.array is not None or p is unit.gathered:
+                unit.prepared[self.mode] = kernel.prepared(p, g, tuple(memories), self.scalars, answers, count)
 
 
 def _cut(answers: Answers, c: slice) -> Answers:
@@ -135,11 +140,13 @@ def _spread(
     unit: Unit, question: Question, terms: tuple[Tensor, ...], sums: Sequence[Tensor], worst: Tensor | None
 ) -> Any:
     """Sums per member -> columns that kernels can broadcast."""
-    dtype = terms[0].dtype
+    dtype = unit.count.dtype
     if question.kind == "mean":
         sums = [s / unit.sizes for s in sums]
     whole = tuple(unit.spread(s).to(dtype) for s in sums)
-    return Rows(terms, whole, unit.spread(worst).to(dtype)) if worst is not None else whole
+    if worst is None:
+        return whole
+    return Rows(tuple(t.to(dtype) for t in terms), whole, unit.spread(worst).to(dtype))
 
 
 def _localize(unit: Unit, question: Question, terms: tuple[Tensor, ...], answer: Any) -> Any:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from polyak.optim.context import Dialogue, Flow
+from polyak.optim.direct import Direct, Prepared, Watch
 from polyak.optim.rule import Chain
 
 _kernels: dict[tuple[Any, ...], Kernel] = {}
@@ -25,9 +26,6 @@ _failed = False
 def _guards(entries: Sequence[Any]) -> list[bool]:
     """All that a kernel closes over is fixed when it is made, so only its tensors and their sizes need guarding."""
     return [entry.guard_type in ("TENSOR_MATCH", "SHAPE_ENV") for entry in entries]
-
-
-_OPTIONS: dict[str, Any] = {"guard_filter_fn": _guards, "size_asserts": False, "alignment_asserts": False}
 
 
 def high(dtype: torch.dtype) -> torch.dtype:
@@ -50,6 +48,10 @@ def evaluate(
     """Run the chain on arrays; half precision is computed in float32. Writes nothing."""
     dtype = high(p.dtype)
     weight, gradient = p.to(dtype), g.to(dtype)
+    if numel is not None:
+        # A column of exact ones. Without it the compiler loops over what needs no column by itself, and then stores
+        # the direction for a second loop, a temporary as large as the weight.
+        gradient = gradient * (numel / numel)
     if maximize:
         gradient = -gradient
     coefficients, i = [], 0
@@ -62,7 +64,7 @@ def evaluate(
     old = {slot.name: memory.to(dtype) for slot, memory in zip(chain.slots, memories, strict=True)}
     dialogue = Dialogue(answers, numel)
     dialogue.notes = notes
-    x, new = chain.run(Flow(gradient, gradient, weight, weight), old, coefficients, dialogue)
+    x, new = chain.run(Flow(gradient, gradient, weight, weight, 1.0), old, coefficients, dialogue)
     return x, new, dialogue
 
 
@@ -85,32 +87,43 @@ def _make(chain: Chain, names: list[list[str]], level: int | None, maximize: boo
     return types.FunctionType(code, globals(), title, None, kernel.__closure__)
 
 
+def _is_reachable(p: Tensor) -> bool:
+    """Whether a graph made for smaller arrays reaches every element: on accelerators its indices have 32 bits."""
+    return p.device.type == "cpu" or p.numel() < 2**31
+
+
 class Kernel:
     """One pass of a chain. Call it with ``compiled=True`` for arrays that meet the module's contract."""
 
     def __init__(self, plain: Callable[..., Any]) -> None:
         self.plain = plain
         self._compiled: Callable[..., Any] | None = None
-        self._proven = False
+        self._direct: Direct | None = None
 
     def __call__(self, compiled: bool, *args: Any) -> Any:
         if not compiled or _failed:
             return self.plain(*args)
-        if self._proven:
-            return self._compiled(*args)  # type: ignore[misc]
-        return self._first(args)
+        if self._direct is not None and _is_reachable(args[0]):
+            return self._direct(*args)
+        return self._first(args) if self._compiled is None else self._compiled(*args)
+
+    def prepared(self, *args: Any) -> Prepared | None:
+        """The call with all but gradient and coefficients filled in, where it goes straight to the graph."""
+        return self._direct.prepared(args) if self._direct is not None and _is_reachable(args[0]) else None
 
     def _first(self, args: tuple[Any, ...]) -> Any:
         """Compile; if that fails, say so once and run plain from then on. Compilation fails before anything runs."""
         global _failed
+        watch = Watch()
         try:
-            if self._compiled is None:
-                self._compiled = torch.compile(self.plain, dynamic=True, fullgraph=True, options=_OPTIONS)
+            compiled = torch.compile(
+                self.plain, backend=watch.backend, dynamic=True, fullgraph=True, options={"guard_filter_fn": _guards}
+            )
             from torch.fx.experimental import _config as shapes  # here: compiling is not for import time
 
             # a first array that happens to be square must not make a graph for squares
             with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
-                result = self._compiled(*args)
+                result, self._direct = watch.first(compiled, args)
         except Exception as error:
             _failed = True
             reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
@@ -120,7 +133,7 @@ class Kernel:
                 stacklevel=2,
             )
             return self.plain(*args)
-        self._proven = True
+        self._compiled = compiled
         return result
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyak.optim.direct import Prepared
 from polyak.optim.member import Member
 
-CHUNK = 32 * 1024  # elements of a run, so that gathered weights and gradients stay in cache
+CHUNK = 32 * 1024  # elements of a run: what is gathered and computed for one stays in cache
 
 
 class Unit:
@@ -40,8 +41,14 @@ class Unit:
         self.memories = [m if s.shape == "scalar" else self._array(m) for s, m in zip(slots, memories, strict=True)]
         self.array = self._array(self.values[0]) if direct else None
         self.flats = [v.view(-1) for v in self.values] if all(v.is_contiguous() for v in self.values) else None
+        self.has_scalars = any(slot.shape == "scalar" for slot in slots)
+        self.scratch: Tensor | None = None
+        self.gathered: Tensor | None = None
+        self.pieces: list[Tensor] = []
         self.lengths = [m.numel for m in self.members]
+        self.indices = [m.index for m in self.members]
         self.kernels: dict[Any, Any] = {}
+        self.prepared: dict[Any, Any] = {}
         self._runs: dict[tuple[int, int], Unit] = {}
         if self.width:
             self._index_rows()
@@ -85,6 +92,8 @@ class Unit:
             return self
         found = self._runs.get((start, stop))
         if found is None:
+            if len(self._runs) >= 64:  # gradients that miss in ever new patterns must not grow it for ever
+                self._runs.clear()
             ends = [0]
             for member in self.members:
                 ends.append(ends[-1] + member.numel)
@@ -93,15 +102,18 @@ class Unit:
                 for s, b in zip(self.chain.slots, self.buffers, strict=True)
             ]
             found = self._runs[start, stop] = Unit(self.members[start:stop], parts, direct=False)
+            if self.scratch is not None:
+                found.use_scratch(self.scratch)
         return found
 
     def weights(self) -> Tensor:
         """The weights as an array: in place if direct, else a gathered copy."""
         if self.array is not None:
             return self.array
-        if self.flats is None:
+        if self.flats is None or self.scratch is None or self.gathered is None:
             return self._array(flatten(self.values))
-        return self._array(torch.cat(self.flats))
+        torch.cat(self.flats, out=self.scratch)
+        return self.gathered
 
     def gradients(self, grads: Sequence[Tensor]) -> Tensor:
         """The gradients as an array whose elements pair with those of the weights."""
@@ -116,14 +128,31 @@ class Unit:
         """Write a gathered copy of the weights back."""
         if self.direct:
             return
-        if self.flats is None:
+        if weights is self.gathered and self.flats is not None:
+            torch._foreach_copy_(self.flats, self.pieces)
+        else:
             parts = torch._utils._unflatten_dense_tensors(weights.view(-1), self.values)
             torch._foreach_copy_(self.values, list(parts))
-        else:
-            torch.split_with_sizes_copy(weights.view(-1), self.lengths, out=self.flats)
+
+    def run_prepared(self, call: Prepared, grads: Sequence[Tensor], scalars: Tensor) -> bool:
+        """The whole step by a prepared call; False if the gradient has another dtype than the call was made for."""
+        if grads[0].dtype != call.dtype:
+            return False
+        weights = self.weights()
+        call(self.gradients(grads), scalars)
+        self.scatter(weights)
+        return True
+
+    def use_scratch(self, scratch: Tensor) -> None:
+        """Gather the weights into ``scratch``, which units share, since they run one after the other."""
+        self.scratch = scratch[: self.numel]
+        self.gathered = self._array(self.scratch)
+        self.pieces = list(self.scratch.split(self.lengths))
 
     def columns_of(self) -> list[Tensor]:
         """The memories as kernels take them: one-number memories spread to a column."""
+        if not self.has_scalars:
+            return self.memories
         slots = self.chain.slots
         return [
             self.spread(m[:, None]) if s.shape == "scalar" else m for s, m in zip(slots, self.memories, strict=True)
@@ -131,6 +160,8 @@ class Unit:
 
     def keep_columns(self, arrays: list[Tensor]) -> None:
         """Write one-number memories back from their columns."""
+        if not self.has_scalars:
+            return
         for slot, memory, array in zip(self.chain.slots, self.memories, arrays, strict=True):
             if slot.shape == "scalar":
                 memory.copy_(array[self.first_row, 0])

@@ -73,16 +73,30 @@ def build_units(members: list[Member], gather: bool) -> list[Unit]:
         else:
             key = member.stack_key() if gather else member.index
             stacks.setdefault(key, []).append(member)
-    for stack in stacks.values():
-        units += [_stack(run) for run in _cut(stack)]
-    return units
+    gathered = [_stack(run) for stack in stacks.values() for run in _cut(stack)]
+    _share_scratch(gathered)
+    return units + gathered
+
+
+def _share_scratch(units: list[Unit]) -> None:
+    """One buffer a dtype and device for gathered weights. A tensor larger than a run is gathered anew each time."""
+    kinds: dict[Any, list[Unit]] = {}
+    for unit in units:
+        if unit.numel <= CHUNK and unit.flats is not None:
+            kinds.setdefault((unit.values[0].dtype, unit.values[0].device), []).append(unit)
+    for (dtype, device), group in kinds.items():
+        scratch = torch.empty(max(unit.numel for unit in group), dtype=dtype, device=device)
+        for unit in group:
+            unit.use_scratch(scratch)
 
 
 def _cut(members: list[Member]) -> Iterator[list[Member]]:
     run: list[Member] = []
     size = 0
+    # a matrix function needs several arrays of the size of its run
+    limit = CHUNK // 2 if any(q.kind == "matrix" for q in members[0].questions) else CHUNK
     for member in members:
-        if run and size + member.numel > CHUNK:
+        if run and size + member.numel > limit:
             yield run
             run, size = [], 0
         run.append(member)

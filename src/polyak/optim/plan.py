@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import attrgetter, is_, itemgetter
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,11 @@ from polyak.optim.sharding import check_rows, stand_in
 
 if TYPE_CHECKING:
     from polyak.optim.engine import Optimizer
+
+
+# looked up in C, since a step does it for every parameter
+_POINTER = Tensor.data_ptr
+_GRADIENT, _LAYOUT, _COUNTER = attrgetter("grad"), attrgetter("layout"), itemgetter(STEP)
 
 
 class GroupPlan:
@@ -41,6 +47,10 @@ class GroupPlan:
         self._listed = [*map(id, self.group["params"])]
         self._counters = [m.state.get(STEP) for m in self.members]
         self._watched = [(m.state, slot.name) for m in self.members for slot in m.chain.slots if m.numel]
+        self._params = [m.param for m in self.members]
+        self._states = [m.state for m in self.members]
+        self.devices = {m.value.device.type for m in self.members}
+        self.complete = False
         self._plain = not any(hasattr(m.param, "placements") for m in self.members)
         self._pointers = self._read_pointers()
 
@@ -72,7 +82,7 @@ class GroupPlan:
     def _read_pointers(self) -> list[int]:
         """Where weights and memories lie."""
         if self._plain:
-            return [m.param.data_ptr() for m in self.members] + [s[name].data_ptr() for s, name in self._watched]
+            return list(map(_POINTER, self._params)) + [_POINTER(s[name]) for s, name in self._watched]
         return [pointer_of(m.param) for m in self.members] + [pointer_of(s[name]) for s, name in self._watched]
 
     def refresh(self) -> bool:
@@ -90,13 +100,15 @@ class GroupPlan:
         try:
             if self._read_pointers() != self._pointers:
                 return False
+            if self.steps is not None and not all(map(is_, map(_COUNTER, self._states), self._counters)):
+                return False
         except (KeyError, AttributeError):  # the user removed a memory
             return False
-        if any(m.state.get(STEP) is not counter for m, counter in zip(self.members, self._counters, strict=True)):
-            return False
-        self.grads = [m.param.grad for m in self.members]
-        if not self._plain or any(g is not None and g.layout is not torch.strided for g in self.grads):
+        self.grads = list(map(_GRADIENT, self._params))
+        present = [g for g in self.grads if g is not None]
+        if not self._plain or not set(map(_LAYOUT, present)) <= {torch.strided}:
             self.grads = [self._gradient(m) for m in self.members]
+        self.complete = len(present) == len(self.members)
         return True
 
     def _gradient(self, member: Member) -> Tensor | None:
@@ -113,18 +125,21 @@ class GroupPlan:
     def runs(self, mode: Mode) -> Iterator[Run]:
         """This step's runs: every unit, cut where gradients are missing or counters differ."""
         times = self.steps.tolist() if self.steps is not None else [0.0] * len(self.members)
-        uniform = all(t == times[0] for t in times) and not any(g is None for g in self.grads)
+        uniform = self.complete and len(set(times)) <= 1
         known: dict[Any, tuple[list[list[str]], Tensor]] = {}
         for unit in self.units:
             whole = ((unit, int(times[0]) + 1),) if uniform else self._parts(unit, times)
             for part, t in whole:
-                grads = [g for m in part.members if (g := self.grads[m.index]) is not None]
+                grads = [g for i in part.indices if (g := self.grads[i]) is not None]
                 if not grads and not part.sharded:
                     continue
                 key = (part.chain, t, part.values[0].device)
                 if key not in known:
                     known[key] = coefficients(part.chain, self.group, t, part.values[0].device)
                 names, scalars = known[key]
+                ready = part.prepared.get(mode)
+                if ready is not None and grads and part.run_prepared(ready, grads, scalars):
+                    continue
                 yield run(Pass(part, names, scalars, mode), grads or None)
 
     def _parts(self, unit: Unit, times: list[float]) -> Iterator[tuple[Unit, int]]:
@@ -139,8 +154,7 @@ class GroupPlan:
     def count_step(self) -> None:
         """Advance the counters of the tensors that were stepped, and let the gradients go."""
         if self.steps is not None:
-            present = [g is not None for g in self.grads]
-            self.steps += 1.0 if all(present) else torch.tensor(present, dtype=torch.float32)
+            self.steps += 1.0 if self.complete else torch.tensor([g is not None for g in self.grads]).float()
         self.grads = []
 
     def describe(self, chosen: str) -> Iterator[str]:

@@ -154,7 +154,7 @@ class Chain:
     def __hash__(self) -> int:
         return hash(self.rules)
 
-    @property
+    @functools.cached_property
     def slots(self) -> tuple[Slot, ...]:
         """All memories, in order."""
         return tuple(slot for rule in self.rules for slot in rule.slots)

@@ -1,0 +1,143 @@
+"""Direct calls: past the guards and wrappers of torch.compile, straight to the compiled graph.
+
+A call through torch.compile costs 30 to 130 microseconds, more than many a kernel. What its guards protect is fixed
+here by contract (see :mod:`kernels`): only sizes vary, and the graph takes them as integers. So the first call, which
+goes through torch.compile, is watched; where every input of the graph can be named, later calls go there directly, and
+where it cannot, everything stays as torch.compile has it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from polyak.optim.context import Rows
+
+Getter = Callable[[Sequence[Any]], Any]
+_ARGUMENTS = ("p", "g", "memories", "scalars", "answers", "numel")
+_SOURCE = re.compile(r"L\['(\w+)'\]((?:\[\d+\]|\.\w+(?!\())*)(?:\.size\(\)\[(\d+)\])?")
+_STEP = re.compile(r"\[(\d+)\]|\.(\w+)")
+
+
+def _getter(source: str) -> Getter | None:
+    """What fetches a graph's input from the kernel's arguments, by the name that dynamo gave it."""
+    match = _SOURCE.fullmatch(source)
+    if match is None or match[1] not in _ARGUMENTS:
+        return None
+    first = _ARGUMENTS.index(match[1])
+    path = [int(i) if i else Rows._fields.index(name) for i, name in _STEP.findall(match[2])]
+    dim = int(match[3]) if match[3] else None
+
+    def get(arguments: Sequence[Any]) -> Any:
+        value = arguments[first]
+        for i in path:
+            value = value[i]
+        return value if dim is None else value.shape[dim]
+
+    return get
+
+
+def _source(node: torch.fx.Node) -> str:
+    source = getattr(node.meta.get("grapharg"), "source", None)
+    name = getattr(source, "name", "")
+    return str(name() if callable(name) else name)
+
+
+def _is_dynamic(value: Any) -> bool:
+    """Whether no size of an array was taken for a constant (columns have one that is 1 by contract)."""
+    if not isinstance(value, Tensor) or value.dim() == 0:
+        return True
+    first, *rest = cast(Sequence[Any], value.shape)
+    sizes = [first, *(size for size in rest if type(size) is not int or size != 1)]
+    return all(isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None for size in sizes)
+
+
+class Direct:
+    """A compiled graph, called with a kernel's arguments."""
+
+    def __init__(self, run: Callable[[list[Any]], Any], getters: list[Getter]) -> None:
+        self.run, self.getters = run, getters
+
+    def __call__(self, *args: Any) -> Any:
+        outputs = self.run([getter(args) for getter in self.getters])
+        return tuple(outputs) if outputs else None
+
+    def prepared(self, args: Sequence[Any]) -> Prepared:
+        """The call with all but gradient and coefficients filled in."""
+        return Prepared(self.run, [getter(args) for getter in self.getters], args[1], args[3])
+
+
+class Prepared:
+    """A call of which only the gradient and the coefficients change from step to step."""
+
+    def __init__(self, run: Callable[[list[Any]], Any], inputs: list[Any], g: Tensor, scalars: Tensor) -> None:
+        self.run, self.inputs, self.dtype = run, inputs, g.dtype
+        self.at_g = [i for i, value in enumerate(inputs) if value is g]
+        self.at_scalars = [i for i, value in enumerate(inputs) if value is scalars]
+        for i in self.at_g + self.at_scalars:
+            inputs[i] = None  # nothing of this step is kept alive
+
+    def __call__(self, g: Tensor, scalars: Tensor) -> None:
+        inputs = self.inputs.copy()
+        for i in self.at_g:
+            inputs[i] = g
+        for i in self.at_scalars:
+            inputs[i] = scalars
+        self.run(inputs)
+
+
+class Watch:
+    """Compiles with inductor and watches the first call."""
+
+    def __init__(self) -> None:
+        self.getters: list[Getter | None] = []
+        self.examples: list[Any] = []
+        self.calls: list[tuple[Any, list[Any], Any]] = []
+
+    def backend(self, module: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+        """The backend that torch.compile is given."""
+        from torch._dynamo.backends.registry import lookup_backend
+
+        nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
+        self.getters = [_getter(_source(node)) for node in nodes]
+        self.examples = [node.meta.get("example_value") for node in nodes]
+        compile_graph: Callable[..., Callable[..., Any]] = lookup_backend("inductor")
+        return compile_graph(module, inputs, config_patches={"size_asserts": False, "alignment_asserts": False})
+
+    def first(self, compiled: Callable[..., Any], arguments: Sequence[Any]) -> tuple[Any, Direct | None]:
+        """The result of the first call, and a direct call if the graph's inputs and outputs are understood."""
+        from torch._inductor.output_code import CompiledFxGraph
+
+        plain = CompiledFxGraph.__call__
+
+        def spy(graph: Any, inputs: Any) -> Any:
+            given = list(inputs)
+            result = plain(graph, inputs)
+            self.calls.append((graph, given, result))
+            return result
+
+        with mock.patch.object(CompiledFxGraph, "__call__", spy):
+            result = compiled(*arguments)
+        return result, self._direct(arguments, result)
+
+    def _direct(self, arguments: Sequence[Any], result: Any) -> Direct | None:
+        if len(self.calls) != 1 or None in self.getters or not all(map(_is_dynamic, self.examples)):
+            return None
+        graph, given, outputs = self.calls[0]
+        getters = [getter for getter in self.getters if getter is not None]
+        expected = [getter(arguments) for getter in getters]
+        if not _same(expected, given) or not _same(result or (), outputs or ()):
+            return None
+        return Direct(graph.current_callable, getters)
+
+
+def _same(expected: Sequence[Any], given: Sequence[Any]) -> bool:
+    """Whether two lists hold the same tensors and equal integers."""
+    return len(expected) == len(given) and all(
+        a is b if isinstance(a, Tensor) else a == b for a, b in zip(expected, given, strict=True)
+    )
