@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polyak import lab, memory, optim
+    from polyak import lab, memory, optim, testing
 
 __version__ = "0.1.0.dev0"
 
