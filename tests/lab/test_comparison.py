@@ -79,7 +79,10 @@ def command(
 def start(arguments):
     """The command as a background process that leads a process group of its own."""
     quiet = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-    return subprocess.Popen([PYTHON, "-m", "polyak.cli", *arguments], start_new_session=True, **quiet)
+    heard = {"start_new_session": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    return subprocess.Popen(
+        [PYTHON, "-m", "polyak.cli", *arguments], **heard, **quiet
+    )  # a background job ignores SIGINT
 
 
 def ended(store):

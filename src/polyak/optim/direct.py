@@ -15,6 +15,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from polyak.optim.context import Rows
 
@@ -57,6 +58,21 @@ def _is_dynamic(value: Any) -> bool:
     return all(isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None for size in sizes)
 
 
+def _serves_all_sizes(examples: Sequence[Any], coefficients: Any) -> bool:
+    """Whether the graph was made under no condition on sizes but that some are equal, which the layout guarantees.
+
+    ``coefficients`` is the example of the coefficient vector, whose length is fixed by the chain.
+    """
+    sizes = [e for e in examples if isinstance(e, torch.SymInt)]
+    fixed = set().union(*(s.node.expr.free_symbols for s in getattr(coefficients, "shape", ()) if hasattr(s, "node")))
+    for guard in sizes[0].node.shape_env.guards if sizes else ():
+        symbols = guard.expr.free_symbols - fixed
+        is_constant = all(str(symbol).startswith("zf") for symbol in symbols)  # a float that the rule closes over
+        if not is_constant and not (guard.expr.is_Equality and all(side.is_Symbol for side in guard.expr.args)):
+            return False
+    return True
+
+
 class Direct:
     """A compiled graph, called with a kernel's arguments."""
 
@@ -65,18 +81,23 @@ class Direct:
 
     def __call__(self, *args: Any) -> Any:
         outputs = self.run([getter(args) for getter in self.getters])
-        return tuple(outputs) if outputs else None
+        if outputs:
+            return tuple(outputs)
+        increment_version((args[0], *args[2]))  # what torch.compile's wrapper does for what a graph writes
+        return None
 
     def prepared(self, args: Sequence[Any]) -> Prepared:
         """The call with all but gradient and coefficients filled in."""
-        return Prepared(self.run, [getter(args) for getter in self.getters], args[1], args[3])
+        return Prepared(self.run, [getter(args) for getter in self.getters], args)
 
 
 class Prepared:
     """A call of which only the gradient and the coefficients change from step to step."""
 
-    def __init__(self, run: Callable[[list[Any]], Any], inputs: list[Any], g: Tensor, scalars: Tensor) -> None:
+    def __init__(self, run: Callable[[list[Any]], Any], inputs: list[Any], args: Sequence[Any]) -> None:
+        p, g, memories, scalars, *_ = args
         self.run, self.inputs, self.dtype = run, inputs, g.dtype
+        self.written = (p, *memories)
         self.at_g = [i for i, value in enumerate(inputs) if value is g]
         self.at_scalars = [i for i, value in enumerate(inputs) if value is scalars]
         for i in self.at_g + self.at_scalars:
@@ -89,6 +110,7 @@ class Prepared:
         for i in self.at_scalars:
             inputs[i] = scalars
         self.run(inputs)
+        increment_version(self.written)
 
 
 class Watch:
@@ -97,6 +119,7 @@ class Watch:
     def __init__(self) -> None:
         self.getters: list[Getter | None] = []
         self.examples: list[Any] = []
+        self.coefficients: Any = None
         self.calls: list[tuple[Any, list[Any], Any]] = []
 
     def backend(self, module: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
@@ -106,6 +129,8 @@ class Watch:
         nodes = [node for node in module.graph.nodes if node.op == "placeholder"]
         self.getters = [_getter(_source(node)) for node in nodes]
         self.examples = [node.meta.get("example_value") for node in nodes]
+        named = zip(nodes, self.examples, strict=True)
+        self.coefficients = next((e for node, e in named if _source(node) == "L['scalars']"), None)
         compile_graph: Callable[..., Callable[..., Any]] = lookup_backend("inductor")
         return compile_graph(module, inputs, config_patches={"size_asserts": False, "alignment_asserts": False})
 
@@ -127,6 +152,8 @@ class Watch:
 
     def _direct(self, arguments: Sequence[Any], result: Any) -> Direct | None:
         if len(self.calls) != 1 or None in self.getters or not all(map(_is_dynamic, self.examples)):
+            return None
+        if not _serves_all_sizes(self.examples, self.coefficients):
             return None
         graph, given, outputs = self.calls[0]
         getters = [getter for getter in self.getters if getter is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, ClassVar, Literal, TypedDict, overload
 
 import torch
@@ -301,9 +301,7 @@ def _listed(group: Any) -> Iterator[Any]:
 @contextmanager
 def _without_autocast(plans: list[GroupPlan]) -> Iterator[None]:
     """A step inside an autocast region must not compute in bfloat16."""
-    active = [d for plan in plans for d in plan.devices if torch.is_autocast_enabled(d)]
-    if not active:
-        yield
-        return
-    with torch.autocast(active[0], enabled=False):
+    with ExitStack() as off:
+        for device in {d for plan in plans for d in plan.devices if torch.is_autocast_enabled(d)}:
+            off.enter_context(torch.autocast(device, enabled=False))
         yield

@@ -54,7 +54,7 @@ class Pass:
         key = (level, self.mode.maximize, g.dtype)
         found = self.unit.kernels.get(key)
         if found is None:
-            types = (p.dtype, g.dtype, p.device.type)
+            types = (p.dtype, g.dtype, p.device)
             found = kernels.get(self.unit.chain, self.names, level, self.mode.maximize, *types)
             self.unit.kernels[key] = found
         return cast(kernels.Kernel, found)
@@ -191,7 +191,7 @@ def _over_all(asked: Sequence[Waiting]) -> list[Any]:
         own = sums.setdefault(w.question, ShardedSums(w.question.width))
         own.add(w.unit if w.unit.sharded else None, w.terms)
     answers = {question: own.result() for question, own in sums.items()}
-    return [answers[w.question] for w in asked]
+    return [tuple(t.to(w.unit.values[0].device) for t in answers[w.question]) for w in asked]
 
 
 def _over_ranks(asked: Sequence[Waiting]) -> list[Any]:

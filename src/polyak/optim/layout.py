@@ -16,7 +16,8 @@ from torch import Tensor
 from polyak.optim.direct import Prepared
 from polyak.optim.member import Member
 
-CHUNK = 32 * 1024  # elements of a run: what is gathered and computed for one stays in cache
+CHUNK = 20 * 1024  # elements of a run: what is gathered and computed for one stays in cache
+SLICE = 12 * 1024  # elements at a time without a compiler, where every operation makes an array
 
 
 class Unit:
@@ -92,7 +93,9 @@ class Unit:
             return self
         found = self._runs.get((start, stop))
         if found is None:
-            if len(self._runs) >= 64:  # gradients that miss in ever new patterns must not grow it for ever
+            if len(self._runs) >= 64 + 4 * len(
+                self.members
+            ):  # gradients that miss in ever new patterns must not grow it for ever
                 self._runs.clear()
             ends = [0]
             for member in self.members:
@@ -122,7 +125,7 @@ class Unit:
         g, value = grads[0], self.values[0]
         if g.stride() != value.stride():
             g = torch.empty_like(value, dtype=g.dtype).copy_(g)
-        return self._array(g)
+        return self._array(g.resolve_neg())
 
     def scatter(self, weights: Tensor) -> None:
         """Write a gathered copy of the weights back."""
@@ -136,10 +139,11 @@ class Unit:
 
     def run_prepared(self, call: Prepared, grads: Sequence[Tensor], scalars: Tensor) -> bool:
         """The whole step by a prepared call; False if the gradient has another dtype than the call was made for."""
-        if grads[0].dtype != call.dtype:
+        g = self.gradients(grads)
+        if g.dtype != call.dtype:
             return False
         weights = self.weights()
-        call(self.gradients(grads), scalars)
+        call(g, scalars)
         self.scatter(weights)
         return True
 
@@ -167,8 +171,8 @@ class Unit:
                 memory.copy_(array[self.first_row, 0])
 
     def chunks(self) -> Iterator[slice]:
-        """Slices of the first dimension, of about ``CHUNK`` elements each."""
-        step = max(1, CHUNK // (self.width or 1))
+        """Slices of the first dimension, of about ``SLICE`` elements each."""
+        step = max(1, SLICE // (self.width or 1))
         for start in range(0, self.shape[0], step):
             yield slice(start, min(start + step, self.shape[0]))
 

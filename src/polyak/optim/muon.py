@@ -165,7 +165,8 @@ class Muon(Optimizer):
             coefficients = tuple(tuple(row) for row in rows)
         polar = orthogonalize(
             coefficients, options["ns_steps"], options["ns_eps"], options["ns_eps_form"], options["adjust_lr"],
-            options["conv_mode"], options["conv_scale"], options["ns_dtype"], options["split_sizes"],
+            options["conv_mode"], options["conv_scale"], options["ns_dtype"],
+            tuple(options["split_sizes"]) if options["split_sizes"] else None,
         )  # fmt: skip
         return chain(momentum_ema(options["nesterov"]), polar, decay("decoupled"), descend())
 

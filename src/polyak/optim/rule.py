@@ -104,9 +104,7 @@ class Rule:
             raise ValueError(f"{self.name} has no place {place!r}; its places are {list(self.places)}")
         if rule.slots or rule.writes or rule.timed:
             raise ValueError(f"only a read-out without memory fits behind {place!r}, and {rule.name} is more")
-        known = {h.name for h in self.hypers}
-        hypers = self.hypers + tuple(h for h in rule.hypers if h.name not in known)
-        return replace(self, inserted=(*self.inserted, (place, rule)), hypers=hypers)
+        return _put_behind(self, place, rule)
 
 
 def _rebuild(make: Callable[..., Rule], args: tuple[Any, ...], inserted: tuple[tuple[str, Rule], ...]) -> Rule:
@@ -114,6 +112,14 @@ def _rebuild(make: Callable[..., Rule], args: tuple[Any, ...], inserted: tuple[t
     for place, other in inserted:
         rule = rule.at(place, other)
     return rule
+
+
+@functools.cache
+def _put_behind(rule: Rule, place: str, other: Rule) -> Rule:
+    """Cached, so that equal combinations are one rule and share its compiled kernel."""
+    known = {h.name for h in rule.hypers}
+    hypers = rule.hypers + tuple(h for h in other.hypers if h.name not in known)
+    return replace(rule, inserted=(*rule.inserted, (place, other)), hypers=hypers)
 
 
 @functools.cache
@@ -162,7 +168,10 @@ class Chain:
     @property
     def hypers(self) -> tuple[Hyper, ...]:
         """All hyperparameters, each once."""
-        return tuple({h.name: h for rule in self.rules for h in rule.hypers}.values())
+        by_step_last = sorted(
+            self.rules, key=lambda rule: rule.writes == "step"
+        )  # its default lr is the one that counts
+        return tuple({h.name: h for rule in by_step_last for h in rule.hypers}.values())
 
     @property
     def timed(self) -> bool:
@@ -248,8 +257,8 @@ def chain(*links: Rule | Chain) -> Chain:
 
     Raises:
         TypeError: if a link is neither a rule nor a chain.
-        ValueError: if two rules own a memory of the same name, declare a hyperparameter differently, or if a
-            direction is computed after the weight was written.
+        ValueError: if two rules own a memory of the same name or declare a hyperparameter differently. What only a
+            whole chain can lack (a step, a memory to read out) is refused by the optimizer.
     """
     rules: list[Rule] = []
     for link in links:

@@ -77,7 +77,7 @@ class Hyper:
             return tuple(v == 0 for v in value) if isinstance(value, (tuple, list)) else not value
         if not self.static:
             return None
-        return tuple(value) if isinstance(value, list) else value
+        return _frozen(value)
 
     def check(self, value: Any, owner: str) -> None:
         """Raise ``ValueError`` (or ``TypeError``) naming the argument, the value and what is allowed."""
@@ -116,6 +116,10 @@ class Hyper:
             raise TypeError(f"{owner}: {name} must be an integer in {self.allowed}, got {value!r}")
         if float(value) not in self.allowed:
             raise ValueError(f"{owner}: {name} must be in {self.allowed}, got {value!r}")
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 
 
 @dataclass(frozen=True)

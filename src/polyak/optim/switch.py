@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polyak.optim.checkpoint import _cast
-from polyak.optim.create import get
+from polyak.optim.create import arguments, get
 from polyak.optim.engine import Optimizer
 from polyak.optim.member import STEP
 
@@ -37,8 +37,9 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
     method = get(name)
     groups = []
     for group in optimizer.param_groups:
-        kept = {"params": group["params"], **{k: v for k, v in group.items() if k in _portable(method, group)}}
-        groups.append(kept | {k: v for k, v in hyperparameters.items() if k in {h.name for h in method.hypers}})
+        names = _portable(method, optimizer, group)
+        kept = {"params": group["params"], **{k: v for k, v in group.items() if k in names}}
+        groups.append(kept | _given(method, group, hyperparameters))
     engine = {key: getattr(optimizer, key) for key in _ENGINE} | {"maximize": optimizer.defaults["maximize"]}
     new = method(groups, **{**engine, **hyperparameters})
     with torch.no_grad():
@@ -53,9 +54,19 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
     return new
 
 
-def _portable(method: type[Optimizer], group: dict[str, Any]) -> set[str]:
-    """Options of a group that mean the same in the other method."""
-    names = {"param_names", "initial_lr", "maximize", "use_muon"} & set(group)
+def _given(method: type[Optimizer], group: dict[str, Any], hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """The new values that concern a group: of an auxiliary group those named ``aux_...``, if the method has any."""
+    known = {h.name for h in method.hypers} | {"maximize"}
+    if "aux_lr" in arguments(method) and not group.get("use_muon", True):
+        return {
+            k.removeprefix("aux_"): v for k, v in hyperparameters.items() if k.startswith("aux_") or k == "maximize"
+        }
+    return {k: v for k, v in hyperparameters.items() if k in known}
+
+
+def _portable(method: type[Optimizer], optimizer: Optimizer, group: dict[str, Any]) -> set[str]:
+    """Options of a group that mean the same in the other method, and what schedulers and the user put there."""
+    names = set(group) - {h.name for h in optimizer.declared()} - {"params", "method"}
     for hyper in method.hypers:
         if hyper.name not in group:
             continue

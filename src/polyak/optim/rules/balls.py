@@ -74,7 +74,7 @@ def torque(memory: Tensor, u: Tensor, smoothed: Tensor, rate: Any, c: Context, e
     asks = c.total if everywhere else c.sum
     dot, mm, uu = asks(memory * u, memory * memory, u * u)
     size = mm.sqrt() * uu.sqrt()
-    cosine = torch.where(size > 0, dot / torch.where(size > 0, size, 1.0), 0.0).clamp(-1.0, 1.0).to(smoothed.dtype)
+    cosine = torch.where(size == 0, 0.0, dot / torch.where(size == 0, 1.0, size)).clamp(-1.0, 1.0).to(smoothed.dtype)
     return torch.where(torch.isfinite(cosine), ema(smoothed, cosine, rate), smoothed)
 
 

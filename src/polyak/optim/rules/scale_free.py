@@ -17,12 +17,8 @@ DELTA = Hyper("delta", 0.1, NON_NEGATIVE, "threshold of the cosine test, times 1
 WD_RATIO = Hyper("wd_ratio", 0.1, UNIT, "factor on the weight decay of scale-invariant weights")
 
 
-def _cosine(gw: Tensor, gg: Tensor, ww: Tensor, eps: float = 1e-8) -> Tensor:
+def _cosine(gw: Tensor, gg: Tensor, ww: Tensor, eps: float) -> Tensor:
     return gw.abs() / (gg.sqrt().clamp(min=eps) * ww.sqrt().clamp(min=eps))
-
-
-def _worst(gw: Tensor, gg: Tensor, ww: Tensor, uw: Tensor) -> Tensor:
-    return _cosine(gw, gg, ww)
 
 
 @factory
@@ -41,8 +37,11 @@ def project(eps: float = 1e-8, only_decay: bool = False) -> Rule:
     def scalars(h: Options, t: int) -> dict[str, Any]:
         return {"delta": h["delta"], "wd_ratio": h["wd_ratio"]}
 
+    def worst(gw: Tensor, gg: Tensor, ww: Tensor, uw: Tensor) -> Tensor:
+        return _cosine(gw, gg, ww, eps)
+
     def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
-        r = c.rows(x.g * x.p, x.g * x.g, x.p * x.p, x.u * x.p, worst=_worst)
+        r = c.rows(x.g * x.p, x.g * x.g, x.p * x.p, x.u * x.p, worst=worst)
         columns = x.p.shape[-1]
         _, _, ww_row, uw_row = r.row
         gw, gg, ww, uw = r.whole
