@@ -22,12 +22,12 @@ def stepped(name: str, execution: str, steps: int = 3) -> list[torch.nn.Paramete
 
 
 @pytest.mark.parametrize("name", ["adamw", "cadamw"])
-def test_the_second_step_is_direct_and_equal(name: str) -> None:
+def test_the_second_step_is_direct_and_equal(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_kernels", {})
     compiled, eager = stepped(name, "compiled"), stepped(name, "eager")
     for a, b in zip(compiled, eager, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
-    chain = optim.create(name, [torch.nn.Parameter(torch.ones(2))])._planned()[0].chain
-    made = [kernel for key, kernel in kernels._kernels.items() if key[0] == chain and kernel._compiled is not None]
+    made = [kernel for kernel in kernels._kernels.values() if kernel._compiled is not None]
     assert made
     assert all(kernel._direct is not None for kernel in made)
 
