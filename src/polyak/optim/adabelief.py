@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any, ClassVar, Literal
 
-import torch
-from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
@@ -105,10 +103,6 @@ class AdaBelief(Optimizer):
         if group["eps"] == 0:
             warnings.warn("AdaBelief: eps = 0 divides by zero once g equals its average", UserWarning, stacklevel=5)
 
-    @torch.no_grad()
     def reset(self) -> None:
         """Zero all memories and counters."""
-        for state in self.state.values():
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
+        self._forget()

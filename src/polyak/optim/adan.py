@@ -5,8 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import ClassVar
 
-import torch
-from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Unpack
 
@@ -105,10 +103,6 @@ class Adan(Optimizer):
                 stacklevel=5,
             )
 
-    @torch.no_grad()
     def restart(self) -> None:
         """Forget all memories and counters, as the paper's restart condition asks; the next step is a first step."""
-        for state in self.state.values():
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
+        self._forget()

@@ -236,6 +236,14 @@ class Optimizer(torch.optim.Optimizer):
         """Read-outs of the step that the gradients present now would give, by parameter; see :mod:`diagnose`."""
         return diagnose.read(self._current_plans())
 
+    @torch.no_grad()
+    def _forget(self) -> None:
+        """Zero all memories and counters."""
+        for state in self.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+
     def state_bytes(self) -> int:
         """Bytes of optimizer state on this rank."""
         return checkpoint.state_bytes(self)

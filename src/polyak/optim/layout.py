@@ -93,9 +93,8 @@ class Unit:
             return self
         found = self._runs.get((start, stop))
         if found is None:
-            if len(self._runs) >= 64 + 4 * len(
-                self.members
-            ):  # gradients that miss in ever new patterns must not grow it for ever
+            # gradients that miss in ever new patterns must not grow it for ever
+            if len(self._runs) >= 64 + 4 * len(self.members):
                 self._runs.clear()
             ends = [0]
             for member in self.members:
