@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyak.memory import beta_of_half_life, debias, ema, half_life, heavy_ball
+from polyak.memory import beta_of_half_life, debias, ema, ema_, half_life, heavy_ball
 
 finite = st.floats(-1e6, 1e6)
 betas = st.floats(0.0, 0.999999)
@@ -30,6 +30,33 @@ def test_ema_is_the_convex_combination(old, new, rate):
 def test_ema_of_rate_zero_is_the_past_bit_for_bit():
     past = torch.randn(50)
     assert torch.equal(ema(past, torch.randn(50), 0.0), past)
+
+
+def test_ema_in_place_is_ema_in_the_dtype_of_each_average():
+    torch.manual_seed(0)
+    averages = [torch.randn(5), torch.randn(2, 3).bfloat16(), torch.randn(4), torch.randn(3, dtype=torch.complex64)]
+    values = [torch.randn(5), torch.randn(2, 3).bfloat16(), torch.randn(4).bfloat16(), torch.randn(3) + 1j]
+    expected = [torch.lerp(a, v.to(a.dtype), 0.125) for a, v in zip(averages, values, strict=True)]
+    ema_(averages, values, 0.125)
+    for average, wanted in zip(averages, expected, strict=True):
+        torch.testing.assert_close(average, wanted)
+
+
+def test_ema_in_place_at_the_ends_is_exact_and_absorbs_nothing_it_should_not():
+    average, value = torch.tensor([1.0, math.inf, 0.1]), torch.tensor([2.0, 3.0, math.nan])
+    before = average.clone()
+    ema_([average], [value], 0.0)
+    assert torch.equal(average, before)
+    ema_([average], [value.nan_to_num(7.0)], 1.0)
+    assert average.tolist() == [2.0, 3.0, 7.0]
+
+
+def test_ema_in_place_refuses_what_does_not_pair():
+    average = torch.ones(2)
+    for arguments in [([average], [], 0.5), ([average], [average], 1.5), ([average], [average], math.nan)]:
+        with pytest.raises(ValueError, match=r"values|rate"):
+            ema_(*arguments)
+    assert average.tolist() == [1.0, 1.0]
 
 
 @given(betas, finite)

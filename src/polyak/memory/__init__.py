@@ -10,7 +10,7 @@
 Nothing here holds state, reads or writes files, or draws random numbers.
 """
 
-from polyak.memory.averages import beta_of_half_life, debias, ema, half_life, heavy_ball
+from polyak.memory.averages import beta_of_half_life, debias, ema, ema_, half_life, heavy_ball
 from polyak.memory.geometry import agreement, cosine, dot, norm, project, reject, rms, sign_times_magnitude
 from polyak.memory.history import push, ring_in_order, ring_valid_count, ring_write, ring_write_truncating
 from polyak.memory.matrix import COEFFICIENTS, CoefficientSet, as_matrix, newton_schulz, polar
@@ -47,6 +47,7 @@ __all__ = [
     "debias",
     "dot",
     "ema",
+    "ema_",
     "factorize",
     "gamma_of_sigma_rel",
     "half_life",

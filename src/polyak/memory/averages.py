@@ -11,7 +11,9 @@ for the outside.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from polyak.memory._check import require
@@ -35,6 +37,37 @@ def ema(average: Tensor, value: Tensor, rate: float | Tensor) -> Tensor:
         The new average, a new tensor.
     """
     return average + rate * (value - average)
+
+
+@torch.no_grad()
+def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], rate: float) -> None:
+    r"""Move many averages towards their values **in place**: :func:`ema` for the tensors of a whole model.
+
+    Computed in each average's dtype, so that float32 averages of bfloat16 weights keep differences below bfloat16's
+    resolution. ``rate = 0`` leaves the averages and ``rate = 1`` copies the values, both bit for bit.
+
+    Args:
+        averages: the averages so far, floating or complex.
+        values: the new signals, one for each average, of its shape; of any floating (complex) dtype.
+        rate: weight of the new values, in [0, 1].
+
+    Raises:
+        ValueError: if ``rate`` is out of range or the two lists differ in length. Nothing has been changed then.
+    """
+    require(0.0 <= rate <= 1.0, "rate", rate, "in [0, 1]")
+    require(len(averages) == len(values), "values", f"{len(values)} tensors", f"as many as averages ({len(averages)})")
+    if rate == 0.0 or not averages:
+        return
+    if rate == 1.0:
+        torch._foreach_copy_(list(averages), list(values))
+        return
+    pairs = list(zip(averages, values, strict=True))
+    same = [(a, v) for a, v in pairs if a.dtype == v.dtype]
+    if same:
+        torch._foreach_lerp_([a for a, _ in same], [v for _, v in same], rate)
+    for average, value in pairs:
+        if average.dtype != value.dtype:
+            average.lerp_(value.to(average.dtype), rate)
 
 
 def heavy_ball(memory: Tensor, value: Tensor, momentum: float | Tensor, gain: float | Tensor = 1.0) -> Tensor:
