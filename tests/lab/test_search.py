@@ -4,11 +4,12 @@ import pytest
 from torch import nn
 
 from polyak import optim
-from polyak.lab.search import arguments, settings
-from polyak.optim.spec import Choice, Range
+from polyak.lab.search import settings
+from polyak.optim.spec import UNIT, Choice, Hyper, Range
 
 
-class Method:
+class Method(optim.AdamW):
+    hypers = (*optim.AdamW.hypers, Hyper("alpha", 0.25, UNIT))
     search_space = {
         "lr": Range(1e-4, 1e-1),
         "alpha": Range(0.0, 1.0, log=False),
@@ -21,10 +22,6 @@ class Method:
 
 def test_trial_0_is_the_published_defaults():
     assert settings(Method, 1) == [{"lr": 1e-3, "alpha": 0.25, "betas": (0.9, 0.99)}]
-
-
-def test_arguments_are_those_of_the_constructor():
-    assert arguments(Method) == {"lr": 1e-3, "alpha": 0.25, "betas": (0.9, 0.99), "eps": 1e-8}
 
 
 def test_a_larger_budget_begins_with_the_smaller_one():

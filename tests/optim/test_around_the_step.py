@@ -238,6 +238,15 @@ def test_a_step_inside_autocast_is_exact() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
 
+def test_diagnostics_inside_autocast_are_those_outside() -> None:
+    p = nn.Parameter(torch.randn(16, 16))
+    p.grad = torch.randn(16, 16)
+    optimizer = Muon([p])
+    outside = optimizer.diagnostics()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert optimizer.diagnostics() == outside
+
+
 def test_explain_names_paths_and_reasons(monkeypatch: pytest.MonkeyPatch) -> None:
     params = [nn.Parameter(torch.zeros(s)) for s in ((300, 200), (5,), (5,), (1,))]
     text = SGD([{"params": params[:2]}, {"params": params[2:]}], execution="compiled").explain()

@@ -270,3 +270,34 @@ def test_a_rule_of_a_user(execution: Any) -> None:
         torch.testing.assert_close(optimizer.state[p]["slow"], m, rtol=1e-10, atol=1e-12)
     assert optimizer.diagnostics().keys() == {f"parameter {i} of group 0" for i in range(4)}
     assert optimizer.param_groups[0]["method"] == "decay_decoupled+unit_momentum+descend"
+
+
+@factory
+def shared_length(name: str, least_dims: int) -> Rule:
+    """Divide the direction by its length over all tensors that the rule applies to."""
+
+    def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
+        return x.but(u=x.u / c.total(x.u.square()).sqrt().to(x.u.dtype)), {}
+
+    return Rule(name, update, applies=lambda shape: len(shape) >= least_dims)
+
+
+@pytest.mark.parametrize("execution", ["eager", "batched"])
+@pytest.mark.parametrize("matrices_first", [True, False])
+def test_a_total_waits_for_tensors_that_have_other_questions_before_it(execution, matrices_first):
+    """The vector asks for one total, the matrix for two; the one that both ask for is over both."""
+    links = [shared_length("matrices", 2), shared_length("all", 0)]
+    rules_in_order = links if matrices_first else links[::-1]
+    matrix, vector = random(3, (3, 4), (5,))
+    params = [nn.Parameter(torch.zeros_like(t)) for t in (matrix, vector)]
+    params[0].grad, params[1].grad = matrix, vector
+    Optimizer(params, chain(*rules_in_order, rules.descend()), lr=1.0, execution=execution).step()
+    if matrices_first:
+        u = matrix / matrix.norm()
+        length = torch.sqrt(u.square().sum() + vector.square().sum())
+        expected = u / length, vector / length
+    else:
+        length = torch.sqrt(matrix.square().sum() + vector.square().sum())
+        expected = matrix / matrix.norm(), vector / length
+    for p, u in zip(params, expected, strict=True):
+        torch.testing.assert_close(-p.detach(), u, rtol=1e-12, atol=0)

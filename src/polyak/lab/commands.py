@@ -13,13 +13,14 @@ from rich import box
 from rich.table import Table
 
 from polyak import optim
-from polyak.lab import search, terminal
+from polyak.lab import terminal
 from polyak.lab.comparison import check_report_path, plan, write_report
 from polyak.lab.comparison import compare as run_comparison
 from polyak.lab.errors import BadInput
 from polyak.lab.problems import BUILTIN
 from polyak.lab.store import Store
 from polyak.lab.table import number, setting
+from polyak.optim.create import arguments
 from polyak.optim.spec import Choice, Hyper, Range
 
 METHODS = "sgd,adamw,adan,lion,muon,cadamw"
@@ -138,13 +139,9 @@ def show(name: Annotated[str, typer.Argument(help="A method, see `polyak list`."
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("argument", "default", "allowed", "tuned over", "meaning"):
         made.add_column(heading)
-    hypers = {hyper.name: hyper for hyper in method.hypers}
-    for argument, default in search.arguments(method).items():
-        # the arguments of a method's auxiliary groups are checked by what their rules declare
-        hyper = hypers.get(argument) or hypers.get(argument.removeprefix("aux_"))
+    for argument, hyper in arguments(method).items():
         searched = _dimension(method.search_space.get(argument))
-        meaning = f"{hyper.doc}{'' if argument in hypers else ', auxiliary groups'}" if hyper else ""
-        made.add_row(argument, str(default), _allowed(hyper) if hyper else "", searched, meaning)
+        made.add_row(argument, str(hyper.default), _allowed(hyper), searched, hyper.doc)
     out.print(made)
     out.print(f"state: {method.state_bytes_per_parameter():g} bytes per float32 parameter ({method.memories})")
     out.print(f"verified by: {', '.join(method.vectors) or 'no vectors'}", markup=False)

@@ -9,12 +9,12 @@ when the budget grows.
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from polyak.lab.errors import require
+from polyak.optim.create import arguments
 from polyak.optim.engine import Optimizer
 from polyak.optim.spec import Choice, Range, SearchSpace
 
@@ -26,14 +26,8 @@ Setting = dict[str, Any]
 def settings(method: type[Optimizer], trials: int) -> list[Setting]:
     """The hyperparameters of trials ``0 .. trials - 1`` of a method."""
     defaults = arguments(method)
-    published = {name: defaults[name] for name in method.search_space}
+    published = {name: defaults[name].default for name in method.search_space}
     return [published, *_sobol(method.search_space, trials - 1)]
-
-
-def arguments(method: type[Optimizer]) -> Setting:
-    """The arguments of a method's constructor after the parameters, with their defaults."""
-    listed = list(inspect.signature(method).parameters.values())[1:]
-    return {argument.name: argument.default for argument in listed if argument.kind is not argument.VAR_KEYWORD}
 
 
 def _sobol(space: SearchSpace, count: int) -> list[Setting]:

@@ -152,13 +152,13 @@ def _memories(
         raise ValueError(f"{where}: {owner} keeps {sorted(slots)}; the state_dict has extra {extra}, lacks {missing}")
     for name, slot in slots.items():
         if name in present:
-            yield name, _cast(slot, p, present[name], where)
+            yield name, cast_memory(slot, p, present[name], where)
     if chain.timed:
         # torch's SGD keeps no counter: a momentum buffer tells that a step was made
         yield STEP, torch.tensor(float(present.get(STEP, 1.0 if present else 0.0)))
 
 
-def _cast(slot: Slot, p: Tensor, value: Any, where: str) -> Tensor:
+def cast_memory(slot: Slot, p: Tensor, value: Any, where: str) -> Tensor:
     """A copy in the dtype of its slot, on the parameter's device, a DTensor for a DTensor."""
     shape = p.shape if slot.shape == "param" else torch.Size(())
     value = torch.as_tensor(value)

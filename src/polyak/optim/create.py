@@ -63,7 +63,8 @@ def arguments(method: type[Optimizer]) -> dict[str, Hyper]:
         if parameter.kind is not inspect.Parameter.VAR_KEYWORD:
             name = parameter.name
             hyper = declared.get(name) or declared[name.removeprefix("aux_")]
-            found[name] = replace(hyper, name=name, default=parameter.default)
+            doc = hyper.doc if name in declared else f"{hyper.doc}, auxiliary groups"
+            found[name] = replace(hyper, name=name, default=parameter.default, doc=doc)
     return found
 
 

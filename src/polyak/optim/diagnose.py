@@ -35,7 +35,7 @@ class Look(Pass):
         notes: dict[str, Tensor] = {}
         x, _, _ = kernels.evaluate(
             unit.chain, self.names, self.mode.maximize, weights, unit.gradients(grads), tuple(unit.columns_of()),
-            self.scalars, answers, unit.count if unit.width else None, notes,
+            self.scalars, answers, unit.count, notes,
         )  # fmt: skip
         notes["update_rms"] = (x.w - weights).square().mean().sqrt()
         self.figures = {name: value.double().mean() for name, value in notes.items()}

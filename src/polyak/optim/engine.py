@@ -234,7 +234,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def diagnostics(self) -> dict[str, dict[str, float]]:
         """Read-outs of the step that the gradients present now would give, by parameter; see :mod:`diagnose`."""
-        return diagnose.read(self._current_plans())
+        plans = self._current_plans()
+        with _without_autocast(plans):
+            return diagnose.read(plans)
 
     @torch.no_grad()
     def _forget(self) -> None:

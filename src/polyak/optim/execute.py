@@ -34,8 +34,18 @@ class Waiting:
     """A unit that waits for the others' part of an answer."""
 
     unit: Unit
-    question: Question
+    level: int
     terms: tuple[Tensor, ...]
+
+    @property
+    def question(self) -> Question:
+        """What it waits for."""
+        return self.unit.questions[self.level]
+
+    @property
+    def is_total(self) -> bool:
+        """Whether the answer needs all units, not only the ranks that share this one."""
+        return self.question.kind == "total"
 
 
 Run = Generator[Waiting, Any, None]
@@ -64,13 +74,14 @@ class Pass:
     ) -> list[Any]:
         """The kernel on the whole arrays, or chunk by chunk."""
         unit = self.unit
-        count = unit.count if unit.width else None
         if self.whole:
-            return [kernel(self.compiled, p, g, tuple(memories), self.scalars, answers, count)] if unit.numel else []
+            return (
+                [kernel(self.compiled, p, g, tuple(memories), self.scalars, answers, unit.count)] if unit.numel else []
+            )
         results = []
         for c in unit.chunks():
             part = tuple(m[c] for m in memories)
-            sizes = None if count is None else count[c]
+            sizes = None if unit.count is None else unit.count[c]
             results.append(kernel(False, p[c], g[c], part, self.scalars, _cut(answers, c), sizes))
         return results
 
@@ -91,10 +102,9 @@ class Pass:
         self._each(kernel, p, g, memories, answers)
         unit.keep_columns(memories)
         unit.scatter(p)
-        if self.compiled and not unit.questions and not unit.has_scalars:
-            count = unit.count if unit.width else None
-            if unit.array is not None or p is unit.gathered:
-                unit.prepared[self.mode] = kernel.prepared(p, g, tuple(memories), self.scalars, answers, count)
+        stays = unit.array is not None or p is unit.gathered
+        if self.compiled and stays and not unit.questions and not unit.has_scalars:
+            unit.prepared[self.mode] = kernel.prepared(p, g, tuple(memories), self.scalars, answers, unit.count)
 
 
 def _cut(answers: Answers, c: slice) -> Answers:
@@ -115,7 +125,7 @@ def run(one: Pass, grads: Sequence[Tensor] | None) -> Run:
     for level, question in enumerate(unit.questions):
         terms = one.collect(level, grads, answers) if grads is not None else ()
         if question.kind == "total" or unit.sharded:
-            answer = yield Waiting(unit, question, terms)
+            answer = yield Waiting(unit, level, terms)
             answers += (_localize(unit, question, terms, answer) if grads is not None else (),)
         else:
             answers += (_answer(unit, question, terms),)
@@ -140,7 +150,7 @@ def _spread(
     unit: Unit, question: Question, terms: tuple[Tensor, ...], sums: Sequence[Tensor], worst: Tensor | None
 ) -> Any:
     """Sums per member -> columns that kernels can broadcast."""
-    dtype = unit.count.dtype
+    dtype = kernels.high(unit.values[0].dtype)
     if question.kind == "mean":
         sums = [s / unit.sizes for s in sums]
     whole = tuple(unit.spread(s).to(dtype) for s in sums)
@@ -166,15 +176,23 @@ def drive(runs: Sequence[Run]) -> None:
     """
     waiting = [(r, w) for r in runs if (w := next(r, None)) is not None]
     while waiting:
-        now = [(r, w) for r, w in waiting if w.question.kind != "total"]
-        later = [(r, w) for r, w in waiting if w.question.kind == "total"] if now else []
-        ready = now or waiting
-        answers = _over_ranks([w for _, w in ready]) if now else _over_all([w for _, w in ready])
-        waiting = later
+        totals = all(w.is_total for _, w in waiting)
+        held = _still_to_come([w for _, w in waiting]) if totals else {w.question for _, w in waiting if w.is_total}
+        ready = [(r, w) for r, w in waiting if w.question not in held]
+        waiting = [(r, w) for r, w in waiting if w.question in held]
+        answers = (_over_all if totals else _over_ranks)([w for _, w in ready])
         for (r, _), answer in zip(ready, answers, strict=True):
             following = _send(r, answer)
             if following is not None:
                 waiting.append((r, following))
+
+
+def _still_to_come(waiting: Sequence[Waiting]) -> set[Question]:
+    """Totals that cannot be added up yet, since a unit that waits for another question comes to them later."""
+    stages = {(w.unit.questions, w.level) for w in waiting}
+    later = {q for questions, level in stages for q in questions[level + 1 :] if q != questions[level]}
+    # chains that ask in opposite orders would wait for each other for ever
+    return later if any(w.question not in later for w in waiting) else set()
 
 
 def _send(r: Run, answer: Any) -> Waiting | None:

@@ -51,6 +51,7 @@ class Unit:
         self.kernels: dict[Any, Any] = {}
         self.prepared: dict[Any, Any] = {}
         self._runs: dict[tuple[int, int], Unit] = {}
+        self.count: Tensor | None = None  # elements of a row's whole tensor, as a column
         if self.width:
             self._index_rows()
 

@@ -104,8 +104,8 @@ class Muon(Optimizer):
         hypers.choice("conv_mode", "flatten", ("flatten", "batched"), "how a convolution becomes matrices"),
         hypers.choice("conv_scale", "matrix", ("matrix", "kernel"), "dimensions that the scale is taken from"),
         Hyper("split_sizes", None, SIZES, "rows of fused blocks", optional=True, static=True),
-        Hyper("betas", (0.9, 0.95), HALF_OPEN_UNIT, "AdamW's retention rates, in auxiliary groups"),
-        Hyper("eps", 1e-10, NON_NEGATIVE, "AdamW's eps, in auxiliary groups"),
+        Hyper("betas", (0.9, 0.95), HALF_OPEN_UNIT, "AdamW's retention rates"),
+        Hyper("eps", 1e-10, NON_NEGATIVE, "AdamW's eps"),
         hypers.choice("aux_eps_form", "after", ("after", "before"), "AdamW's eps after or before bias correction"),
     )
     search_space: ClassVar[SearchSpace] = {

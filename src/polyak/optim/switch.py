@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyak.optim.checkpoint import _cast
+from polyak.optim.checkpoint import cast_memory
 from polyak.optim.create import arguments, get
 from polyak.optim.engine import Optimizer
 from polyak.optim.member import STEP
@@ -87,6 +87,6 @@ def _carry_memories(old: Optimizer, new: Optimizer) -> None:
             for slot in chain.for_shape(p.shape).slots:
                 value = before.get(slot.name)
                 if isinstance(value, Tensor) and slot.name in after and value.shape == after[slot.name].shape:
-                    after[slot.name].copy_(_cast(slot, p, value, slot.name))
+                    after[slot.name].copy_(cast_memory(slot, p, value, slot.name))
             if STEP in before and STEP in after:
                 after[STEP].copy_(before[STEP])
