@@ -17,6 +17,7 @@ from polyak.optim.direct import Prepared
 from polyak.optim.member import Member
 
 CHUNK = 20 * 1024  # elements of a run: what is gathered and computed for one stays in cache
+MOST_RUNS = 8  # parts of a unit that are kept, for when the same gradients miss again; each holds an index of its rows
 SLICE = 12 * 1024  # elements at a time without a compiler, where every operation makes an array
 
 
@@ -94,8 +95,7 @@ class Unit:
             return self
         found = self._runs.get((start, stop))
         if found is None:
-            # gradients that miss in ever new patterns must not grow it for ever
-            if len(self._runs) >= 64 + 4 * len(self.members):
+            if len(self._runs) == MOST_RUNS:
                 self._runs.clear()
             ends = [0]
             for member in self.members:

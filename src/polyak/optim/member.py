@@ -11,6 +11,7 @@ from polyak.optim.context import Question
 from polyak.optim.rule import Chain
 
 SMALL = 16 * 1024  # elements up to which copying a tensor costs less than a kernel call of its own
+LONGEST_ROW = 4096  # elements: rows of a chain that only sums over tensors are cut where it likes
 STEP = "step"
 
 
@@ -76,12 +77,9 @@ class Member:
             return 1
         if any(q.kind == "rows" for q in self.questions):
             return n // shape[0]
-        if n > SMALL and len(shape) > 1 and shape[0] > 1 and n // shape[0] > 1:
-            return n // shape[0]
-        for width in (64, 16, 4):
-            if n % width == 0 and n > width:
-                return width
-        return n
+        # few widths for small tensors, so that many go together; long rows for large ones, so that columns stay short
+        widths = (64, 16, 4) if n <= SMALL else range(LONGEST_ROW, 1, -1)
+        return next((width for width in widths if n % width == 0 and n > width), n)
 
     def is_direct(self) -> bool:
         """Whether kernels work on the weight in place."""
@@ -90,7 +88,7 @@ class Member:
         if any(q.kind == "matrix" for q in self.questions):
             return self.value.is_contiguous()
         strides = self.value.stride()
-        return not self.in_rows or len(strides) == 0 or strides[0] == max(strides)
+        return not any(q.kind == "rows" for q in self.questions) or strides[0] == max(strides)
 
     def stack_key(self) -> tuple[Any, ...]:
         """Tensors of equal key may share a run."""
