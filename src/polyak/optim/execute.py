@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from polyak.optim.rule import Chain
 from polyak.optim.sharding import ShardedSums, matrix_of_shards, sums_of_shards
 
 
-@dataclass(frozen=True)
-class Mode:
+class Mode(NamedTuple):
     """How units run: ``compiled`` kernels, else plain; ``whole`` arrays, else in chunks."""
 
     compiled: bool

@@ -43,6 +43,7 @@ class Unit:
         self.memories = [m if s.shape == "scalar" else self._array(m) for s, m in zip(slots, memories, strict=True)]
         self.array = self._array(self.values[0]) if direct else None
         self.flats = [v.view(-1) for v in self.values] if all(v.is_contiguous() for v in self.values) else None
+        self.device, self.strides = self.values[0].device, self.values[0].stride()
         self.has_scalars = any(slot.shape == "scalar" for slot in slots)
         self.scratch: Tensor | None = None
         self.gathered: Tensor | None = None
@@ -122,9 +123,9 @@ class Unit:
         """The gradients as an array whose elements pair with those of the weights."""
         if not self.direct:
             return self._array(flatten(grads))
-        g, value = grads[0], self.values[0]
-        if g.stride() != value.stride():
-            g = torch.empty_like(value, dtype=g.dtype).copy_(g)
+        g = grads[0]
+        if g.stride() != self.strides:
+            g = torch.empty_like(self.values[0], dtype=g.dtype).copy_(g)
         return self._array(g.resolve_neg())
 
     def scatter(self, weights: Tensor) -> None:
@@ -138,14 +139,23 @@ class Unit:
             torch._foreach_copy_(self.values, list(parts))
 
     def run_prepared(self, call: Prepared, grads: Sequence[Tensor], scalars: Tensor) -> bool:
-        """The whole step by a prepared call; False if the gradient has another dtype than the call was made for."""
-        g = self.gradients(grads)
-        if g.dtype != call.dtype:
+        """The whole step by a prepared call; False if the gradients are not as they were when the call was made."""
+        g = self._bare_gradients(grads)
+        if g is None or g.dtype is not call.dtype:
             return False
         weights = self.weights()
         call(g, scalars)
         self.scatter(weights)
         return True
+
+    def _bare_gradients(self, grads: Sequence[Tensor]) -> Tensor | None:
+        """As :meth:`gradients` with one view, for a graph; None if it takes more than that."""
+        if not self.direct:
+            return flatten(grads).view(self.shape)
+        g = grads[0]
+        if g.stride() != self.strides or g.is_neg():
+            return None
+        return g.as_strided(self.shape, (self.width, 1) if self.width else (1,))
 
     def use_scratch(self, scratch: Tensor) -> None:
         """Gather the weights into ``scratch``, which units share, since they run one after the other."""

@@ -126,16 +126,17 @@ class GroupPlan:
         """This step's runs: every unit, cut where gradients are missing or counters differ."""
         times = self.steps.tolist() if self.steps is not None else [0.0] * len(self.members)
         uniform = self.complete and len(set(times)) <= 1
+        present = self.grads
         known: dict[Any, tuple[list[list[str]], Tensor]] = {}
         for unit in self.units:
             whole = ((unit, int(times[0]) + 1),) if uniform else self._parts(unit, times)
             for part, t in whole:
-                grads = [g for i in part.indices if (g := self.grads[i]) is not None]
+                grads = [g for i in part.indices if (g := present[i]) is not None]
                 if not grads and not part.sharded:
                     continue
-                key = (part.chain, t, part.values[0].device)
+                key = (id(part.chain), t, part.device)
                 if key not in known:
-                    known[key] = coefficients(part.chain, self.group, t, part.values[0].device)
+                    known[key] = coefficients(part.chain, self.group, t, part.device)
                 names, scalars = known[key]
                 ready = part.prepared.get(mode)
                 if ready is not None and grads and part.run_prepared(ready, grads, scalars):
