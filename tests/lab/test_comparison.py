@@ -190,7 +190,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(here):
     assert "the same command goes on" in output and "Traceback" not in output
     assert not (here / "report.html").exists()
     runs = stored()
-    assert runs and all(run.status == "finished" for run in runs)  # claims were given back
+    assert runs and {run.status for run in runs} <= {"finished", "diverged"}  # claims were given back
 
 
 def test_two_commands_on_one_store_share_the_work(here):
