@@ -47,7 +47,7 @@ def _look(plan: GroupPlan, member: Member) -> Look:
         for slot in member.chain.slots
     ]
     unit = stand_in(Unit([member], memories, direct=member.is_direct()))
-    t = int(plan.steps[member.index]) + 1 if plan.steps is not None else 1
+    t = int(plan.times[member.index]) + 1 if plan.times is not None else 1
     names, scalars = coefficients(member.chain, plan.group, t, member.value.device)
     return Look(unit, names, scalars, Mode(compiled=False, whole=True, maximize=bool(plan.group["maximize"])))
 

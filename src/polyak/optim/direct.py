@@ -103,14 +103,25 @@ class Prepared:
         for i in self.at_g + self.at_scalars:
             inputs[i] = None  # nothing of this step is kept alive
 
-    def __call__(self, g: Tensor, scalars: Tensor) -> None:
+    def bound(self, g: Tensor, scalars: Tensor) -> list[Any]:
+        """The inputs of one call of ``run``."""
         inputs = self.inputs.copy()
         for i in self.at_g:
             inputs[i] = g
         for i in self.at_scalars:
             inputs[i] = scalars
-        self.run(inputs)
+        return inputs
+
+    def __call__(self, g: Tensor, scalars: Tensor) -> None:
+        self.run(self.bound(g, scalars))
         increment_version(self.written)
+
+
+def call_all(calls: Sequence[tuple[Prepared, list[Any]]]) -> None:
+    """Run bound calls, with nothing in between: a kernel sweeps the caches, and Python is slow to start again."""
+    for call, inputs in calls:
+        call.run(inputs)
+    increment_version([t for call, _ in calls for t in call.written])
 
 
 class Watch:

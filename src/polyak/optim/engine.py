@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from typing import Any, ClassVar, Literal, TypedDict, overload
 
 import torch
@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
 from polyak.optim import checkpoint, diagnose, kernels
-from polyak.optim.execute import Mode, drive
+from polyak.optim.execute import drive
 from polyak.optim.plan import GroupPlan
 from polyak.optim.rule import Chain, Options, check_complete
 from polyak.optim.spec import Hyper, Paper, SearchSpace
@@ -162,19 +162,21 @@ class Optimizer(torch.optim.Optimizer):
             for stranger in [p for p in self.state if id(p) not in listed]:  # state_dict() would stumble over it
                 del self.state[stranger]
             self._elements = sum(p.numel() for group in self.param_groups for p in group["params"])
-            self._plans = [GroupPlan(self, i) for i in range(len(self.param_groups))]
+            chosen, _ = self._chosen()
+            self._plans = [GroupPlan(self, i, chosen) for i in range(len(self.param_groups))]
             self._states = [*map(id, self.state.values())]
         return self._plans
 
     def _current_plans(self) -> list[GroupPlan]:
         """Plans that describe the optimizer as it is now, with the gradients read."""
         plans = self._planned()
+        chosen, _ = self._chosen()
         moved = self._states != [*map(id, self.state.values())]
-        if moved or any([not plan.refresh() for plan in plans]):  # a list: every plan looks at its gradients
+        if moved or any([not plan.refresh(chosen) for plan in plans]):  # a list: every plan looks at its gradients
             self._plans = None
             plans = self._planned()
             for plan in plans:
-                plan.refresh()
+                plan.refresh(chosen)
         return plans
 
     @overload
@@ -199,17 +201,10 @@ class Optimizer(torch.optim.Optimizer):
         if self.check_finite:
             diagnose.refuse_non_finite(plans)
         with _without_autocast(plans):
-            drive([r for plan in plans for r in plan.runs(self._mode(plan))])
+            drive([r for plan in plans for r in plan.runs()])
         for plan in plans:
             plan.count_step()
         return loss
-
-    def _mode(self, plan: GroupPlan) -> Mode:
-        chosen = self._chosen()[0]
-        return Mode(chosen == "compiled", chosen == "eager", bool(plan.group["maximize"]))
-
-    def _gathers(self) -> bool:
-        return self._chosen()[0] != "eager"
 
     def _chosen(self) -> tuple[str, str]:
         """The execution in force, and why."""
@@ -308,10 +303,9 @@ def _listed(group: Any) -> Iterator[Any]:
     return iter(params)
 
 
-@contextmanager
-def _without_autocast(plans: list[GroupPlan]) -> Iterator[None]:
+def _without_autocast(plans: list[GroupPlan]) -> ExitStack:
     """A step inside an autocast region must not compute in bfloat16."""
-    with ExitStack() as off:
-        for device in {d for plan in plans for d in plan.devices if torch.is_autocast_enabled(d)}:
-            off.enter_context(torch.autocast(device, enabled=False))
-        yield
+    off = ExitStack()
+    for device in {d for plan in plans for d in plan.devices if torch.is_autocast_enabled(d)}:
+        off.enter_context(torch.autocast(device, enabled=False))
+    return off

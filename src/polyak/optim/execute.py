@@ -6,6 +6,7 @@ over the ranks that hold a sharded tensor); then it waits until all are there an
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
@@ -231,5 +232,5 @@ def coefficients(chain: Chain, options: Any, t: int, device: torch.device) -> tu
     flat = [value for values in by_rule for value in values.values()]
     if any(isinstance(v, Tensor) for v in flat):  # a tensor lr on an accelerator: no reading it here
         return names, torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).reshape(()) for v in flat])
-    packed = torch.tensor(flat or [0.0], dtype=torch.float64)
+    packed = torch.frombuffer(array("d", flat or [0.0]), dtype=torch.float64)
     return names, packed if device.type == "cpu" else packed.to(device, non_blocking=True)

@@ -138,21 +138,19 @@ class Unit:
             parts = torch._utils._unflatten_dense_tensors(weights.view(-1), self.values)
             torch._foreach_copy_(self.values, list(parts))
 
-    def run_prepared(self, call: Prepared, grads: Sequence[Tensor], scalars: Tensor) -> bool:
-        """The whole step by a prepared call; False if the gradients are not as they were when the call was made."""
-        g = self._bare_gradients(grads)
-        if g is None or g.dtype is not call.dtype:
-            return False
+    def step_gathered(self, call: Prepared, g: Tensor, scalars: Tensor) -> None:
+        """The whole step of gathered members by a prepared call."""
         weights = self.weights()
         call(g, scalars)
         self.scatter(weights)
-        return True
 
-    def _bare_gradients(self, grads: Sequence[Tensor]) -> Tensor | None:
-        """As :meth:`gradients` with one view, for a graph; None if it takes more than that."""
+    def bare_gradients(self, grads: Sequence[Tensor], dtype: torch.dtype) -> Tensor | None:
+        """As :meth:`gradients` with one view, for a graph; None if it takes more than that, or has another dtype."""
+        g = grads[0] if self.direct else flatten(grads)
+        if g.dtype is not dtype:
+            return None
         if not self.direct:
-            return flatten(grads).view(self.shape)
-        g = grads[0]
+            return g.view(self.shape)
         if g.stride() != self.strides or g.is_neg():
             return None
         return g.as_strided(self.shape, (self.width, 1) if self.width else (1,))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from operator import attrgetter, is_, itemgetter
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from polyak.optim import kernels
+from polyak.optim.direct import Prepared, call_all
 from polyak.optim.execute import Mode, Pass, Run, coefficients, run
 from polyak.optim.layout import Unit
 from polyak.optim.member import STEP, Member, local, pointer_of
@@ -32,14 +34,15 @@ class GroupPlan:
     were; :meth:`refresh` checks it every step, and a plan that is not good is made anew from ``optimizer.state``.
     """
 
-    def __init__(self, optimizer: Optimizer, index: int) -> None:
+    def __init__(self, optimizer: Optimizer, index: int, execution: str) -> None:
         self.group: dict[str, Any] = optimizer.param_groups[index]
         self.index = index
         self.optimizer = optimizer
         self.chain = optimizer.chain_of(self.group)
-        self.gathers = optimizer._gathers()
+        self.gathers = execution != "eager"
+        self.mode = self._mode(execution)
         self.members = self._find_members()
-        self.steps = self._adopt_steps() if self.chain.timed else None
+        self.times = self._adopt_times() if self.chain.timed else None
         units = build_units([m for m in self.members if m.numel or m.sharded], self.gathers)
         # in the order of the parameters on every rank, since a shard may be large on one and small on another
         self.units = [stand_in(u) for u in sorted(units, key=lambda u: u.members[0].index)]
@@ -70,14 +73,20 @@ class GroupPlan:
             members.append(member)
         return members
 
-    def _adopt_steps(self) -> Tensor:
-        """One CPU buffer for all counters; ``state[p]["step"]`` is a view of it, as 0-d float32 like torch's."""
-        steps = torch.zeros(len(self.members), dtype=torch.float32)
-        for i, member in enumerate(self.members):
-            if STEP in member.state:
-                steps[i] = float(member.state[STEP])
-            member.state[STEP] = steps[i]
-        return steps
+    def _mode(self, execution: str) -> Mode:
+        return Mode(execution == "compiled", execution == "eager", bool(self.group["maximize"]))
+
+    def _adopt_times(self) -> array[float]:
+        """One array for all counters; ``state[p]["step"]`` is a view of it, 0-d and float32 like torch's.
+
+        An array and not a tensor: between the kernels every call into torch finds its code out of the cache.
+        """
+        times = array("f", [float(m.state.get(STEP, 0.0)) for m in self.members])
+        if times:
+            steps = torch.frombuffer(times, dtype=torch.float32)
+            for i, member in enumerate(self.members):
+                member.state[STEP] = steps[i]
+        return times
 
     def _read_pointers(self) -> list[int]:
         """Where weights and memories lie."""
@@ -85,13 +94,14 @@ class GroupPlan:
             return list(map(_POINTER, self._params)) + [_POINTER(s[name]) for s, name in self._watched]
         return [pointer_of(m.param) for m in self.members] + [pointer_of(s[name]) for s, name in self._watched]
 
-    def refresh(self) -> bool:
+    def refresh(self, execution: str) -> bool:
         """Read the gradients; False if the plan no longer describes the optimizer."""
         optimizer, group = self.optimizer, self.group
         if optimizer.param_groups[self.index] is not group or [*map(id, group["params"])] != self._listed:
             return False
-        if self.gathers != optimizer._gathers() or optimizer.chain_of(group) is not self.chain:
+        if self.gathers != (execution != "eager") or optimizer.chain_of(group) is not self.chain:
             return False
+        self.mode = self._mode(execution)
         listed = group["params"]
         if len(listed) != len(self.members):
             known = {id(m.param) for m in self.members}
@@ -100,7 +110,7 @@ class GroupPlan:
         try:
             if self._read_pointers() != self._pointers:
                 return False
-            if self.steps is not None and not all(map(is_, map(_COUNTER, self._states), self._counters)):
+            if self.times is not None and not all(map(is_, map(_COUNTER, self._states), self._counters)):
                 return False
         except (KeyError, AttributeError):  # the user removed a memory
             return False
@@ -122,11 +132,16 @@ class GroupPlan:
             g = g.redistribute(placements=member.param.placements)  # type: ignore[attr-defined]
         return local(g)
 
-    def runs(self, mode: Mode) -> Iterator[Run]:
-        """This step's runs: every unit, cut where gradients are missing or counters differ."""
-        times = self.steps.tolist() if self.steps is not None else [0.0] * len(self.members)
+    def runs(self) -> Iterator[Run]:
+        """This step's runs: every unit, cut where gradients are missing or counters differ.
+
+        Units whose calls are prepared are stepped on the way.
+        """
+        mode = self.mode
+        times = self.times.tolist() if self.times is not None else [0.0] * len(self.members)
         uniform = self.complete and len(set(times)) <= 1
         present = self.grads
+        bound: list[tuple[Prepared, list[Any]]] = []
         known: dict[Any, tuple[list[list[str]], Tensor]] = {}
         for unit in self.units:
             whole = ((unit, int(times[0]) + 1),) if uniform else self._parts(unit, times)
@@ -138,10 +153,15 @@ class GroupPlan:
                 if key not in known:
                     known[key] = coefficients(part.chain, self.group, t, part.device)
                 names, scalars = known[key]
-                ready = part.prepared.get(mode)
-                if ready is not None and grads and part.run_prepared(ready, grads, scalars):
-                    continue
-                yield run(Pass(part, names, scalars, mode), grads or None)
+                ready = part.prepared.get(mode) if grads else None
+                g = part.bare_gradients(grads, ready.dtype) if ready is not None else None
+                if ready is None or g is None:
+                    yield run(Pass(part, names, scalars, mode), grads or None)
+                elif part.direct:
+                    bound.append((ready, ready.bound(g, scalars)))
+                else:
+                    part.step_gathered(ready, g, scalars)
+        call_all(bound)
 
     def _parts(self, unit: Unit, times: list[float]) -> Iterator[tuple[Unit, int]]:
         members = unit.members
@@ -154,8 +174,10 @@ class GroupPlan:
 
     def count_step(self) -> None:
         """Advance the counters of the tensors that were stepped, and let the gradients go."""
-        if self.steps is not None:
-            self.steps += 1.0 if self.complete else torch.tensor([g is not None for g in self.grads]).float()
+        if self.times is not None:
+            for i, g in enumerate(self.grads):
+                if g is not None:
+                    self.times[i] += 1.0
         self.grads = []
 
     def describe(self, chosen: str) -> Iterator[str]:
