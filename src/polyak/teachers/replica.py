@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +23,22 @@ class Replica:
     def __init__(self, module: nn.Module | None, places: Places | None = None) -> None:
         self.module = module
         self.places = places_of(module) if places is None and module is not None else places or {}
+        inside = () if module is None else module.modules()
+        self._sharded: list[Any] = [m for m in inside if hasattr(m, "unshard") and hasattr(m, "reshard")]
+
+    def reshard(self) -> None:
+        """Under FSDP2 a forward without a backward leaves whole tensors in place of the shards: put these back."""
+        for module in self._sharded:
+            module.reshard()
 
     def tensors(self) -> list[Tensor]:
         """The tensors as they are now, in the order of the names."""
+        self.reshard()
         return [places[0].read() for places in self.places.values()]
 
     def read(self) -> dict[str, Tensor]:
         """The tensors as they are now, by name."""
+        self.reshard()
         return {name: places[0].read() for name, places in self.places.items()}
 
 
@@ -123,6 +132,7 @@ def swap(replica: Replica, other: Replica) -> Iterator[None]:
                 _exchange(replica.places[name], other.places[name], name, kept)
         yield
     finally:
+        replica.reshard()
         with torch.no_grad():
             for name in replica.places:
                 if name in kept:
