@@ -204,7 +204,7 @@ class EMA:
     def _warn_of_overwritten_statistics(self) -> None:
         if self.buffers != "copy" or self._warned:
             return
-        for module in (r.module for r in self._replicas if r.module is not None):
+        for module in (r.module for r in self._replicas if r.module is not None and r.module.training):
             if any(m.training and getattr(m, "running_mean", None) is not None for m in module.modules()):
                 self._warned = True
                 warnings.warn(

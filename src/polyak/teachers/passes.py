@@ -7,15 +7,13 @@ one target. Small tensors go in groups; a large one goes through one compiled lo
 
 from __future__ import annotations
 
-import types
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
-from polyak.memory import ema, ema_, to_bfloat16_stochastic
+from polyak.memory import ema_, to_bfloat16_stochastic
+from polyak.teachers import kernel
 
 SMALL = 32 * 1024
 """Elements up to which torch runs an elementwise operation on one thread: below, starting a team costs more."""
@@ -23,9 +21,6 @@ GROUP = 1024 * 1024
 """Elements of a group of small tensors, and of a block on an accelerator: bounds the temporaries."""
 
 Rounding = torch.Generator | None
-
-_kernels: dict[tuple[Any, ...], Callable[..., None]] = {}
-_failed = False
 
 
 class Pass:
@@ -95,6 +90,8 @@ def _in_group(
         if dtype == torch.bfloat16 and rate < 1.0:
             for average, x in zip(averages, target, strict=True):
                 _round_into(average, x, rate, noise)
+        elif dtype == target[0].dtype and rate < 1.0:
+            torch._foreach_lerp_(averages, target, rate)
         else:
             ema_(averages, target, rate)
 
@@ -135,9 +132,10 @@ def _one_large(
         return
     averages, rates, parts = flat[: len(goals)], [rate for _, rate in goals], flat[len(goals) :]
     rounded = any(a.dtype == torch.bfloat16 for a in averages)
-    if compiled and not rounded and max(rates) < 1.0 and len({x.device for x in flat}) == 1:
-        _compiled(averages, parts, shares, rates)
-    elif len(flat) == 2 and flat[0].dtype == flat[1].dtype and flat[0].device == flat[1].device and not rounded:
+    together = not rounded and max(rates) < 1.0 and len({x.device for x in flat}) == 1
+    if compiled and together and kernel.move(averages, parts, shares, rates):
+        return
+    if len(flat) == 2 and flat[0].dtype == flat[1].dtype and flat[0].device == flat[1].device and not rounded:
         averages[0].lerp_(parts[0], rates[0])
     else:
         _in_blocks(averages, parts, shares, rates, noise)
@@ -167,43 +165,6 @@ def _in_blocks(
                 _round_into(block, target, rate, noise)
             else:
                 block.lerp_(target, rate)
-
-
-def _move(averages: list[Tensor], parts: list[Tensor], shares: list[Tensor], rates: list[Tensor]) -> None:
-    """The compiled loop. Rates are 0-d tensors, so that another rate compiles nothing."""
-    for average, rate in zip(averages, rates, strict=True):
-        if len(parts) == 1:
-            target = parts[0].to(average.dtype)
-        else:
-            terms = [share * part.to(average.dtype) for part, share in zip(parts, shares, strict=True)]
-            target = sum(terms[1:], start=terms[0])
-        average.copy_(ema(average, target, rate))
-
-
-def _compiled(averages: list[Tensor], parts: list[Tensor], shares: Sequence[float], rates: list[float]) -> None:
-    """Run :func:`_move` compiled; if that cannot be, say so once and go block by block from then on."""
-    global _failed
-    if _failed:
-        _in_blocks(averages, parts, shares, rates, None)
-        return
-    key = (averages[0].device.type, tuple(a.dtype for a in averages), tuple(p.dtype for p in parts))
-    if key not in _kernels:
-        # dynamo counts recompilations per code object, so every kernel gets one of its own
-        code = _move.__code__.replace(co_name=f"polyak_ema_{len(_kernels)}")
-        own = types.FunctionType(code, _move.__globals__, code.co_name)
-        _kernels[key] = torch.compile(own, dynamic=True, fullgraph=True)
-    numbers = torch.tensor([*shares, *rates], dtype=torch.float64).unbind()
-    try:
-        _kernels[key](averages, parts, list(numbers[: len(shares)]), list(numbers[len(shares) :]))
-    except Exception as error:
-        _failed = True
-        lines = str(error).strip().splitlines() or [""]
-        warnings.warn(
-            f"torch.compile failed ({type(error).__name__}: {lines[0]}); averages are updated without it",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        _in_blocks(averages, parts, shares, rates, None)
 
 
 @torch.no_grad()

@@ -36,7 +36,9 @@ class Plan:
         for i, original in enumerate(originals):
             check_fit(original, targets[0], "the online model" if i == 0 else f"anchors[{i - 1}]")
         self._tensors = current(sources, replicas)
-        self._trained = [t.requires_grad for t in self._tensors]
+        self._ids = list(map(id, self._tensors))
+        self._online = len(sources[0][0].places)
+        self._trained = [t.requires_grad for t in self._tensors[: self._online]]
         self._lasting = not any(is_dtensor(t) or t.is_complex() for t in self._tensors)
         self._names, copied = _sorted(sources[0][0], buffers)
         pulling = [(x, share) for x, (_, share) in zip(originals, sources, strict=True) if share > 0.0]
@@ -51,9 +53,8 @@ class Plan:
         """Whether it was made for these very tensors. Views, of shards and complex numbers, do not last."""
         return (
             self._lasting
-            and len(tensors) == len(self._tensors)
-            and all(a is b for a, b in zip(tensors, self._tensors, strict=True))
-            and self._trained == [t.requires_grad for t in tensors]
+            and self._ids == list(map(id, tensors))
+            and self._trained == [t.requires_grad for t in tensors[: self._online]]
         )
 
     def run(self, rates: list[float]) -> None:

@@ -25,6 +25,8 @@ class Replica:
         self.places = places_of(module) if places is None and module is not None else places or {}
         inside = () if module is None else module.modules()
         self._sharded: list[Any] = [m for m in inside if hasattr(m, "unshard") and hasattr(m, "reshard")]
+        first = [where[0] for where in self.places.values()]
+        self._stores = [(p.owner._parameters if p.is_parameter else p.owner._buffers, p.key) for p in first]
 
     def reshard(self) -> None:
         """Under FSDP2 a forward without a backward leaves whole tensors in place of the shards: put these back."""
@@ -34,12 +36,11 @@ class Replica:
     def tensors(self) -> list[Tensor]:
         """The tensors as they are now, in the order of the names."""
         self.reshard()
-        return [places[0].read() for places in self.places.values()]
+        return [store[key] for store, key in self._stores]  # type: ignore[misc]
 
     def read(self) -> dict[str, Tensor]:
         """The tensors as they are now, by name."""
-        self.reshard()
-        return {name: places[0].read() for name, places in self.places.items()}
+        return dict(zip(self.places, self.tensors(), strict=True))
 
 
 def replicate(
