@@ -18,8 +18,13 @@ _COUNTS = ("step", "updates", "skipped")
 
 def save(ema: EMA, pending: bool) -> dict[str, Any]:
     """Averages, counts and what they were made with; see :meth:`EMA.state_dict`."""
+    averages = [{name: tensor.detach() for name, tensor in average.items()} for average in ema.averages]
+    return {"averages": averages, **progress(ema, pending)}
+
+
+def progress(ema: EMA, pending: bool = False) -> dict[str, Any]:
+    """All of a state but the averages."""
     return {
-        "averages": [{name: tensor.detach() for name, tensor in average.items()} for average in ema.averages],
         **{count: getattr(ema, count) for count in _COUNTS},
         "last": ema._last,
         "pending": pending,
@@ -46,7 +51,20 @@ def load(ema: EMA, state: dict[str, Any]) -> bool:
     Raises:
         ValueError: see :meth:`EMA.load_state_dict`.
     """
-    wanted = {"averages", *_COUNTS, "last", "pending", "noise", "made_with"}
+    check_progress(ema, state, {"averages"})
+    averages = ema.averages
+    for i, (average, stored) in enumerate(zip(averages, state["averages"], strict=True)):
+        check_fit(stored, average, f"state['averages'][{i}]")
+    for average, stored in zip(averages, state["averages"], strict=True):
+        for name, tensor in average.items():
+            local(tensor).copy_(local(stored[name]))
+    take_progress(ema, state)
+    return bool(state["pending"])
+
+
+def check_progress(ema: EMA, state: dict[str, Any], more: set[str]) -> None:
+    """Whether a state is of an EMA like this one, and has ``more`` keys than those of :func:`progress`."""
+    wanted = {*_COUNTS, "last", "pending", "noise", "made_with", *more}
     if state.keys() != wanted:
         raise ValueError(f"state must have the keys {sorted(wanted)}, got {sorted(state)}")
     own, given = _made_with(ema), state["made_with"]
@@ -55,18 +73,15 @@ def load(ema: EMA, state: dict[str, Any]) -> bool:
         raise ValueError(f"state must be of an EMA like this one, got one with {'; '.join(wrong)}")
     if (state["noise"] is None) != (ema._noise is None):
         raise ValueError("state must be of averages in the same dtype, got one that is bfloat16 where the other is not")
-    averages = ema.averages
-    for i, (average, stored) in enumerate(zip(averages, state["averages"], strict=True)):
-        check_fit(stored, average, f"state['averages'][{i}]")
-    for average, stored in zip(averages, state["averages"], strict=True):
-        for name, tensor in average.items():
-            local(tensor).copy_(local(stored[name]))
+
+
+def take_progress(ema: EMA, state: dict[str, Any]) -> None:
+    """Go on counting from a state that has been checked."""
     for count in _COUNTS:
         setattr(ema, count, int(state[count]))
     ema._last = int(state["last"])
     if ema._noise is not None:
         ema._noise.set_state(state["noise"].cpu())
-    return bool(state["pending"])
 
 
 def snapshot(schedule: Schedule, t: int, average: dict[str, Tensor]) -> dict[str, Any]:
