@@ -1,9 +1,9 @@
 """The compiled loop that moves averages, and a short way to call it.
 
-A call through torch.compile costs some 40 microseconds, in which the threads of the last loop fall asleep: a tenth
-of the time of an update. What its guards protect is fixed here by contract: flat dense arrays of equal and ever
-varying size, one kernel for each combination of dtypes. So the first call is watched, and later ones go straight to the
-compiled graph, if every input of it could be told; if not, they go through torch.compile.
+A call through torch.compile costs some 40 microseconds, in which the threads of the last loop fall asleep; over a model
+that is a tenth of the time of an update. What its guards protect is fixed here by contract: flat dense arrays of equal
+and ever varying size, one kernel for each combination of dtypes. So the first call is watched, and later ones go
+straight to the compiled graph, if every input of it could be told; if not, they go through torch.compile.
 """
 
 from __future__ import annotations

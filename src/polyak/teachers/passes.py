@@ -1,8 +1,9 @@
 r"""Moving averages towards weights in about one pass over memory, without temporaries of their size.
 
 :math:`e_i \leftarrow e_i + \rho_i\,(x - e_i)` with :math:`x = \sum_k s_k \theta_k`, for several averages :math:`e_i` of
-one target. Small tensors go in groups; a large one goes through one compiled loop, which reads each
-:math:`\theta_k` once however many averages there are, or, without a compiler, block by block through the caches.
+one target. One average of one source is torch's own loop over lists. Else small tensors go in groups, and a large one
+through a compiled loop, which reads each :math:`\theta_k` once however many averages there are, or, without a compiler,
+block by block through the caches.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ SMALL = 32 * 1024
 """Elements up to which torch runs an elementwise operation on one thread: below, starting a team costs more."""
 GROUP = 1024 * 1024
 """Elements of a group of small tensors, and of a block on an accelerator: bounds the temporaries."""
-
 Rounding = torch.Generator | None
 
 
@@ -43,16 +43,19 @@ class Pass:
         noise: Rounding = None,
     ) -> None:
         self._shares, self._compiled, self._noise = list(shares), compiled, noise
-        groups = list(_groups(*sources, *averages))
+        everything = [*sources, *averages]
+        groups = list(_groups(everything))
+        self._alone = [sources[0][g[0]].numel() > SMALL and not _is_plain(everything, g[0]) for g in groups]
         self._averages = [[[average[j] for j in group] for average in averages] for group in groups]
         self._parts = [[[source[j] for j in group] for source in sources] for group in groups]
+        self._checked = [[source[j] for j in group] for source in sources for group in _groups([source])]
 
     @torch.no_grad()
     def run(self, rates: Sequence[float]) -> None:
         """Move each average by its rate, in [0, 1]; 0 leaves it and 1 copies, bit for bit."""
-        for averages, parts in zip(self._averages, self._parts, strict=True):
+        for averages, parts, alone in zip(self._averages, self._parts, self._alone, strict=True):
             goals = [(average, rate) for average, rate in zip(averages, rates, strict=True) if rate > 0.0]
-            if len(parts[0]) > 1 or parts[0][0].numel() <= SMALL:
+            if not alone:
                 _in_group(goals, parts, self._shares, self._noise)
             elif goals:
                 large = [(average[0], rate) for average, rate in goals]
@@ -60,23 +63,35 @@ class Pass:
 
     def all_finite(self) -> bool:
         """Whether no element of the sources is infinite or NaN."""
-        return all_finite([part for parts in self._parts for part in parts])
+        return all_finite(self._checked)
 
 
-def _groups(tensors: Sequence[Tensor], *others: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Indices of small tensors together, where they and the ``others`` there are alike; of large ones alone."""
+def _groups(tensors: Sequence[Sequence[Tensor]]) -> Iterator[list[int]]:
+    """Indices of tensors to be taken together: small ones that are alike in all lists; a large one is alone.
+
+    Plain ones of any size are together: one call of torch's does for all of them what is to be done.
+    """
     open_groups: dict[object, tuple[list[int], int]] = {}
-    for j, tensor in enumerate(tensors):
-        if tensor.numel() > SMALL:
+    for j, first in enumerate(tensors[0]):
+        kind = tuple((x[j].dtype, x[j].device) for x in tensors)
+        whole = _is_plain(tensors, j)
+        if first.numel() > SMALL and not whole:
             yield [j]
-        elif tensor.numel():
-            kind = tuple((x[j].dtype, x[j].device) for x in (tensors, *others))
+        elif first.numel():
             group, size = open_groups.get(kind, ([], 0))
             group.append(j)
-            open_groups[kind] = (group, size + tensor.numel())
-            if size > GROUP:
+            open_groups[kind] = (group, size + first.numel())
+            if size > GROUP and not whole:
                 yield open_groups.pop(kind)[0]
     yield from (group for group, _ in open_groups.values())
+
+
+def _is_plain(tensors: Sequence[Sequence[Tensor]], j: int) -> bool:
+    """Whether it is one average of one source, and of its dtype, on its device, without stochastic rounding."""
+    if len(tensors) != 2:
+        return False
+    source, average = tensors[0][j], tensors[1][j]
+    return source.dtype == average.dtype != torch.bfloat16 and source.device == average.device
 
 
 def _in_group(
