@@ -26,8 +26,9 @@ def environment(**more: Any) -> dict[str, str]:
 
 
 def start(module: str, log: Path, *arguments: Any, **variables: Any) -> subprocess.Popen[bytes]:
-    """``python -m tests.optim.<module> <arguments>``, its output in ``log``."""
-    command = [sys.executable, "-m", f"tests.optim.{module}", *map(str, arguments)]
+    """``python -m <module> <arguments>``, its output in ``log``; a name without dots is one of this folder."""
+    name = module if module.startswith("tests.") else f"tests.optim.{module}"
+    command = [sys.executable, "-m", name, *map(str, arguments)]
     with log.open("wb") as output:
         return subprocess.Popen(
             command, cwd=ROOT, env=environment(**variables), stdout=output, stderr=subprocess.STDOUT

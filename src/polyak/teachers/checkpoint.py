@@ -1,0 +1,94 @@
+"""What an EMA stores, and whether what it is given fits it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from polyak.teachers.matching import check_fit, local
+from polyak.teachers.schedules import Power, Schedule
+
+if TYPE_CHECKING:
+    from polyak.teachers.ema import EMA
+
+_COUNTS = ("step", "updates", "skipped")
+
+
+def save(ema: EMA, pending: bool) -> dict[str, Any]:
+    """Averages, counts and what they were made with; see :meth:`EMA.state_dict`."""
+    averages = [{name: tensor.detach() for name, tensor in average.items()} for average in ema.averages]
+    return {"averages": averages, **progress(ema, pending)}
+
+
+def progress(ema: EMA, pending: bool = False) -> dict[str, Any]:
+    """All of a state but the averages."""
+    return {
+        **{count: getattr(ema, count) for count in _COUNTS},
+        "last": ema._last,
+        "pending": pending,
+        "noise": None if ema._noise is None else ema._noise.get_state(),
+        "made_with": _made_with(ema),
+    }
+
+
+def _made_with(ema: EMA) -> dict[str, Any]:
+    """What decides how the numbers go on."""
+    return {
+        "schedules": [schedule.describe() for schedule in ema.schedules],
+        "start": ema.start,
+        "buffers": ema.buffers,
+        "update_every": ema.update_every,
+        "shares": [share for _, share in ema._sources],
+    }
+
+
+@torch.no_grad()
+def load(ema: EMA, state: dict[str, Any]) -> bool:
+    """Check all, then take over all. Returns whether an update was pending.
+
+    Raises:
+        ValueError: see :meth:`EMA.load_state_dict`.
+    """
+    check_progress(ema, state, {"averages"})
+    averages = ema.averages
+    for i, (average, stored) in enumerate(zip(averages, state["averages"], strict=True)):
+        check_fit(stored, average, f"state['averages'][{i}]")
+    for average, stored in zip(averages, state["averages"], strict=True):
+        for name, tensor in average.items():
+            local(tensor).copy_(local(stored[name]))
+    take_progress(ema, state)
+    return bool(state["pending"])
+
+
+def check_progress(ema: EMA, state: dict[str, Any], more: set[str]) -> None:
+    """Whether a state is of an EMA like this one, and has ``more`` keys than those of :func:`progress`."""
+    wanted = {*_COUNTS, "last", "pending", "noise", "made_with", *more}
+    if state.keys() != wanted:
+        raise ValueError(f"state must have the keys {sorted(wanted)}, got {sorted(state)}")
+    own, given = _made_with(ema), state["made_with"]
+    wrong = [f"{key} {given.get(key)!r} and not {own[key]!r}" for key in own if given.get(key) != own[key]]
+    if wrong:
+        raise ValueError(f"state must be of an EMA like this one, got one with {'; '.join(wrong)}")
+    if (state["noise"] is None) != (ema._noise is None):
+        raise ValueError("state must be of averages in the same dtype, got one that is bfloat16 where the other is not")
+
+
+def take_progress(ema: EMA, state: dict[str, Any]) -> None:
+    """Go on counting from a state that has been checked."""
+    for count in _COUNTS:
+        setattr(ema, count, int(state[count]))
+    ema._last = int(state["last"])
+    if ema._noise is not None:
+        ema._noise.set_state(state["noise"].cpu())
+
+
+def snapshot(schedule: Schedule, t: int, average: dict[str, Tensor]) -> dict[str, Any]:
+    """See :meth:`EMA.snapshot`."""
+    if not isinstance(schedule, Power):
+        raise TypeError(f"schedule must be a Power for snapshots, got {schedule!r}")
+    if t == 0:
+        raise RuntimeError("a snapshot before the first update has no profile: call update() first")
+    tensors = {name: tensor.detach().clone() for name, tensor in average.items()}
+    return {"t": t, "sigma_rel": schedule.sigma_rel, "tensors": tensors}

@@ -1,0 +1,309 @@
+"""An averaged model that follows another: teachers, keys' encoders and weights for evaluation."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from polyak.memory._check import require
+from polyak.teachers import checkpoint
+from polyak.teachers.attach import Attachment, When
+from polyak.teachers.matching import check_fit, places_of
+from polyak.teachers.plan import Plan, Sources, current
+from polyak.teachers.replica import Replica, replicate, swap
+from polyak.teachers.schedules import Schedule, as_schedule
+
+Start = Literal["average", "teacher"]
+Buffers = Literal["copy", "average", "keep"]
+Nonfinite = Literal["refuse", "skip", "absorb"]
+Anchors = Iterable[tuple[nn.Module, float]]
+
+_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16)
+
+
+class EMA:
+    r"""Averages of a model's weights: :math:`e_t = \beta_t e_{t-1} + (1 - \beta_t)\,\theta_t`.
+
+    Call :meth:`update` after each optimizer step, or :meth:`attach` the optimizer once. ``ema(x)`` runs the averaged
+    model, ``with ema.swapped():`` puts the averages into the model itself for an evaluation.
+
+    Parameters are averaged, those with ``requires_grad=False`` and all integer tensors copied, floating buffers
+    treated as ``buffers`` says. Tensors are matched by name, whatever DistributedDataParallel and ``torch.compile``
+    prepend; tied ones are averaged once. Under FSDP2 each rank averages its own shards.
+
+    Args:
+        model: the online model. A reference is kept and its tensors are looked up at each update.
+        schedule: :math:`\beta`: a number in [0, 1] or a :class:`~polyak.teachers.Schedule`; or a sequence of them, for
+            several averages, which read the weights once between them.
+        start: ``"average"``: the first update copies, and the weights before it are forgotten (torch's
+            ``AveragedModel``, ema-pytorch, EDM2). ``"teacher"``: the weights at construction count (MoCo, BYOL, DINO).
+        buffers: floating buffers, such as BatchNorm's statistics: ``"copy"`` them at each update, ``"average"`` them,
+            or ``"keep"`` those that the averaged model makes by itself, in training mode.
+        dtype: of the averages: ``None`` (float32, or wider where the model is), float32, float64 or bfloat16, which
+            is rounded stochastically. A bfloat16 average rounded to nearest would stand still for beta above 0.996.
+        device: of the averages; ``None`` is where each tensor is.
+        update_every: only every so many-th call of :meth:`update` acts, the first one included; >= 1. Schedules count
+            all calls, but for :class:`Uniform`.
+        nonfinite: what to do when the online weights hold a NaN or infinity, one of which would poison an average
+            for ever. ``"refuse"`` raises and changes nothing; ``"skip"`` changes nothing and counts it in
+            :attr:`skipped`; ``"absorb"`` does not look: it saves one reading of the weights and, on an accelerator,
+            a wait for the device.
+        anchors: further sources as pairs of a model and its share of :math:`\theta_t`; the online model has the rest.
+            CTP (arXiv:2308.07146) has ``[(reference, 0.5)]``. Shares are >= 0, and at most 1 together.
+        teacher: ``"copy"`` copies the model without copying its tensors; a module (for several averages a sequence)
+            of the same tensor names, built by you, is filled from the model; ``None`` keeps tensors only, for
+            :meth:`swapped`. Models sharded with FSDP2 cannot be copied.
+        seed: of the stochastic rounding; the same on all ranks.
+        execution: ``"auto"`` compiles the update of large tensors with ``torch.compile``, at the first update (seconds,
+            cached on disk); ``"batched"`` does not.
+
+    Raises:
+        ValueError: if an argument is out of range, or tensors do not fit; names them.
+        TypeError: if ``schedule`` or ``teacher`` is of another type.
+
+    What differs from others: names are matched, not positions; torch leaves all buffers unless told to average all,
+    and forgets the schedule in checkpoints; timm averages floating buffers; ema-pytorch ignores integer ones.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        schedule: float | Schedule | Sequence[float | Schedule] = 0.9999,
+        *,
+        start: Start = "average",
+        buffers: Buffers = "copy",
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        update_every: int = 1,
+        nonfinite: Nonfinite = "refuse",
+        anchors: Anchors = (),
+        teacher: nn.Module | Sequence[nn.Module] | Literal["copy"] | None = "copy",
+        seed: int = 0,
+        execution: Literal["auto", "batched"] = "auto",
+    ) -> None:
+        require(start in ("average", "teacher"), "start", start, "'average' or 'teacher'")
+        require(buffers in ("copy", "average", "keep"), "buffers", buffers, "'copy', 'average' or 'keep'")
+        require(dtype in _DTYPES, "dtype", dtype, "None, float32, float64 or bfloat16")
+        require(isinstance(update_every, int) and update_every >= 1, "update_every", update_every, "an int >= 1")
+        require(nonfinite in ("refuse", "skip", "absorb"), "nonfinite", nonfinite, "'refuse', 'skip' or 'absorb'")
+        require(execution in ("auto", "batched"), "execution", execution, "'auto' or 'batched'")
+        several = isinstance(schedule, Sequence)
+        given = tuple(schedule) if isinstance(schedule, Sequence) else (schedule,)
+        self.schedules: tuple[Schedule, ...] = tuple(as_schedule(s) for s in given)
+        require(len(self.schedules) >= 1, "schedule", schedule, "at least one schedule")
+        self.start, self.buffers, self.update_every = start, buffers, update_every
+        self.nonfinite, self.execution = nonfinite, execution
+        self.model = model
+        self.step = 0
+        """Calls of :meth:`update`."""
+        self.updates = 0
+        """Updates that moved the averages."""
+        self.skipped = 0
+        """Updates left out because the weights were not finite."""
+        self._last = 0
+        self._swapped = False
+        self._warned = False
+        self._known: Plan | None = None
+        self._attachment: Attachment | None = None
+        self._places = places_of(model)
+        self._sources = self._checked_sources(anchors)
+        self._replicas = replicate(model, self._places, teacher, len(self.schedules), several, dtype, device)
+        rounded = any(t.dtype == torch.bfloat16 for t in self._replicas[0].read().values())
+        where = next((t.device for t in self._replicas[0].read().values()), torch.device("cpu"))
+        self._noise = torch.Generator(where).manual_seed(seed) if rounded else None
+
+    def _checked_sources(self, anchors: Anchors) -> Sources:
+        """The online model and the anchors, each with its share."""
+        own = Replica(self.model, self._places)
+        sources: Sources = []
+        for i, (anchor, share) in enumerate(anchors):
+            require(share >= 0.0, f"anchors[{i}]", share, "of a share >= 0")
+            replica = Replica(anchor)
+            check_fit(replica.read(), own.read(), f"anchors[{i}]", "the online model")
+            sources.append((replica, float(share)))
+        rest = 1.0 - sum(share for _, share in sources)
+        require(rest >= 0.0, "anchors", [share for _, share in sources], "of shares that sum to at most 1")
+        return [(own, rest), *sources]
+
+    @property
+    def module(self) -> nn.Module:
+        """The averaged model, the first if there are several; in evaluation mode until you say otherwise.
+
+        Raises:
+            RuntimeError: if it was made with ``teacher=None``.
+        """
+        return self.modules[0]
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The averaged models, one for each schedule."""
+        if any(r.module is None for r in self._replicas):
+            raise RuntimeError("this EMA has no module, only tensors: make it with teacher='copy' or a module")
+        return [r.module for r in self._replicas if r.module is not None]
+
+    @property
+    def averages(self) -> list[dict[str, Tensor]]:
+        """The averaged tensors by name, one dictionary for each schedule; not copies."""
+        return [replica.read() for replica in self._replicas]
+
+    @torch.no_grad()
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the (first) averaged model without gradients."""
+        return self.module(*args, **kwargs)
+
+    def __repr__(self) -> str:
+        schedules = ", ".join(map(repr, self.schedules))
+        return f"EMA({schedules}, start={self.start!r}, buffers={self.buffers!r}, updates={self.updates})"
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the averages towards the online model.
+
+        Raises:
+            ValueError: if the model's tensors are no longer those it had.
+            FloatingPointError: with ``nonfinite="refuse"``, if a weight is infinite or NaN; nothing has changed then.
+            RuntimeError: inside of :meth:`swapped`.
+        """
+        self._refuse_while_swapped("update")
+        step = self.step + 1
+        if (step - 1) % self.update_every == 0:
+            plan = self._plan()
+            if not self._may_absorb(plan):
+                return
+            count, first = self.updates + 1, self.updates == 0 and self.start == "average"
+            betas = [0.0 if first else s.beta(step, count, step - self._last) for s in self.schedules]
+            plan.run([1.0 - beta for beta in betas])
+            self.updates, self._last = count, step
+        self.step = step
+
+    def _refuse_while_swapped(self, what: str) -> None:
+        if self._swapped:
+            raise RuntimeError(f"{what}() inside of swapped(): the online and the averaged model are exchanged")
+
+    def _plan(self) -> Plan:
+        """What an update does, made again only when a tensor has been replaced, frozen or unfrozen."""
+        self._warn_of_overwritten_statistics()
+        if self._known is None or not self._known.is_for(current(self._sources, self._replicas)):
+            self._known = Plan(self._sources, self._replicas, self.buffers, self.execution == "auto", self._noise)
+        return self._known
+
+    def _may_absorb(self, plan: Plan) -> bool:
+        if self.nonfinite == "absorb" or plan.is_finite():
+            return True
+        if self.nonfinite == "refuse":
+            names = plan.names_of_nonfinite() or "a shard of another rank"
+            raise FloatingPointError(f"the weights must be finite to be averaged, got NaN or infinity in {names}")
+        self.skipped += 1
+        return False
+
+    def _warn_of_overwritten_statistics(self) -> None:
+        if self.buffers != "copy" or self._warned:
+            return
+        for module in (r.module for r in self._replicas if r.module is not None and r.module.training):
+            if any(m.training and getattr(m, "running_mean", None) is not None for m in module.modules()):
+                self._warned = True
+                warnings.warn(
+                    "the averaged model is in training mode with buffers='copy': the statistics that it collects are "
+                    "overwritten at each update; take buffers='keep', or ema.module.eval()",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+
+    def attach(self, optimizer: torch.optim.Optimizer, when: When = "after_step") -> EMA:
+        """Update by itself once for each real step of an optimizer.
+
+        A step that a GradScaler skips moves nothing, and accumulated gradients count once. See :meth:`detach`.
+
+        Args:
+            optimizer: the optimizer of the online model; a wrapper of accelerate is looked through.
+            when: ``"after_step"``, or ``"before_forward"``: at the next forward of the model in training mode, as MoCo
+                and ALBEF do. The teacher of every batch is the same, but for one update before the first step.
+
+        Returns:
+            This object.
+
+        Raises:
+            RuntimeError: if it is attached already.
+            ValueError: if ``when`` is neither.
+        """
+        if self._attachment is not None:
+            raise RuntimeError("this EMA is attached to an optimizer already: detach() it first")
+        self._attachment = Attachment(self.update, self.model, optimizer, when, first=self.step == 0)
+        return self
+
+    def detach(self) -> None:
+        """Undo :meth:`attach`; does nothing if it is not attached."""
+        if self._attachment is not None:
+            self._attachment.remove()
+            self._attachment = None
+
+    @property
+    def attached(self) -> bool:
+        """Whether updates come by themselves."""
+        return self._attachment is not None
+
+    @contextmanager
+    def swapped(self, model: nn.Module | None = None, which: int = 0) -> Iterator[nn.Module]:
+        """Put the averages into a model, and on leaving, also by an exception, take them out again.
+
+        Memory is exchanged, not copied; only tensors of another dtype or device, and shards, are converted, and the
+        model's own kept aside. Meanwhile the averaged model holds what the model held.
+
+        Args:
+            model: ``None`` for the online model, or another with the same tensors.
+            which: index of the average.
+
+        Yields:
+            The model.
+
+        Raises:
+            RuntimeError: if it is entered twice.
+            ValueError: if the tensors do not fit.
+        """
+        self._refuse_while_swapped("swapped")
+        model = self.model if model is None else model
+        replica = Replica(model)
+        check_fit(replica.read(), self._replicas[which].read(), "model")
+        self._swapped = True
+        try:
+            with swap(replica, self._replicas[which]):
+                yield model
+        finally:
+            self._swapped = False
+
+    def snapshot(self, which: int = 0) -> dict[str, Any]:
+        """A copy of a power-function average as of now, for :func:`polyak.teachers.reconstruct`.
+
+        Args:
+            which: index of the average.
+
+        Returns:
+            A dictionary of ``t``, ``sigma_rel`` and ``tensors`` that ``torch.save`` takes.
+
+        Raises:
+            TypeError: if the schedule is not :class:`Power`.
+            RuntimeError: before the first update.
+        """
+        return checkpoint.snapshot(self.schedules[which], self._last, self.averages[which])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that is needed to go on bit for bit: averages, counts, schedules. Tensors are not copied."""
+        self._refuse_while_swapped("state_dict")
+        pending = self._attachment is not None and self._attachment.pending
+        return checkpoint.save(self, pending)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from :meth:`state_dict`.
+
+        Raises:
+            ValueError: if names, shapes, schedules or options differ; lists them. Nothing has been changed then.
+        """
+        self._refuse_while_swapped("load_state_dict")
+        pending = checkpoint.load(self, state)
+        if self._attachment is not None:
+            self._attachment.pending = pending

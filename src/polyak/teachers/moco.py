@@ -1,0 +1,165 @@
+"""Momentum contrast: MoCo v1 (arXiv:1911.05722) and v2 (arXiv:2003.04297)."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, normalize
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from polyak.memory._check import require
+from polyak.teachers import checkpoint, ranks
+from polyak.teachers.ema import EMA
+from polyak.teachers.losses import info_nce_logits
+from polyak.teachers.queue import Queue
+from polyak.teachers.schedules import Schedule
+
+
+class MoCoOutput(NamedTuple):
+    """What a forward gives: back-propagate ``loss``."""
+
+    loss: Tensor
+    logits: Tensor
+    """``(n, 1 + K)`` over the temperature, the right answer at 0; of a symmetric loss those of the first direction."""
+
+
+class MoCo(nn.Module):
+    r"""An encoder trained to tell the other view of an image from a queue of keys that a slow copy of it made.
+
+    For views :math:`x_q, x_k` of the same images, with :math:`q = n(f_q(x_q))`, :math:`k = n(f_k(x_k))` of unit length:
+
+    .. math:: \theta_k \leftarrow m\,\theta_k + (1-m)\,\theta_q, \qquad
+        L = -\log\frac{e^{q\cdot k/T}}{e^{q\cdot k/T} + \sum_{j \in Q} e^{q\cdot m_j/T}}
+
+    and then :math:`k` enters the queue :math:`Q`. Each forward in training mode does all of this; step an optimizer of
+    ``moco.encoder`` alone. With gradients accumulated call ``moco.ema.attach(optimizer, "before_forward")``: then
+    :math:`f_k` moves once a step, while the queue takes every batch.
+
+    Args:
+        encoder: :math:`f_q`, ``(n, ...) -> (n, dim)``; see :func:`projection_head` for the head of v2. Its copy
+            :math:`f_k` is ``moco.key_encoder``, with BatchNorm statistics of its own.
+        dim: size of the encoder's output.
+        queue_size: :math:`K`, at least the batch (of all ranks).
+        momentum: :math:`m`, a number in [0, 1] or a schedule. The paper: 0.99 to 0.9999 good, 0 fails.
+        temperature: :math:`T` > 0; v1 0.07, v2 0.2.
+        bn_groups: parts of a batch that BatchNorm sees one by one; 1 or a divisor of the batch. The queries' parts
+            are consecutive, the keys' shuffled: on one device what shuffling BN does over several.
+        symmetric: average the losses of both directions; only the keys of ``x_k`` enter the queue.
+
+    Raises:
+        ValueError: if an argument is out of range; in a forward on batches that differ, over ranks too, outputs of
+            another shape, a batch larger than the queue, or keys that are not finite.
+
+    Differs from the authors' code: the queue wraps, so its size need not be a multiple of the batch; it runs without
+    torch.distributed; the queue lies as ``(K, dim)``. Under torch.distributed keys are shuffled over the ranks if
+    the encoder has BatchNorm.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        *,
+        dim: int = 128,
+        queue_size: int = 65536,
+        momentum: float | Schedule = 0.999,
+        temperature: float = 0.2,
+        bn_groups: int = 1,
+        symmetric: bool = False,
+    ) -> None:
+        super().__init__()
+        require(temperature > 0.0, "temperature", temperature, "greater than 0")
+        require(isinstance(queue_size, int) and queue_size >= 1, "queue_size", queue_size, "an int >= 1")
+        require(isinstance(bn_groups, int) and bn_groups >= 1, "bn_groups", bn_groups, "an int >= 1")
+        self.dim, self.temperature, self.bn_groups, self.symmetric = dim, temperature, bn_groups, symmetric
+        self.encoder = encoder
+        self.key_encoder = copy.deepcopy(encoder)
+        self.queue = Queue(queue_size, dim)
+        self.ema = EMA(encoder, momentum, start="teacher", buffers="keep", teacher=self.key_encoder)
+        self._has_batch_norm = any(isinstance(m, _BatchNorm) for m in encoder.modules())
+
+    def forward(self, x_q: Tensor, x_k: Tensor) -> MoCoOutput:
+        """The loss of a batch of two views ``(n, ...)`` each; in training mode keys' encoder and queue move on."""
+        self._check_batch(x_q, x_k)
+        q = self.queries(x_q)
+        if self.training and not self.ema.attached:
+            self.ema.update()
+        k = self.keys(x_k)
+        found = self._contrast(q, k)
+        if self.symmetric:
+            other = self._contrast(self.queries(x_k), self.keys(x_q))
+            found = MoCoOutput((found.loss + other.loss) / 2, found.logits)
+        if self.training:
+            self.queue.enqueue(k)
+        return found
+
+    def _contrast(self, q: Tensor, k: Tensor) -> MoCoOutput:
+        logits = info_nce_logits(q, k, self.queue.read(), self.temperature)
+        return MoCoOutput(cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long)), logits)
+
+    def _check_batch(self, x_q: Tensor, x_k: Tensor, entering: int = 1) -> None:
+        require(len(x_q) == len(x_k), "x_k", f"{len(x_k)} rows", f"as many as x_q has ({len(x_q)})")
+        rows = ranks.sizes(x_k)
+        require(len(set(rows)) == 1, "the batch", rows, "of one size on all ranks")
+        new = entering * sum(rows)
+        require(new <= self.queue.size, "the keys of a batch", new, f"at most queue_size ({self.queue.size})")
+        require(len(x_k) % self.bn_groups == 0, "the batch", len(x_k), f"a multiple of bn_groups ({self.bn_groups})")
+
+    def queries(self, x: Tensor) -> Tensor:
+        """Encode as queries, with gradients: ``(n, dim)`` of unit length."""
+        return self._encode(self.encoder, x)
+
+    @torch.no_grad()
+    def keys(self, x: Tensor) -> Tensor:
+        """Encode as keys: ``(n, dim)`` of unit length, in the order of ``x``.
+
+        Where BatchNorm could tell a key by its batch, the rows are shuffled before and sorted after.
+        """
+        rank, world = ranks.world()
+        if not self._has_batch_norm or world * self.bn_groups == 1:
+            return self._encode(self.key_encoder, x)
+        n, everyone = len(x), ranks.gather(x)
+        order = self.permutation(len(everyone), x.device)
+        shuffled = self._encode(self.key_encoder, everyone[order[rank * n : (rank + 1) * n]])
+        return ranks.gather(shuffled)[order.argsort()[rank * n : (rank + 1) * n]]
+
+    def permutation(self, rows: int, device: torch.device) -> Tensor:
+        """The order in which keys are encoded, alike on all ranks; drawn on the first."""
+        order = torch.randperm(rows, device=device)
+        if ranks.world()[1] > 1:
+            torch.distributed.broadcast(order, 0)
+        return order
+
+    def _encode(self, encoder: nn.Module, x: Tensor) -> Tensor:
+        groups = x.chunk(self.bn_groups) if self._has_batch_norm else (x,)
+        out = torch.cat([encoder(group) for group in groups]) if len(groups) > 1 else encoder(x)
+        right = isinstance(out, Tensor) and out.shape == (len(x), self.dim)
+        require(right, "encoder's output", tuple(getattr(out, "shape", ())), f"of shape {(len(x), self.dim)}")
+        if bool((out.detach() == 0).all(dim=1).any()):
+            warnings.warn("an output of the encoder is zero, which has no direction", RuntimeWarning, stacklevel=4)
+        return normalize(out, dim=1)
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """The counts of the keys' encoder's average."""
+        return checkpoint.progress(self.ema)
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Go on counting; refuses what another momentum made."""
+        checkpoint.check_progress(self.ema, state, set())
+        checkpoint.take_progress(self.ema, state)
+
+
+def projection_head(features: int, dim: int = 128, mlp: bool = True) -> nn.Module:
+    """The last layer of an encoder: ``Linear-ReLU-Linear`` of v2, or with ``mlp=False`` the ``Linear`` of v1.
+
+    Args:
+        features: width of the backbone, and of the hidden layer.
+        dim: size of the output.
+        mlp: whether there is a hidden layer.
+    """
+    if not mlp:
+        return nn.Linear(features, dim)
+    return nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, dim))

@@ -1,0 +1,40 @@
+"""Rows of all ranks of a torch.distributed group, in the order of the ranks."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def world() -> tuple[int, int]:
+    """Rank and number of ranks; (0, 1) without torch.distributed."""
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    return 0, 1
+
+
+@torch.no_grad()
+def sizes(x: Tensor) -> list[int]:
+    """Number of rows that each rank has."""
+    _, count = world()
+    if count == 1:
+        return [x.shape[0]]
+    own = torch.tensor([x.shape[0]], device=x.device)
+    found = [torch.empty_like(own) for _ in range(count)]
+    dist.all_gather(found, own)
+    return [int(n) for n in found]
+
+
+@torch.no_grad()
+def gather(x: Tensor) -> Tensor:
+    """The rows of all ranks, without gradients; ranks may have different numbers of them."""
+    _, count = world()
+    if count == 1:
+        return x.detach()
+    rows = sizes(x)
+    padded = x.new_zeros(max(rows), *x.shape[1:])
+    padded[: x.shape[0]] = x.detach()
+    found = [torch.empty_like(padded) for _ in range(count)]
+    dist.all_gather(found, padded)
+    return torch.cat([part[:n] for part, n in zip(found, rows, strict=True)])

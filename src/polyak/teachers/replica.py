@@ -1,0 +1,156 @@
+"""A model's tensors under their names, copies of a model around other tensors, and exchanging the two."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from polyak.memory._check import require
+from polyak.teachers.matching import Place, check_fit, is_averageable, is_dtensor, local, places_of, unwrap
+
+Teacher = nn.Module | Sequence[nn.Module] | Literal["copy"] | None
+Places = dict[str, list[Place]]
+
+
+class Replica:
+    """Tensors by name: those of a module, or with ``module=None`` just tensors."""
+
+    def __init__(self, module: nn.Module | None, places: Places | None = None) -> None:
+        self.module = module
+        self.places = places_of(module) if places is None and module is not None else places or {}
+        inside = () if module is None else module.modules()
+        self._sharded: list[Any] = [m for m in inside if hasattr(m, "unshard") and hasattr(m, "reshard")]
+        first = [where[0] for where in self.places.values()]
+        self._stores = [(p.owner._parameters if p.is_parameter else p.owner._buffers, p.key) for p in first]
+
+    def reshard(self) -> None:
+        """Under FSDP2 a forward without a backward leaves whole tensors in place of the shards: put these back."""
+        for module in self._sharded:
+            module.reshard()
+
+    def tensors(self) -> list[Tensor]:
+        """The tensors as they are now, in the order of the names."""
+        self.reshard()
+        return [store[key] for store, key in self._stores]  # type: ignore[misc]
+
+    def read(self) -> dict[str, Tensor]:
+        """The tensors as they are now, by name."""
+        return dict(zip(self.places, self.tensors(), strict=True))
+
+
+def replicate(
+    model: nn.Module,
+    places: Places,
+    teacher: Teacher,
+    count: int,
+    several: bool,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> list[Replica]:
+    """``count`` copies of a model's tensors, with modules around them as ``teacher`` says."""
+    online = {name: p[0].read() for name, p in places.items()}
+    if teacher is None:
+        return [_bare(_copied(online, places, dtype, device), places) for _ in range(count)]
+    if isinstance(teacher, str):
+        require(teacher == "copy", "teacher", teacher, "'copy', a module, or None")
+        if any(is_dtensor(t) for t in online.values()):
+            raise ValueError(
+                "teacher must be a module sharded as the model is, or None to keep tensors only, where the model is "
+                "sharded with FSDP2, got 'copy'"
+            )
+        return [_around(model, _copied(online, places, dtype, device), places) for _ in range(count)]
+    modules = list(teacher) if isinstance(teacher, Sequence) and several else [teacher]
+    if not all(isinstance(m, nn.Module) for m in modules):
+        raise TypeError(f"teacher must be 'copy', None or a module (several in a sequence), got {teacher!r}")
+    require(len(modules) == count, "teacher", f"{len(modules)} modules", f"one for each of {count} schedules")
+    require(dtype is None and device is None, "dtype and device", (dtype, device), "None where teacher is a module")
+    replicas = [Replica(m) for m in modules if isinstance(m, nn.Module)]
+    for replica in replicas:
+        check_fit(replica.read(), online, "teacher", "the online model")
+    for replica in replicas:
+        _fill(replica, online)
+    return replicas
+
+
+@torch.no_grad()
+def _fill(replica: Replica, online: dict[str, Tensor]) -> None:
+    for name, tensor in replica.read().items():
+        local(tensor).copy_(local(online[name]))
+        if replica.places[name][0].is_parameter:
+            tensor.requires_grad_(False)
+
+
+def _copied(
+    online: dict[str, Tensor], places: Places, dtype: torch.dtype | None, device: torch.device | str | None
+) -> dict[str, Tensor]:
+    """Copies of tensors, floating ones in ``dtype``; where tensors were parameters, parameters."""
+    copies = {}
+    for name, tensor in online.items():
+        wanted = _dtype_for(tensor, dtype)
+        value = tensor.detach().to(device=device, dtype=wanted, copy=True)
+        copies[name] = nn.Parameter(value, requires_grad=False) if places[name][0].is_parameter else value
+    return copies
+
+
+def _dtype_for(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    if not is_averageable(tensor):
+        return tensor.dtype
+    real = tensor.dtype.to_real()
+    wanted = dtype or (torch.float32 if real.itemsize < 4 else real)
+    if not tensor.is_complex():
+        return wanted
+    return torch.complex128 if wanted == torch.float64 else torch.complex64
+
+
+def _bare(tensors: dict[str, Tensor], places: Places) -> Replica:
+    """Tensors without a model: a module that keeps them under their whole names."""
+    owner = nn.Module()
+    for name, tensor in tensors.items():
+        (owner._parameters if places[name][0].is_parameter else owner._buffers)[name] = tensor  # type: ignore[assignment]
+    return Replica(None, {name: [Place(owner, name, places[name][0].is_parameter)] for name in tensors})
+
+
+def _around(model: nn.Module, tensors: dict[str, Tensor], places: Places) -> Replica:
+    """A deep copy of the model that has ``tensors`` in place of its own, which are not copied."""
+    memo: dict[int, object] = {id(p.read()): tensors[name] for name, where in places.items() for p in where}
+    module: nn.Module = copy.deepcopy(unwrap(model), memo)
+    module.eval()
+    return Replica(module)
+
+
+@contextmanager
+def swap(replica: Replica, other: Replica) -> Iterator[None]:
+    """Exchange the tensors of two replicas, and exchange them back in the end, whatever happens."""
+    kept: dict[str, Tensor] = {}
+    try:
+        with torch.no_grad():
+            for name in replica.places:
+                _exchange(replica.places[name], other.places[name], name, kept)
+        yield
+    finally:
+        replica.reshard()
+        with torch.no_grad():
+            for name in replica.places:
+                if name in kept:
+                    local(replica.places[name][0].read()).copy_(kept[name])
+                else:
+                    _exchange(replica.places[name], other.places[name], name, kept)
+
+
+def _exchange(places: list[Place], others: list[Place], name: str, kept: dict[str, Tensor]) -> None:
+    """Exchange the memory of two tensors; where it cannot be, copy from the other and keep what was there."""
+    mine, theirs = places[0].read(), others[0].read()
+    if is_dtensor(mine) or mine.dtype != theirs.dtype or mine.device != theirs.device:
+        kept[name] = local(mine).clone()
+        local(mine).copy_(local(theirs))
+        return
+    here, there = mine.data, theirs.data
+    for place in places:
+        place.read().data = there
+    for place in others:
+        place.read().data = here

@@ -1,0 +1,93 @@
+"""MoCo on two ranks; every function is a case for `ranks.launch`."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from polyak.teachers import MoCo
+from tests.optim import ranks
+from tests.teachers.nets import arrays, manifest
+
+
+class Recorded(MoCo):
+    """Shuffles as the recorded run did."""
+
+    order: Tensor
+
+    def permutation(self, rows: int, device: torch.device) -> Tensor:
+        assert rows == len(self.order)
+        return self.order
+
+
+def recorded() -> tuple[Recorded, dict[str, Tensor]]:
+    found, h = arrays("moco-v2-two-ranks"), manifest("moco-v2-two-ranks")
+    encoder = nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4)).double()
+    with torch.no_grad():
+        encoder[0].weight.copy_(found["in/fc.weight"])
+    moco = Recorded(encoder, dim=h["dim"], queue_size=h["K"], momentum=h["m"], temperature=h["T"]).double()
+    moco.queue.key.copy_(found["in/queue"].T)
+    return moco, found
+
+
+def vectors(folder: Path) -> Any:
+    """Logits of both ranks, queue and pointer after each step."""
+    moco, found = recorded()
+    rank, steps = dist.get_rank(), []
+    for t in range(5):
+        moco.order = found[f"in/{t}/perm"]
+        out = moco(found[f"in/{t}/rank{rank}/im_q"], found[f"in/{t}/rank{rank}/im_k"])
+        logits: list[Any] = [None, None]
+        dist.all_gather_object(logits, out.logits.detach())
+        steps.append((logits, moco.queue.read(), moco.queue.pointer))
+    return steps
+
+
+def drawn(folder: Path) -> Any:
+    """Both ranks shuffle alike by themselves, and have equal queues."""
+    encoder = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    moco = MoCo(encoder, dim=4, queue_size=6)
+    dist.broadcast_object_list(state := [moco.state_dict()], 0)
+    moco.load_state_dict(state[0])
+    torch.manual_seed(dist.get_rank())
+    orders: list[Any] = [None, None]
+    dist.all_gather_object(orders, moco.permutation(8, torch.device("cpu")))
+    for _ in range(4):
+        moco(torch.randn(2, 3), torch.randn(2, 3))
+    queues: list[Any] = [None, None]
+    dist.all_gather_object(queues, moco.queue.read())
+    return torch.equal(*orders), torch.equal(*queues)
+
+
+def unequal(folder: Path) -> Any:
+    """Batches of different sizes are refused on all ranks, and nothing has changed."""
+    moco = MoCo(nn.Linear(3, 4), dim=4, queue_size=8)
+    x = torch.randn(2 + dist.get_rank(), 3)
+    said: list[Any] = [None, None]
+    try:
+        moco(x, x)
+        message = ""
+    except ValueError as error:
+        message = str(error)
+    dist.all_gather_object(said, (message, moco.queue.count))
+    return said
+
+
+def poisoned(folder: Path) -> Any:
+    """A NaN in one rank's keys is refused by both."""
+    moco = MoCo(nn.Linear(3, 4), dim=4, queue_size=8)
+    x = torch.full((2, 3), torch.nan if dist.get_rank() == 1 else 1.0)
+    said: list[Any] = [None, None]
+    try:
+        moco(x, x)
+        message = ""
+    except ValueError as error:
+        message = str(error)
+    dist.all_gather_object(said, (message, moco.queue.count))
+    return said
+
+
+if __name__ == "__main__":
+    ranks.work(globals())

@@ -1,0 +1,247 @@
+"""MoCo against the recorded runs of its authors' code, on one and on two ranks; its variants by identities."""
+
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from polyak.teachers import Cosine, HardNegativeMoCo, MoCo, hard_negatives, projection_head
+from tests.optim import ranks
+from tests.teachers.nets import arrays, manifest
+
+
+class Encoder(nn.Module):
+    """The encoder of the vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.fc = nn.Linear(5, 6), projection_head(6, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(torch.relu(self.body(x)))
+
+
+def tiny(kind: type[MoCo] = MoCo, encoder: nn.Module | None = None, **options) -> MoCo:
+    torch.manual_seed(0)
+    own = encoder if encoder is not None else Encoder()
+    return kind(own, **{"dim": 4, "queue_size": 12, "momentum": 0.9, **options}).double()
+
+
+def views(n: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    return tuple(torch.randn(2, n, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_recorded_steps():
+    found, h = arrays("moco-v2-step"), manifest("moco-v2-step")
+    moco = MoCo(Encoder(), dim=h["dim"], queue_size=h["K"], momentum=h["m"], temperature=h["T"]).double()
+    start = {name.removeprefix("in/q/"): x for name, x in found.items() if name.startswith("in/q/")}
+    moco.encoder.load_state_dict(start)
+    moco.key_encoder.load_state_dict(start)
+    moco.queue.key.copy_(found["in/queue"].T)
+    optimizer = torch.optim.SGD(moco.encoder.parameters(), h["lr"])
+    for t in range(5):
+        out = moco(found[f"in/{t}/im_q"], found[f"in/{t}/im_k"])
+        optimizer.zero_grad()
+        out.loss.backward()
+        optimizer.step()
+        got = {"logits": out.logits, "loss": out.loss, "queue": moco.queue.read().T}
+        got |= {f"q/{name}": x for name, x in moco.encoder.state_dict().items()}
+        got |= {f"k/{name}": x for name, x in moco.key_encoder.state_dict().items()}
+        for name, x in got.items():
+            torch.testing.assert_close(x.detach(), found[f"out/{t}/{name}"], rtol=1e-10, atol=1e-12)
+        assert moco.queue.pointer == found[f"out/{t}/queue_ptr"].item()
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("moco")
+    ranks.launch("tests.teachers.moco_worker", folder, "vectors", "drawn", "unequal", "poisoned")
+    return folder
+
+
+def test_recorded_steps_on_two_ranks(done: Path):
+    found = arrays("moco-v2-two-ranks")
+    for t, (logits, queue, pointer) in enumerate(ranks.result(done, "vectors")):
+        for rank in (0, 1):
+            torch.testing.assert_close(logits[rank], found[f"out/{t}/rank{rank}/logits"], rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(queue.T, found[f"out/{t}/queue"], rtol=1e-10, atol=1e-12)
+        assert pointer == found[f"out/{t}/queue_ptr"].item()
+
+
+def test_ranks_shuffle_alike(done: Path):
+    assert ranks.result(done, "drawn") == (True, True)
+
+
+def test_unequal_batches_are_refused_on_all_ranks(done: Path):
+    for message, count in ranks.result(done, "unequal"):
+        assert "[2, 3]" in message and count == 0
+
+
+def test_all_ranks_refuse_keys_of_one_that_are_not_finite(done: Path):
+    for message, count in ranks.result(done, "poisoned"):
+        assert "finite" in message and count == 0
+
+
+def test_virtual_groups_are_the_recorded_ranks():
+    """Two groups on one device make the logits and the queue of two ranks."""
+    found, h = arrays("moco-v2-two-ranks"), manifest("moco-v2-two-ranks")
+    encoder = nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4))
+    moco = MoCo(encoder, dim=4, queue_size=h["K"], momentum=h["m"], temperature=h["T"], bn_groups=2).double()
+    for one in (moco.encoder, moco.key_encoder):
+        one[0].weight.data.copy_(found["in/fc.weight"])
+    moco.queue.key.copy_(found["in/queue"].T)
+    for t in range(5):
+        moco.permutation = lambda rows, device, t=t: found[f"in/{t}/perm"]
+        x_q, x_k = (torch.cat([found[f"in/{t}/rank{r}/{v}"] for r in (0, 1)]) for v in ("im_q", "im_k"))
+        logits = torch.cat([found[f"out/{t}/rank{r}/logits"] for r in (0, 1)])
+        torch.testing.assert_close(moco(x_q, x_k).logits.detach(), logits, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(moco.queue.read().T, found[f"out/{t}/queue"], rtol=1e-10, atol=1e-12)
+
+
+def test_symmetric_is_the_mean_of_both_directions():
+    x, y = views()
+    loss, ways = tiny(symmetric=True)(x, y).loss, [tiny()(x, y).loss, tiny()(y, x).loss]
+    torch.testing.assert_close(loss, (ways[0] + ways[1]) / 2)
+    one, both = tiny(), tiny(symmetric=True)
+    one(x, y)
+    both(x, y)
+    assert torch.equal(one.queue.read(), both.queue.read())
+
+
+def test_a_batch_is_never_its_own_negative():
+    moco, (x, y) = tiny(queue_size=4), views()
+    before = moco.queue.read()
+    logits = moco(x, y).logits
+    expected = moco.queries(x) @ before.T / moco.temperature
+    torch.testing.assert_close(logits[:, 1:], expected)
+
+
+def test_evaluation_moves_nothing():
+    moco = tiny().eval()
+    before = {name: x.clone() for name, x in moco.state_dict().items() if isinstance(x, torch.Tensor)}
+    moco(*views())
+    assert all(torch.equal(moco.state_dict()[name], x) for name, x in before.items())
+    assert moco.ema.step == 0
+
+
+def test_accumulation_moves_keys_once():
+    moco = tiny()
+    optimizer = torch.optim.SGD(moco.encoder.parameters(), 0.1)
+    moco.ema.attach(optimizer, "before_forward")
+    for _ in range(3):
+        for micro in range(2):
+            moco(*views(2, micro)).loss.backward()
+        optimizer.step()
+    assert moco.ema.step == 3 and moco.queue.count == 12
+
+
+def test_resumed_is_uninterrupted():
+    def made() -> tuple[MoCo, torch.optim.Optimizer]:
+        moco = tiny(momentum=Cosine(20, 0.9, 1.0), queue_size=10)
+        return moco, torch.optim.SGD(moco.encoder.parameters(), 0.1, momentum=0.9)
+
+    def run(moco: MoCo, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+        for t in range(first, last):
+            optimizer.zero_grad()
+            moco(*views(seed=t)).loss.backward()
+            optimizer.step()
+
+    straight, optimizer = made()
+    run(straight, optimizer, 0, 3)
+    file = io.BytesIO()
+    torch.save([straight.state_dict(), optimizer.state_dict()], file)
+    run(straight, optimizer, 3, 7)
+    resumed, optimizer = made()
+    file.seek(0)
+    for one, state in zip((resumed, optimizer), torch.load(file, weights_only=True), strict=True):
+        one.load_state_dict(state)
+    run(resumed, optimizer, 3, 7)
+    for name, x in straight.state_dict().items():
+        assert not isinstance(x, torch.Tensor) or torch.equal(x, resumed.state_dict()[name]), name
+    assert resumed.ema.step == straight.ema.step == 7
+    with pytest.raises(ValueError, match="schedules"):
+        tiny(queue_size=10).load_state_dict(straight.state_dict())
+
+
+def test_hard_negatives_degenerate_to_moco():
+    plain, hard = tiny(), tiny(HardNegativeMoCo, hard_fraction=1.0, weight_q=1.0, weight_k=0.0, mode="anchor")
+    for t in range(3):
+        x, y = views(seed=t)
+        torch.testing.assert_close(hard(x, y).loss, plain(x, y).loss)
+    assert torch.equal(hard.queue.read(), plain.queue.read())
+
+
+def test_swapped_sides_degenerate_to_the_symmetric_loss():
+    x, y = views()
+    hard, plain = tiny(HardNegativeMoCo, hard_fraction=1.0), tiny(symmetric=True)
+    torch.testing.assert_close(hard(x, y).loss, plain(x, y).loss)
+    assert hard.queue.count == 8
+
+
+def test_the_key_chooses_its_own_negatives():
+    x, y = views()
+    moco = tiny(HardNegativeMoCo, weight_q=0.0, weight_k=1.0, mode="anchor")
+    bank = moco.queue.read()
+    loss = moco(x, y).loss
+    q, k = moco.queries(x), moco.keys(y)
+    similar = (k @ bank.T).sort(dim=1, descending=True).values[:, :3]
+    logits = torch.cat([(q * k).sum(1, keepdim=True), similar], dim=1) / moco.temperature
+    torch.testing.assert_close(loss, cross_entropy(logits, torch.zeros(4, dtype=torch.long)))
+    loss.backward()
+    assert moco.encoder.body.weight.grad.abs().sum() > 0
+
+
+def test_selection():
+    s = torch.tensor([[0.9, 0.1, 0.5, 0.3], [0.95, 0.99, 0.97, 0.96]])
+    inf = -torch.inf
+    assert hard_negatives(s, 2, 0.8).tolist() == [[0.5, pytest.approx(0.3)], [pytest.approx(0.95), inf]]
+    assert hard_negatives(s, 9).shape == (2, 4)
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"temperature": 0.0}, "temperature"),
+        ({"queue_size": 0}, "queue_size"),
+        ({"momentum": 1.1}, "beta"),
+        ({"bn_groups": 0}, "bn_groups"),
+        ({"kind": HardNegativeMoCo, "hard_fraction": 0.0}, "hard_fraction"),
+        ({"kind": HardNegativeMoCo, "upper": -1.0}, "upper"),
+        ({"kind": HardNegativeMoCo, "weight_q": -1.0}, "weight_q"),
+        ({"kind": HardNegativeMoCo, "weight_q": 0.0, "weight_k": 0.0}, "not both 0"),
+        ({"kind": HardNegativeMoCo, "mode": "both"}, "mode"),
+        ({"kind": HardNegativeMoCo, "symmetric": True}, "symmetric"),
+    ],
+)
+def test_bad_arguments(options, name):
+    with pytest.raises(ValueError, match=name):
+        tiny(**options)
+
+
+@pytest.mark.parametrize(
+    ("moco", "x", "y", "name"),
+    [
+        (tiny, views()[0], views(3)[1], "x_k"),
+        (lambda: tiny(dim=3), *views(), "encoder's output"),
+        (tiny, *views(13), "queue_size"),
+        (lambda: tiny(HardNegativeMoCo), *views(7), "queue_size"),
+        (lambda: tiny(bn_groups=3), *views(), "bn_groups"),
+        (tiny, torch.full((4, 5), torch.nan, dtype=torch.float64), views()[1] * torch.nan, "finite"),
+    ],
+)
+def test_bad_batches_enqueue_nothing(moco, x, y, name):
+    model = moco()
+    with pytest.raises(ValueError, match=name):
+        model(x, y)
+    assert model.queue.count == 0
+
+
+def test_an_output_without_direction_warns():
+    encoder = nn.Linear(5, 4)
+    nn.init.zeros_(encoder.weight)
+    nn.init.zeros_(encoder.bias)
+    with pytest.warns(RuntimeWarning, match="direction"):
+        tiny(encoder=encoder)(*views())
