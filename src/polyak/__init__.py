@@ -4,6 +4,7 @@ The parts load when first used, so ``import polyak`` by itself imports nothing, 
 
 - ``polyak.optim``: optimizers, and the rules that they are chained from.
 - ``polyak.memory``: the pure tensor functions that the rules are written with.
+- ``polyak.local``: train in gradient-isolated blocks with little memory: MAN and its relatives.
 - ``polyak.lab``: compare methods on a problem (``pip install polyak[lab]``).
 - ``polyak.testing``: checks for rules and optimizers of your own.
 """
@@ -13,11 +14,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polyak import lab, memory, optim, testing
+    from polyak import lab, local, memory, optim, testing
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["__version__", "lab", "memory", "optim", "testing"]
+__all__ = ["__version__", "lab", "local", "memory", "optim", "testing"]
 
 
 def __getattr__(name: str) -> ModuleType:
