@@ -17,6 +17,7 @@ from polyak.local.man import MAN
 from polyak.local.measure import ActivationMeter
 from polyak.local.network import LocalNetwork
 from polyak.local.resnet import BasicBlock, CifarResNet, cifar_resnet
+from polyak.local.trainer import Epoch, LocalTrainer
 
 __all__ = [
     "DGL",
@@ -29,11 +30,13 @@ __all__ = [
     "Batch",
     "CifarResNet",
     "Classifier",
+    "Epoch",
     "Greedy",
     "InfoPro",
     "Layers",
     "LocalNetwork",
     "LocalOutcome",
+    "LocalTrainer",
     "Part",
     "Site",
     "balanced",

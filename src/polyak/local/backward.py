@@ -62,6 +62,7 @@ def local_backward(
     *,
     criterion: Criterion = F.cross_entropy,
     scaler: torch.amp.GradScaler | None = None,
+    weight: float = 1.0,
     last: bool = True,
 ) -> LocalOutcome:
     r"""Forward and backward, block by block; the gradients are then there for any optimizer.
@@ -76,8 +77,8 @@ def local_backward(
 
     * **Mixed precision**: call it under :class:`torch.autocast`, and with the ``scaler`` for float16; backward runs
       outside of autocast. A step that the scaler will skip moves no average.
-    * **Accumulation**: ``last=False`` for all micro-batches but the last. Averages move once, and gradients add up.
-      Divide in the criterion, as with backpropagation.
+    * **Accumulation**: ``last=False`` for all micro-batches but the last. Averages move once, and gradients add up;
+      ``weight=1/n`` makes them a mean over n micro-batches.
     * **DistributedDataParallel**: pass the wrapped ``LocalNetwork``. Gradients are averaged over the ranks block by
       block while the next block computes; with ``last=False``, or under ``no_sync()``, they are not. Each rank keeps
       its own running statistics of batch normalizations; use ``SyncBatchNorm`` or save the model of one rank.
@@ -88,6 +89,7 @@ def local_backward(
         targets: what ``criterion`` compares with.
         criterion: ``criterion(logits, targets)``, a scalar; also judges auxiliary classifiers.
         scaler: multiplies each loss for its backward pass; ``None`` for no scaling.
+        weight: factor of every loss in its backward pass; the losses returned are without it.
         last: whether the optimizer's step follows.
 
     Returns:
@@ -115,11 +117,11 @@ def local_backward(
     losses: list[Tensor] = []
     x = inputs
     for block, net in zip(inner.blocks, nets, strict=False):
-        x, loss = run_block(block, net, x, batch, scaler)
+        x, loss = run_block(block, net, x, batch, scaler, weight)
         losses.append(loss)
         if mean is not None:
             mean.start([*block.parameters(), *net.parameters()])
-    x, loss = run_block(inner.blocks[-1], None, x, batch, scaler)
+    x, loss = run_block(inner.blocks[-1], None, x, batch, scaler, weight)
     if mean is not None:
         mean.start(inner.blocks[-1].parameters())
         mean.wait()
@@ -129,7 +131,12 @@ def local_backward(
 
 
 def run_block(
-    block: nn.Module, net: AuxiliaryNet | None, x: Tensor, batch: Batch, scaler: torch.amp.GradScaler | None
+    block: nn.Module,
+    net: AuxiliaryNet | None,
+    x: Tensor,
+    batch: Batch,
+    scaler: torch.amp.GradScaler | None,
+    weight: float,
 ) -> tuple[Tensor, Tensor]:
     """Forward and backward of one block; its output and its loss, both detached. ``net=None``: the last block."""
     if net is not None:
@@ -140,7 +147,8 @@ def run_block(
     # What was computed under autocast is differentiated outside of it, as PyTorch asks.
     outside = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
     with outside:
-        (loss if scaler is None else scaler.scale(loss)).backward()
+        weighted = loss if weight == 1.0 else weight * loss
+        (weighted if scaler is None else scaler.scale(weighted)).backward()
     return out.detach(), loss.detach()
 
 
