@@ -1,6 +1,7 @@
 """Floor 2: train a network in gradient-isolated blocks, with far less activation memory than backpropagation.
 
 * :class:`LocalTrainer`: for three-line use. :func:`local_backward`: inside a loop of your own.
+* :class:`BlockPipeline`: blocks on several processes at once.
 * :class:`LocalNetwork`: a network with its cuts and auxiliary networks; :func:`layers`, :class:`Layers`: what is cut.
 * Auxiliary networks: :class:`Greedy`, :class:`DGL`, :class:`InfoPro`, :class:`AugLocal`, :class:`MAN`, or your
   own :class:`Auxiliary`.
@@ -16,6 +17,7 @@ from polyak.local.listing import Layers, Part, layers
 from polyak.local.man import MAN
 from polyak.local.measure import ActivationMeter
 from polyak.local.network import LocalNetwork
+from polyak.local.parallel import BlockPipeline, NeighbourError
 from polyak.local.resnet import BasicBlock, CifarResNet, cifar_resnet
 from polyak.local.trainer import Epoch, LocalTrainer
 
@@ -28,6 +30,7 @@ __all__ = [
     "AuxiliaryNet",
     "BasicBlock",
     "Batch",
+    "BlockPipeline",
     "CifarResNet",
     "Classifier",
     "Epoch",
@@ -37,6 +40,7 @@ __all__ = [
     "LocalNetwork",
     "LocalOutcome",
     "LocalTrainer",
+    "NeighbourError",
     "Part",
     "Site",
     "balanced",

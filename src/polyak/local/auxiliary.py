@@ -78,6 +78,9 @@ class AuxiliaryNet(nn.Module, ABC):
     optimizer step follows and the gradients are finite, :meth:`finish`.
     """
 
+    needs_inputs: bool = False
+    """Whether the loss uses the input of the whole network."""
+
     def begin(self) -> None:
         """At the start of an iteration; nothing by default."""
         return
@@ -89,6 +92,10 @@ class AuxiliaryNet(nn.Module, ABC):
     def finish(self) -> None:
         """When the gradients are there and the step is to follow; nothing by default."""
         return
+
+    def sources(self) -> list[Tensor]:
+        """Weights of the next block that :meth:`finish` reads; none by default."""
+        return []
 
     def check(self, batch: Batch) -> None:
         """Refuse a batch that the loss cannot be computed for, with ``ValueError``, before anything runs."""

@@ -110,6 +110,7 @@ class InfoProNet(AuxiliaryNet):
         label_weight: :math:`w_y`.
     """
 
+    needs_inputs = True
     mean: Tensor
     std: Tensor
 

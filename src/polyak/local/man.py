@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast, get_args
 
@@ -117,6 +116,7 @@ class MANNet(AuxiliaryNet):
         self.head = head
         self._source = (source,)  # in a tuple: it belongs to the model, not to this network
         self._stepped = False
+        self.needs_inputs = head.needs_inputs
 
     @property
     def source(self) -> nn.Module:
@@ -151,19 +151,24 @@ class MANNet(AuxiliaryNet):
         """In the variant ``"paper"``, pull the layer after the last step, when that has taken place."""
         if self._stepped:
             self._stepped = False
-            self.pull(self.source.parameters())
+            self.pull()
 
     def finish(self) -> None:
         """Average the next layer's weights as they are before the step."""
         if self.variant == "paper":
             self._stepped = True
         elif self.average is not None:
-            self.pull(self.source.parameters())
+            self.pull()
 
-    def pull(self, weights: Iterable[Tensor]) -> None:
-        """Move the average towards weights, given in the order of ``source.parameters()``."""
+    def pull(self) -> None:
+        """Move the average towards the next layer's weights."""
         assert self.average is not None
-        ema_([p.detach() for p in self.average.parameters()], [w.detach() for w in weights], 1.0 - self.momentum)
+        sources = [p.detach() for p in self.source.parameters()]
+        ema_([p.detach() for p in self.average.parameters()], sources, 1.0 - self.momentum)
+
+    def sources(self) -> list[Tensor]:
+        """See :class:`AuxiliaryNet`."""
+        return [] if self.variant in ("trained", "paper") else list(self.source.parameters())
 
     def get_extra_state(self) -> bool:
         """Whether a step has been made that the variant ``"paper"`` has not yet pulled after."""
