@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from polyak.local import DGL, MAN, AugLocal, Auxiliary, Greedy, InfoPro, LocalNetwork, local_backward
 
-# "man" and the two after it differ in nothing but what stands between the block and DGL's head.
+# "man", "trained layer only" and "EMA only" differ in nothing but what stands between the block and DGL's head.
 METHODS: dict[str, Auxiliary | None] = {
     "end-to-end": None,
     "greedy": Greedy(),
@@ -28,6 +28,7 @@ METHODS: dict[str, Auxiliary | None] = {
     "man++": MAN(variant="scale"),
     "trained layer only": MAN(variant="trained"),
     "EMA only": MAN(variant="average"),
+    "man with linear head": MAN(Greedy()),
 }
 RECORD = 1 + 3 * 32 * 32  # label, then red, green and blue
 

@@ -10,7 +10,7 @@ from typing import Any
 Row = dict[str, Any]
 # 97.5 % points of Student's t, by degrees of freedom
 T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
-COLOURS = ("#222222", "#999999", "#1f77b4", "#2ca02c", "#9467bd", "#d62728", "#ff7f0e", "#8c564b", "#e377c2")
+COLOURS = ("#222222", "#999999", "#1f77b4", "#2ca02c", "#9467bd", "#d62728", "#ff7f0e", "#8c564b", "#e377c2", "#17becf")
 
 
 def interval(values: list[float]) -> str:

@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 # What is run on each network: numbers of blocks, methods, seeds.
 PLAN: dict[int, tuple[tuple[int, ...], tuple[str, ...], int]] = {
     32: ((2, 4, 8, 16), tuple(METHODS), 5),
-    110: ((16,), ("end-to-end", "dgl", "man", "trained layer only", "EMA only"), 1),
+    110: ((16,), ("end-to-end", "dgl", "man", "trained layer only", "EMA only", "man with linear head"), 1),
 }
 Cell = tuple[int, int, str]
 
@@ -44,7 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=0.1)
-    parser.add_argument("--cost-batch", type=int, default=32)
+    parser.add_argument("--cost-batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--data", type=Path, help="a folder with CIFAR-10 in its binary format; digits without")

@@ -8,6 +8,7 @@ from torch import nn
 
 from polyak.local import DGL, AugLocal, Greedy, InfoPro, LocalNetwork, cifar_resnet, supervised_contrastive
 from polyak.local.auglocal import auxiliary_depth, rebuilt
+from polyak.local.heads import PoolTo8
 from tests.local import kinds
 
 
@@ -111,3 +112,9 @@ def test_greedy_is_pooling_and_one_linear_map():
     x = torch.rand(2, 16, 8, 8)
     net = network.auxiliaries[0]
     torch.testing.assert_close(net(x), x.mean((2, 3)) @ net.net[1].weight.T + net.net[1].bias)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (8, 8), (16, 24), (4, 4), (10, 12)])
+def test_pooling_to_8_is_adaptive_pooling(size):
+    x = torch.rand(2, 3, *size, dtype=torch.float64)
+    torch.testing.assert_close(PoolTo8()(x), nn.functional.adaptive_avg_pool2d(x, 8), rtol=1e-13, atol=0)

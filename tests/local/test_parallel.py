@@ -18,14 +18,25 @@ def assert_same(found, expected):
         torch.testing.assert_close(found[name], value, rtol=1e-12, atol=1e-14, msg=lambda m, name=name: f"{name}: {m}")
 
 
-@pytest.mark.parametrize(
-    "case", ["greedy", "dgl", "auglocal", "infopro", "man", "man:31", "man:13", "man-infopro"]
-)  # the digits: how many of the four blocks each rank has
-def test_pipeline_equals_training_in_turn(tmp_path, case):
-    ranks.launch("worker", tmp_path, f"pipeline:{case}")
+# The digits say how many of the four blocks each rank has.
+PIPELINES = ["greedy", "dgl", "auglocal", "infopro", "man", "man:31", "man:13", "man-infopro"]
+REPLICAS = ["plain", "last", "no_sync"]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """Where two ranks have done everything that ends well."""
+    folder = tmp_path_factory.mktemp("ranks")
+    cases = [f"pipeline:{case}" for case in PIPELINES] + [f"replicated:{case}" for case in REPLICAS] + ["refused"]
+    ranks.launch("worker", folder, *cases)
+    return folder
+
+
+@pytest.mark.parametrize("case", PIPELINES)
+def test_pipeline_equals_training_in_turn(done, case):
     expected = worker.sequential(case.split(":")[0])
-    assert_same(result(tmp_path, f"pipeline:{case}"), expected)
-    assert_same(torch.load(tmp_path / f"rank1-{case.replace(':', '')}.pt"), expected)
+    assert_same(result(done, f"pipeline:{case}"), expected)
+    assert_same(torch.load(done / f"rank1-{case.replace(':', '')}.pt"), expected)
 
 
 @pytest.mark.parametrize(
@@ -39,25 +50,23 @@ def test_pipeline_equals_training_in_turn(tmp_path, case):
 )
 def test_a_lost_neighbour_is_an_error(tmp_path, case, expect, rank, lost):
     start = time.monotonic()
-    output = ranks.launch("worker", tmp_path, case, expect, timeout=60)
+    output = ranks.launch("worker", tmp_path, case, expect=expect, timeout=60)
     assert lost in output[rank]
     assert time.monotonic() - start < 40
     if case == "raises:1":
         assert "my own mistake" in output[1]
 
 
-def test_refusals(tmp_path):
-    ranks.launch("worker", tmp_path, "refused")
-    first, second, third, fourth = result(tmp_path, "refused")
+def test_refusals(done):
+    first, second, third, fourth = result(done, "refused")
     assert first == "split must be 2 numbers from 1 on that add up to 4 blocks, got [4, 0]"
     assert second.endswith("got [1, 1]")
     assert "variant must not be 'paper'" in third
     assert fourth == "batches must be given on rank 0, and on no other"
 
 
-@pytest.mark.parametrize("accumulate", ["", "last", "no_sync"])
-def test_replicas_are_one_process(tmp_path, accumulate):
-    ranks.launch("worker", tmp_path, f"replicated:{accumulate}")
+@pytest.mark.parametrize("accumulate", REPLICAS)
+def test_replicas_are_one_process(done, accumulate):
     torch.manual_seed(1)
     net = LocalNetwork(kinds.mlp().double(), 3, MAN(Greedy(), momentum=0.5), example=torch.rand(2, 6).double())
     optimizer = worker.make_optimizer(list(net.trainable_parameters()))
@@ -66,5 +75,5 @@ def test_replicas_are_one_process(tmp_path, accumulate):
         local_backward(net, *worker.whole(step))
         optimizer.step()
     expected = worker.state(net)
-    assert_same(result(tmp_path, f"replicated:{accumulate}"), expected)
-    assert_same(torch.load(tmp_path / f"rank1-{accumulate}.pt"), expected)
+    assert_same(result(done, f"replicated:{accumulate}"), expected)
+    assert_same(torch.load(done / f"rank1-{accumulate}.pt"), expected)
