@@ -28,9 +28,9 @@ METHODS = {
     "EMA only": MAN(Greedy(), variant="average"),
     "trained layer only": MAN(Greedy(), variant="trained"),
     "MAN": MAN(Greedy()),
-    "AugLocal 1": AugLocal(1),
-    "AugLocal 2": AugLocal(2),
-    "AugLocal 3": AugLocal(3),
+    "AugLocal 1": AugLocal(1, pyramid_coeff=0.0),
+    "AugLocal 2": AugLocal(2, pyramid_coeff=0.0),
+    "AugLocal 3": AugLocal(3, pyramid_coeff=0.0),
 }
 WIDTHS = (8, 8, 16, 16, 32, 32, 32)
 

@@ -358,3 +358,22 @@ def test_any_optimizer(norm):
         losses.append(local_backward(network, x, y).loss.detach().item())
         optimizer.step()
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.gpu
+def test_less_memory_on_a_gpu():
+    torch.manual_seed(0)
+    images, labels = torch.rand(64, 3, 32, 32, device="cuda"), torch.arange(64, device="cuda") % 10
+    model = cifar_resnet(110).cuda()
+    network = LocalNetwork(model, 16, MAN(), example=images)
+
+    def peak(act):
+        act()
+        network.zero_grad()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        act()
+        return torch.cuda.max_memory_allocated() - before
+
+    whole = peak(lambda: F.cross_entropy(model(images), labels).backward())
+    assert peak(lambda: local_backward(network, images, labels)) < 0.4 * whole

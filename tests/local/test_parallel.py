@@ -77,3 +77,8 @@ def test_replicas_are_one_process(done, accumulate):
     expected = worker.state(net)
     assert_same(result(done, f"replicated:{accumulate}"), expected)
     assert_same(torch.load(done / f"rank1-{accumulate}.pt"), expected)
+
+
+def test_a_rank_in_the_middle(tmp_path):
+    ranks.launch("worker", tmp_path, "pipeline:man", expect=(0, 0, 0))
+    assert_same(result(tmp_path, "pipeline:man"), worker.sequential("man"))

@@ -47,6 +47,10 @@ class ActivationMeter:
     ) -> None:
         self._hooks.__exit__(kind, error, trace)
 
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the tensor is saved for backward now."""
+        return self._users[_address(tensor)] > 0
+
     def _pack(self, tensor: Tensor) -> _Held | Tensor:
         address = _address(tensor)
         if address in self._ignored or tensor.untyped_storage().nbytes() == 0:
@@ -55,7 +59,7 @@ class ActivationMeter:
             self.current += tensor.untyped_storage().nbytes()
             self.peak = max(self.peak, self.current)
         self._users[address] += 1
-        return _Held(self, tensor)
+        return _Held(self, tensor.detach())  # an operation that holds its own output would never be freed
 
     @staticmethod
     def _unpack(held: _Held | Tensor) -> Tensor:

@@ -89,9 +89,10 @@ class BlockPipeline:
         self._edge = edges[self._rank] if self._rank < self._world - 1 else None  # averages a layer of the next rank
         self._edge_before = edges[self._rank - 1] if self._rank > 0 else None
         self._with_inputs = any(net.needs_inputs for net in nets[self._starts[1] :])
+        self._device = next(network.parameters()).device
         self._sent: list[tuple[Any, Tensor]] = []
         for tensor in (*network.parameters(), *network.buffers()):
-            self._call("the weights of rank 0", dist.broadcast, tensor.detach(), self._global(0))
+            self._share(tensor, 0)
         parts = [network.blocks[j] for j in self.mine] + [net for net in self._nets if net is not None]
         self.optimizer = optimizer([p for part in parts for p in part.parameters() if p.requires_grad])
 
@@ -142,7 +143,7 @@ class BlockPipeline:
         if self._rank < self._world - 1:
             self._send_on((x, batch.targets, *([batch.inputs] if self._with_inputs else [])))
         if self._edge is not None and (weights := self._edge.sources()):
-            fresh = torch.empty_like(_flat(weights))
+            fresh = _flat(weights).cpu()
             self._take(fresh, self._rank + 1)
             for weight, value in zip(weights, fresh.split([w.numel() for w in weights]), strict=True):
                 weight.detach().copy_(value.view_as(weight))
@@ -162,7 +163,13 @@ class BlockPipeline:
             parts = [*self.network.blocks[start:end], *self.network.auxiliaries[start:end]]
             for part in parts:
                 for tensor in (*part.parameters(), *part.buffers()):
-                    self._call(f"the weights of rank {rank}", dist.broadcast, tensor.detach(), self._global(rank))
+                    self._share(tensor, rank)
+
+    def _share(self, tensor: Tensor, rank: int) -> None:
+        """Give every rank one rank's value of a tensor."""
+        value = tensor.detach().cpu()
+        self._call(f"rank {rank}, or one that takes from it", dist.broadcast, value, self._global(rank), self._group)
+        tensor.detach().copy_(value)
 
     def _send_on(self, tensors: Sequence[Tensor]) -> None:
         header = [len(tensors)]
@@ -170,7 +177,7 @@ class BlockPipeline:
             header += [DTYPES.index(t.dtype), t.ndim, *t.shape]
         padded = torch.tensor(header + [0] * (HEADER - len(header)))
         for tensor in (padded, *tensors):
-            self._send(tensor.contiguous(), self._rank + 1)
+            self._send(tensor, self._rank + 1)
 
     def _receive(self) -> list[Tensor]:
         header = torch.zeros(HEADER, dtype=torch.int64)
@@ -182,10 +189,11 @@ class BlockPipeline:
             tensor = torch.empty(rest[:ndim], dtype=DTYPES[dtype])
             rest = rest[ndim:]
             self._take(tensor, self._rank - 1)
-            found.append(tensor)
+            found.append(tensor.to(self._device))
         return found
 
     def _send(self, tensor: Tensor, to: int) -> None:
+        tensor = tensor.cpu().contiguous()
         work = self._call(f"rank {to}", dist.isend, tensor, self._global(to), self._group)
         self._sent.append((work, tensor))  # it must live until it has gone
 

@@ -54,22 +54,29 @@ def trace(units: Sequence[nn.Module], names: Sequence[str], example: Tensor) -> 
     saved: list[int] = []
     fixed = [t for unit in units for t in (*unit.parameters(), *unit.buffers())]
     x = example
-    counted: Tensor = example
+    held = False  # whether the layer before holds its output, so that this one saves nothing by holding its input
     for unit, name in zip(units, names, strict=True):
-        with torch.enable_grad(), ActivationMeter([*fixed, counted]) as meter:
+        x = _differentiable(x) if outputs else x
+        with torch.enable_grad(), ActivationMeter([*fixed, x] if held else fixed) as meter:
             try:
-                out = unit(x.clone().requires_grad_() if x.is_floating_point() and outputs else x)
+                out = unit(x)
             except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 before = "the network's input" if not outputs else f"the output of {names[len(outputs) - 1]}"
                 raise ValueError(f"{name} refuses {before}, of shape {tuple(x.shape)}: {error}") from error
             if not isinstance(out, Tensor):
                 raise ValueError(f"{name} must return one tensor, got {type(out).__name__}")
             saved.append(meter.current)
+            held = meter.holds(out)
         x = out.detach()
-        counted = x
         del out
         outputs.append(x)
     return Trace(tuple(outputs), tuple(saved))
+
+
+def _differentiable(x: Tensor) -> Tensor:
+    """A copy that asks for a gradient, as inside a network; no leaf, so that a layer may change it in place."""
+    with torch.enable_grad():
+        return x.clone().requires_grad_() * 1 if x.is_floating_point() else x
 
 
 class SingleValueNorms:
