@@ -1,12 +1,25 @@
 """Details of the auxiliary networks that no vector covers."""
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import nn
 
-from polyak.local import DGL, AugLocal, Greedy, InfoPro, LocalNetwork, cifar_resnet, supervised_contrastive
+from polyak.local import (
+    DGL,
+    MAN,
+    AugLocal,
+    Auxiliary,
+    AuxiliaryNet,
+    Greedy,
+    InfoPro,
+    LocalNetwork,
+    cifar_resnet,
+    local_backward,
+    supervised_contrastive,
+)
 from polyak.local.auglocal import auxiliary_depth, rebuilt
 from polyak.local.heads import PoolTo8
 from tests.local import kinds
@@ -118,3 +131,57 @@ def test_greedy_is_pooling_and_one_linear_map():
 def test_pooling_to_8_is_adaptive_pooling(size):
     x = torch.rand(2, 3, *size, dtype=torch.float64)
     torch.testing.assert_close(PoolTo8()(x), nn.functional.adaptive_avg_pool2d(x, 8), rtol=1e-13, atol=0)
+
+
+@dataclass(frozen=True)
+class Predict(Auxiliary):
+    """A recipe from outside of the library: the mean of the input is to be predicted."""
+
+    def build(self, site):
+        return PredictNet(site.x.shape[1])
+
+
+class PredictNet(AuxiliaryNet):
+    needs_inputs = True
+
+    def __init__(self, width):
+        super().__init__()
+        self.linear, self.finished = nn.Linear(width, 1), 0
+
+    def forward(self, x):
+        return self.linear(x.mean((2, 3)))[:, 0]
+
+    def loss(self, said, batch):
+        return (said - batch.inputs.mean((1, 2, 3))).square().mean()
+
+    def finish(self):
+        self.finished += 1
+
+
+@pytest.mark.parametrize("recipe", [Predict(), MAN(Predict())], ids=["alone", "in MAN"])
+def test_recipes_from_outside(recipe):
+    network = LocalNetwork(cifar_resnet(8), 3, recipe, example=torch.rand(2, 3, 8, 8))
+    optimizer = torch.optim.SGD(network.trainable_parameters(), lr=0.05)
+    x, y = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+    losses = []
+    for _ in range(10):
+        optimizer.zero_grad()
+        losses.append(local_backward(network, x, y).losses[0].item())
+        optimizer.step()
+    assert losses[-1] < 0.2 * losses[0]
+    assert network.auxiliaries[0].needs_inputs
+    if isinstance(recipe, Predict):
+        assert network.auxiliaries[0].finished == 10
+
+
+def test_contrastive_infopro_trains():
+    torch.manual_seed(0)
+    network = LocalNetwork(cifar_resnet(8), 3, InfoPro(contrastive=True, feature_dim=8), example=torch.rand(2, 3, 8, 8))
+    optimizer = torch.optim.SGD(network.trainable_parameters(), lr=0.05)
+    x, y = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
+    losses = []
+    for _ in range(15):
+        optimizer.zero_grad()
+        losses.append(sum(v.item() for v in local_backward(network, x, y).losses))
+        optimizer.step()
+    assert losses[-1] < 0.8 * losses[0]

@@ -62,7 +62,10 @@ class Site:
             ValueError: if the next block has no layer before the head, or that layer no parameters.
         """
         if self.cut == len(self.layers.layers):
-            raise ValueError(f"block {self.block + 1} has no layer before the head whose weights could be averaged")
+            raise ValueError(
+                f"block {self.block + 1} has no layer before the head whose weights could be averaged; cut earlier, or "
+                "give the block as a Sequential of layers and head"
+            )
         layer = self.layers.layers[self.cut]
         if not any(True for _ in layer.parameters()):
             raise ValueError(

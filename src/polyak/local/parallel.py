@@ -46,7 +46,8 @@ class BlockPipeline:
     by itself.
 
     Every rank holds the whole network, but gradients, optimizer state and activations of its own blocks only. All
-    take rank 0's weights at the start; call :meth:`gather` to have the trained weights everywhere.
+    take rank 0's weights at the start; call :meth:`gather` to have the trained weights everywhere. For mixed precision
+    in bfloat16 call :meth:`run` under :class:`torch.autocast`.
 
     Args:
         network: the network, of the same make on all ranks.
