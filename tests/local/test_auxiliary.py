@@ -161,17 +161,17 @@ class PredictNet(AuxiliaryNet):
 @pytest.mark.parametrize("recipe", [Predict(), MAN(Predict())], ids=["alone", "in MAN"])
 def test_recipes_from_outside(recipe):
     network = LocalNetwork(cifar_resnet(8), 3, recipe, example=torch.rand(2, 3, 8, 8))
-    optimizer = torch.optim.SGD(network.trainable_parameters(), lr=0.05)
+    optimizer = torch.optim.SGD(network.trainable_parameters(), lr=0.003)
     x, y = torch.rand(8, 3, 8, 8), torch.arange(8) % 4
     losses = []
-    for _ in range(10):
+    for _ in range(30):
         optimizer.zero_grad()
         losses.append(local_backward(network, x, y).losses[0].item())
         optimizer.step()
-    assert losses[-1] < 0.2 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     assert network.auxiliaries[0].needs_inputs
     if isinstance(recipe, Predict):
-        assert network.auxiliaries[0].finished == 10
+        assert network.auxiliaries[0].finished == 30
 
 
 def test_contrastive_infopro_trains():
