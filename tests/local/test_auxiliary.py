@@ -22,6 +22,7 @@ from polyak.local import (
 )
 from polyak.local.auglocal import auxiliary_depth, rebuilt
 from polyak.local.heads import PoolTo8
+from polyak.local.infopro import Resize
 from tests.local import kinds
 
 
@@ -185,3 +186,10 @@ def test_contrastive_infopro_trains():
         losses.append(sum(v.item() for v in local_backward(network, x, y).losses))
         optimizer.step()
     assert losses[-1] < 0.8 * losses[0]
+
+
+def test_resizing_to_the_same_size_is_nothing():
+    x = torch.rand(2, 3, 8, 8)
+    assert Resize((8, 8))(x) is x
+    torch.testing.assert_close(x, nn.functional.interpolate(x, (8, 8), mode="bilinear", align_corners=True))
+    torch.testing.assert_close(Resize((15, 15))(x)[..., ::2, ::2], x)

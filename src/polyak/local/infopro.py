@@ -118,7 +118,7 @@ class InfoProNet(AuxiliaryNet):
         super().__init__()
         width, size = site.x.shape[1], tuple(site.inputs.shape[2:])
         self.decoder = nn.Sequential(
-            nn.Upsample(size, mode="bilinear", align_corners=True),
+            Resize(size),
             nn.Conv2d(width, 12 * recipe.widen, 3, padding=1),
             nn.BatchNorm2d(12 * recipe.widen),
             nn.ReLU(inplace=True),
@@ -162,6 +162,20 @@ class InfoProNet(AuxiliaryNet):
 
     def _image(self, inputs: Tensor) -> Tensor:
         return inputs.detach() * self.std + self.mean
+
+
+class Resize(nn.Module):
+    """Bilinear resizing of (N, C, H, W), corners aligned; nothing where the size is right already."""
+
+    def __init__(self, size: tuple[int, ...]) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Tensor) -> Tensor:
+        """To (N, C, *size)."""
+        if tuple(x.shape[2:]) == self.size:
+            return x
+        return F.interpolate(x, self.size, mode="bilinear", align_corners=True)
 
 
 def _classifier(kind: Kind, width: int, feature_dim: int, outputs: int) -> nn.Sequential:
