@@ -258,7 +258,11 @@ def test_mixed_precision():
     network = LocalNetwork(cifar_resnet(8), 3, MAN(DGL(4)), example=IMAGES)
     seen = []
     network.auxiliaries[0].trained.conv1.register_forward_hook(lambda m, i, o: seen.append(o.dtype))
-    network.blocks[1].register_full_backward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+
+    def in_backward(module, inputs, out):
+        out.register_hook(lambda _: seen.append(torch.is_autocast_enabled("cpu")))
+
+    network.blocks[0][1].conv1.register_forward_hook(in_backward)
     with torch.autocast("cpu", torch.bfloat16):
         outcome = local_backward(network, IMAGES, LABELS)
     assert seen == [torch.bfloat16, False]

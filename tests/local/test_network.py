@@ -188,6 +188,12 @@ def test_shared_layers_are_refused():
     refused(ValueError, r"blocks 1 and 3 share the parameter 0\.weight", blocks, auxiliary=Greedy())
 
 
+def test_in_place_on_the_output_of_a_block_is_refused():
+    blocks = [nn.Linear(6, 6), nn.Sequential(nn.Sequential(nn.ReLU(inplace=True), nn.Linear(6, 6)), nn.Linear(6, 2))]
+    refused(ValueError, "block 1 changes the block's output in place", blocks, auxiliary=MAN(Greedy()))
+    LocalNetwork(blocks, auxiliary=Greedy(), example=torch.rand(2, 6))
+
+
 def test_auxiliaries_that_do_not_fit():
     images = torch.rand(2, 3, 8, 8)
     refused(ValueError, r"InfoPro rebuilds images", kinds.mlp(), 2, InfoPro())

@@ -50,7 +50,8 @@ class LocalNetwork(nn.Module):
     Raises:
         TypeError: if the layers cannot be listed.
         ValueError: if an argument is out of range; if blocks or layers do not chain (names the first that does not
-            accept its input); if they do not compute what the model computes; if blocks share a parameter.
+            accept its input); if they do not compute what the model computes; if blocks share a parameter; if an
+            auxiliary network works in place on the output of its block.
     """
 
     model: nn.Module
@@ -97,7 +98,13 @@ class LocalNetwork(nn.Module):
             site = Site(j, len(self.cuts), cut, x, example, after_layers, num_outputs, self.listed)
             net = auxiliary.build(site).to(x.device, x.dtype)
             with undisturbed(net, training=True), SingleValueNorms(net) as more, torch.no_grad():
+                version = x._version
                 net(x)
+            if x._version != version:
+                raise ValueError(
+                    f"the auxiliary network of block {j} changes the block's output in place, which the next block "
+                    "takes as well; its first operation, or that of the layer it is like, must have inplace=False"
+                )
             lonely.found += more.found
             yield net
 
