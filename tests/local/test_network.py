@@ -131,6 +131,11 @@ def test_balanced_cuts_are_those_of_the_bytes_saved():
     assert dearest(network) < 0.8 * dearest(uniform)
 
 
+def test_cuts_do_not_depend_on_the_size_of_the_example():
+    found = {n: LocalNetwork(cifar_resnet(20), 2, Greedy(), example=torch.rand(n, 3, 32, 32)).cuts for n in (2, 64)}
+    assert found[2] == found[64]
+
+
 class Crossing(nn.Module):
     """A U-net in small: the first layer's output skips to the last."""
 

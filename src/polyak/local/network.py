@@ -72,7 +72,7 @@ class LocalNetwork(nn.Module):
             raise TypeError(f"auxiliary must be a recipe such as MAN() or DGL(), got {auxiliary!r}")
         if example.ndim < 2 or example.shape[0] < 2:
             raise ValueError(f"example must be a batch of at least 2 samples, got shape {tuple(example.shape)}")
-        example = example.detach()[:2]
+        example = example.detach()[:2].clone()  # what is saved for backward is counted by storage
         self.model, self.listed, names, fixed_cuts = _chain(model, num_blocks, cuts, layers)
         units = [u for u in (self.listed.stem, *self.listed.layers, self.listed.head) if u is not None]
         with undisturbed(self.model, training=True), SingleValueNorms(self.model) as lonely:
