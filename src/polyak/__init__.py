@@ -4,7 +4,8 @@ The parts load when first used, so ``import polyak`` by itself imports nothing, 
 
 - ``polyak.optim``: optimizers, and the rules that they are chained from.
 - ``polyak.teachers``: averages of weights, schedules, queues and MoCo.
-- ``polyak.memory``: the pure tensor functions that the rules are written with.
+- ``polyak.local``: train in gradient-isolated blocks with little memory: MAN and its relatives.
+- ``polyak.memory``: the pure tensor functions that all of these are written with.
 - ``polyak.lab``: compare methods on a problem (``pip install polyak[lab]``).
 - ``polyak.testing``: checks for rules and optimizers of your own.
 """
@@ -14,11 +15,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polyak import lab, memory, optim, teachers, testing
+    from polyak import lab, local, memory, optim, teachers, testing
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["__version__", "lab", "memory", "optim", "teachers", "testing"]
+__all__ = ["__version__", "lab", "local", "memory", "optim", "teachers", "testing"]
 
 
 def __getattr__(name: str) -> ModuleType:

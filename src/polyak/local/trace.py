@@ -1,0 +1,103 @@
+"""Run a small batch through a chain of layers once, and change nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from polyak.local.measure import ActivationMeter
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What a small batch met on its way through the units of a chain.
+
+    Attributes:
+        outputs: the output of each unit.
+        saved: bytes that each unit saves for backward.
+    """
+
+    outputs: tuple[Tensor, ...]
+    saved: tuple[int, ...]
+
+
+@contextmanager
+def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
+    """Run a model in a mode, then put back its buffers, the mode of every module and the random number generators."""
+    modes = {m: m.training for m in model.modules()}
+    buffers = {b: b.clone() for b in model.buffers()}
+    devices = sorted({t.device.index for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"})
+    model.train(training)
+    try:
+        with torch.random.fork_rng(devices):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, before in buffers.items():
+                buffer.copy_(before)
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def trace(units: Sequence[nn.Module], names: Sequence[str], example: Tensor) -> Trace:
+    """Run the units one after the other, each apart, so that memory for more than one is never needed.
+
+    Raises:
+        ValueError: if a unit refuses the output of the one before, or returns something else than a tensor; names it.
+    """
+    outputs: list[Tensor] = []
+    saved: list[int] = []
+    fixed = [t for unit in units for t in (*unit.parameters(), *unit.buffers())]
+    x = example
+    held = False  # whether the layer before holds its output, so that this one saves nothing by holding its input
+    for unit, name in zip(units, names, strict=True):
+        x = _differentiable(x) if outputs else x
+        with torch.enable_grad(), ActivationMeter([*fixed, x] if held else fixed) as meter:
+            try:
+                out = unit(x)
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                before = "the network's input" if not outputs else f"the output of {names[len(outputs) - 1]}"
+                raise ValueError(f"{name} refuses {before}, of shape {tuple(x.shape)}: {error}") from error
+            if not isinstance(out, Tensor):
+                raise ValueError(f"{name} must return one tensor, got {type(out).__name__}")
+            saved.append(meter.current)
+            held = meter.holds(out)
+        x = out.detach()
+        del out
+        outputs.append(x)
+    return Trace(tuple(outputs), tuple(saved))
+
+
+def _differentiable(x: Tensor) -> Tensor:
+    """A copy that asks for a gradient, as inside a network; no leaf, so that a layer may change it in place."""
+    with torch.enable_grad():
+        return x.clone().requires_grad_() * 1 if x.is_floating_point() else x
+
+
+class SingleValueNorms:
+    """Finds the batch normalizations that see one value a sample: a batch of one leaves them nothing to average."""
+
+    def __init__(self, *roots: nn.Module) -> None:
+        self.found: list[nn.Module] = []
+        self._handles: list[RemovableHandle] = []
+        for root in roots:
+            for module in root.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    self._handles.append(module.register_forward_pre_hook(self._see))
+
+    def _see(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        if x.numel() == x.shape[0] * x.shape[1] and module not in self.found:
+            self.found.append(module)
+
+    def __enter__(self) -> SingleValueNorms:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
