@@ -109,13 +109,13 @@ class Context:
     def sum(self, *terms: Tensor) -> Any:
         """The sum of each term over the tensor, broadcastable against it; a tuple for several terms."""
         return _one(
-            self.dialogue.ask(Question(self.rule_name, "sum", width=len(terms)), tuple(_row_sums(t) for t in terms))
+            self.dialogue.ask(Question(self.rule_name, "sum", width=len(terms)), tuple(_short_sums(t) for t in terms))
         )
 
     def mean(self, *terms: Tensor) -> Any:
         """The mean of each term over the tensor."""
         return _one(
-            self.dialogue.ask(Question(self.rule_name, "mean", width=len(terms)), tuple(_row_sums(t) for t in terms))
+            self.dialogue.ask(Question(self.rule_name, "mean", width=len(terms)), tuple(_short_sums(t) for t in terms))
         )
 
     def total(self, *terms: Tensor) -> Any:
@@ -138,6 +138,11 @@ class Context:
         """Leave a figure for ``optimizer.diagnostics()``; costs nothing in a step."""
         if self.dialogue.notes is not None:
             self.dialogue.notes[name] = value
+
+
+def _short_sums(term: Tensor) -> Tensor:
+    """Sums over rows that the engine cut short, as a column, to be added in float64: half the work of float64 here."""
+    return term.sum(-1, keepdim=True)
 
 
 def _row_sums(term: Tensor) -> Tensor:

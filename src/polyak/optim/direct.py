@@ -8,6 +8,7 @@ where it cannot, everything stays as torch.compile has it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -22,6 +23,7 @@ from polyak.optim.context import Rows
 Getter = Callable[[Sequence[Any]], Any]
 _ARGUMENTS = ("p", "g", "memories", "scalars", "answers", "numel")
 _SOURCE = re.compile(r"L\['(\w+)'\]((?:\[\d+\]|\.\w+(?!\())*)(?:\.size\(\)\[(\d+)\])?")
+_LIMIT = re.compile(r"(\w+) <= (\d+)")
 _STEP = re.compile(r"\[(\d+)\]|\.(\w+)")
 
 
@@ -58,26 +60,37 @@ def _is_dynamic(value: Any) -> bool:
     return all(isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None for size in sizes)
 
 
-def _serves_all_sizes(examples: Sequence[Any], coefficients: Any) -> bool:
-    """Whether the graph was made under no condition on sizes but that some are equal, which the layout guarantees.
+def _longest_row(examples: Sequence[Any], coefficients: Any) -> float | None:
+    """The length of rows up to which the graph serves arrays of all sizes; None if it was made for special ones.
 
-    ``coefficients`` is the example of the coefficient vector, whose length is fixed by the chain.
+    That some sizes are equal the layout guarantees, and long rows are summed in another way. ``coefficients`` is the
+    example of the coefficient vector, whose length is fixed by the chain.
     """
+    longest = math.inf
+    columns = {str(e.shape[1]) for e in examples if isinstance(e, Tensor) and e.dim() == 2}
     sizes = [e for e in examples if isinstance(e, torch.SymInt)]
     fixed = set().union(*(s.node.expr.free_symbols for s in getattr(coefficients, "shape", ()) if hasattr(s, "node")))
     for guard in sizes[0].node.shape_env.guards if sizes else ():
         symbols = guard.expr.free_symbols - fixed
         is_constant = all(str(symbol).startswith("zf") for symbol in symbols)  # a float that the rule closes over
-        if not is_constant and not (guard.expr.is_Equality and all(side.is_Symbol for side in guard.expr.args)):
-            return False
-    return True
+        if is_constant or (guard.expr.is_Equality and all(side.is_Symbol for side in guard.expr.args)):
+            continue
+        bound = _LIMIT.fullmatch(str(guard.expr))
+        if bound is None or bound[1] not in columns:
+            return None
+        longest = min(longest, float(bound[2]))
+    return longest
 
 
 class Direct:
     """A compiled graph, called with a kernel's arguments."""
 
-    def __init__(self, run: Callable[[list[Any]], Any], getters: list[Getter]) -> None:
-        self.run, self.getters = run, getters
+    def __init__(self, run: Callable[[list[Any]], Any], getters: list[Getter], longest_row: float) -> None:
+        self.run, self.getters, self.longest_row = run, getters, longest_row
+
+    def serves(self, p: Tensor) -> bool:
+        """Whether the graph is right for an array: on accelerators its indices may have 32 bits."""
+        return p.shape[-1] <= self.longest_row and (p.is_cpu or p.numel() < 2**31)
 
     def __call__(self, *args: Any) -> Any:
         outputs = self.run([getter(args) for getter in self.getters])
@@ -164,14 +177,15 @@ class Watch:
     def _direct(self, arguments: Sequence[Any], result: Any) -> Direct | None:
         if len(self.calls) != 1 or None in self.getters or not all(map(_is_dynamic, self.examples)):
             return None
-        if not _serves_all_sizes(self.examples, self.coefficients):
+        longest_row = _longest_row(self.examples, self.coefficients)
+        if longest_row is None:
             return None
         graph, given, outputs = self.calls[0]
         getters = [getter for getter in self.getters if getter is not None]
         expected = [getter(arguments) for getter in getters]
         if not _same(expected, given) or not _same(result or (), outputs or ()):
             return None
-        return Direct(graph.current_callable, getters)
+        return Direct(graph.current_callable, getters, longest_row)
 
 
 def _same(expected: Sequence[Any], given: Sequence[Any]) -> bool:

@@ -87,11 +87,6 @@ def _make(chain: Chain, names: list[list[str]], level: int | None, maximize: boo
     return types.FunctionType(code, globals(), title, None, kernel.__closure__)
 
 
-def _is_reachable(p: Tensor) -> bool:
-    """Whether a graph made for smaller arrays reaches every element: on accelerators its indices have 32 bits."""
-    return p.device.type == "cpu" or p.numel() < 2**31
-
-
 class Kernel:
     """One pass of a chain. Call it with ``compiled=True`` for arrays that meet the module's contract."""
 
@@ -103,13 +98,13 @@ class Kernel:
     def __call__(self, compiled: bool, *args: Any) -> Any:
         if not compiled or _failed:
             return self.plain(*args)
-        if self._direct is not None and _is_reachable(args[0]):
+        if self._direct is not None and self._direct.serves(args[0]):
             return self._direct(*args)
         return self._first(args) if self._compiled is None else self._compiled(*args)
 
     def prepared(self, *args: Any) -> Prepared | None:
         """The call with all but gradient and coefficients filled in, where it goes straight to the graph."""
-        return self._direct.prepared(args) if self._direct is not None and _is_reachable(args[0]) else None
+        return self._direct.prepared(args) if self._direct is not None and self._direct.serves(args[0]) else None
 
     def _first(self, args: tuple[Any, ...]) -> Any:
         """Compile; if that fails, say so once and run plain from then on. Compilation fails before anything runs."""
