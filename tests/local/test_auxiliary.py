@@ -193,3 +193,27 @@ def test_resizing_to_the_same_size_is_nothing():
     assert Resize((8, 8))(x) is x
     torch.testing.assert_close(x, nn.functional.interpolate(x, (8, 8), mode="bilinear", align_corners=True))
     torch.testing.assert_close(Resize((15, 15))(x)[..., ::2, ::2], x)
+
+
+def test_man_runs_the_hooks_of_its_head():
+    torch.manual_seed(0)
+    model = cifar_resnet(14, num_classes=3)
+    recipe = MAN(head=MAN(head=Greedy(), momentum=0.5), momentum=0.5)
+    network = LocalNetwork(model, cuts=[1, 6], auxiliary=recipe, example=torch.randn(4, 3, 16, 16))
+    inner = network.auxiliaries[0].head.average
+    before = [p.detach().clone() for p in inner.parameters()]
+    with torch.no_grad():
+        for p in network.auxiliaries[0].head.source.parameters():
+            p.add_(1.0)
+    local_backward(network, torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))
+    for p, old in zip(inner.parameters(), before, strict=True):
+        torch.testing.assert_close(p.detach(), old + 0.5)
+
+
+def test_auglocal_behind_man_follows_the_layer_that_man_adds():
+    model = cifar_resnet(14, num_classes=3)
+    network = LocalNetwork(
+        model, cuts=[1, 2, 3, 6], auxiliary=MAN(head=AugLocal(aux_depth=2)), example=torch.randn(4, 3, 16, 16)
+    )
+    outcome = local_backward(network, torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))
+    assert len(outcome.losses) == 3

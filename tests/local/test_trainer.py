@@ -165,3 +165,18 @@ def test_mixed_precision_trains(dtype):
     state = t.state_dict()
     assert (state["scaler"] is not None) == (dtype is torch.float16)
     t.load_state_dict(state)
+
+
+def test_the_checkpoint_of_another_optimizer_changes_nothing():
+    def make(optimizer):
+        torch.manual_seed(0)
+        made = LocalTrainer(kinds.mlp(hidden=4), optimizer, 3, MAN(Greedy()), cuts="uniform")
+        made.fit(loader(), 1)
+        return made
+
+    mine, other = make(lambda p: torch.optim.AdamW(p)), make(lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9))
+    before = copy.deepcopy(mine.optimizer.state_dict())
+    with pytest.raises(ValueError, match="of another optimizer"):
+        mine.load_state_dict(other.state_dict())
+    assert mine.optimizer.state_dict()["param_groups"] == before["param_groups"]
+    mine.fit(loader(), 1)

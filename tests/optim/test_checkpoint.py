@@ -262,3 +262,15 @@ def test_distributed_checkpoint_makes_no_step(name: str) -> None:
     train(net, optimizer, 3, 5)
     train(twin, loaded, 3, 5)
     assert same(everything(net, optimizer), everything(twin, loaded))
+
+
+def test_a_counter_that_was_moved_is_noticed() -> None:
+    """Sharing memory between processes gives the same tensor another storage."""
+    p = nn.Parameter(torch.ones(3))
+    optimizer = AdamW([p])
+    for t in range(1, 4):
+        p.grad = torch.ones(3)
+        optimizer.step()
+        if t == 1:
+            optimizer.state[p]["step"].share_memory_()
+    assert optimizer.state[p]["step"].item() == 3.0

@@ -301,3 +301,17 @@ def test_a_total_waits_for_tensors_that_have_other_questions_before_it(execution
         expected = matrix / matrix.norm(), vector / length
     for p, u in zip(params, expected, strict=True):
         torch.testing.assert_close(-p.detach(), u, rtol=1e-12, atol=0)
+
+
+def test_totals_in_opposite_orders_are_refused():
+    """Groups of one optimizer that would wait for each other."""
+    one, two = shared_length("one", 0), shared_length("two", 0)
+    orders = [chain(one, two, rules.descend()), chain(two, one, rules.descend())]
+
+    class Mixed(Optimizer):
+        def chain_of(self, group):
+            return orders[group.get("order", 0)]
+
+    params = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
+    with pytest.raises(ValueError, match="opposite orders"):
+        Mixed([{"params": [params[0]]}, {"params": [params[1]], "order": 1}], orders[0], lr=1.0)

@@ -71,7 +71,8 @@ class AugLocal(Auxiliary):
         """See :class:`Auxiliary`."""
         first = 0 if site.layers.stem is not None else 1  # without a stem, the first layer is number 0
         widths = [channels(x, site.block) for x in site.outputs[first:]]
-        layer = site.cut - first
+        # where the input is; behind MAN's layer that is one layer further than the cut
+        layer = next((i for i, x in enumerate(site.outputs) if x is site.x), site.cut) - first
         if any(b < a for a, b in pairwise(widths)):
             raise ValueError(f"widths of the layers must not decrease with depth, got {widths!r}")
         depth = auxiliary_depth(layer, len(widths), self.aux_depth, self.pyramid_coeff)

@@ -149,12 +149,14 @@ class MANNet(AuxiliaryNet):
 
     def begin(self) -> None:
         """In the variant ``"paper"``, pull the layer after the last step, when that has taken place."""
+        self.head.begin()
         if self._stepped:
             self._stepped = False
             self.pull()
 
     def finish(self) -> None:
         """Average the next layer's weights as they are before the step."""
+        self.head.finish()
         if self.variant == "paper":
             self._stepped = True
         elif self.average is not None:
@@ -168,7 +170,8 @@ class MANNet(AuxiliaryNet):
 
     def sources(self) -> list[Tensor]:
         """See :class:`AuxiliaryNet`."""
-        return [] if self.variant in ("trained", "paper") else list(self.source.parameters())
+        own = [] if self.variant in ("trained", "paper") else list(self.source.parameters())
+        return [*own, *self.head.sources()]
 
     def get_extra_state(self) -> bool:
         """Whether a step has been made that the variant ``"paper"`` has not yet pulled after."""

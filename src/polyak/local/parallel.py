@@ -194,7 +194,7 @@ class BlockPipeline:
         return found
 
     def _send(self, tensor: Tensor, to: int) -> None:
-        tensor = tensor.cpu().contiguous()
+        tensor = tensor.detach().to("cpu", copy=True).contiguous()  # a loader may refill its memory while it is sent
         work = self._call(f"rank {to}", dist.isend, tensor, self._global(to), self._group)
         self._sent.append((work, tensor))  # it must live until it has gone
 

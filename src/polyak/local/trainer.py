@@ -243,7 +243,8 @@ class LocalTrainer:
             if (state[name] is None) != (here is None):
                 has = "a" if here is None else "no"
                 raise ValueError(f"the checkpoint has {has} {name}, unlike this trainer")
-        optimizer.load_state_dict(state["optimizer"])  # refuses other groups before it changes anything
+        _require_same_optimizer(state["optimizer"], optimizer.state_dict())
+        optimizer.load_state_dict(state["optimizer"])
         network.load_state_dict(state["network"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
@@ -261,6 +262,16 @@ def _right(logits: Tensor, targets: Tensor) -> float:
     if targets.is_floating_point() or targets.shape != logits.shape[:1]:
         return float("nan")
     return float((logits.argmax(1) == targets).sum())
+
+
+def _require_same_optimizer(given: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse the state of an optimizer with other groups or options; torch finds out when it is too late."""
+
+    def groups(state: Mapping[str, Any]) -> list[tuple[int, list[str]]]:
+        return [(len(g["params"]), sorted(g.keys() - {"params", "initial_lr"})) for g in state["param_groups"]]
+
+    if groups(given) != groups(here):
+        raise ValueError(f"the checkpoint is of another optimizer: groups {groups(given)}, here {groups(here)}")
 
 
 def _require_same(given: Mapping[str, Any], here: Mapping[str, Any]) -> None:

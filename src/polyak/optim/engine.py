@@ -14,7 +14,7 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
 from polyak.optim import checkpoint, diagnose, kernels
-from polyak.optim.execute import drive
+from polyak.optim.execute import check_totals, drive
 from polyak.optim.plan import GroupPlan
 from polyak.optim.rule import Chain, Options, check_complete
 from polyak.optim.spec import Hyper, Paper, SearchSpace
@@ -164,6 +164,7 @@ class Optimizer(torch.optim.Optimizer):
             self._elements = sum(p.numel() for group in self.param_groups for p in group["params"])
             chosen, _ = self._chosen()
             self._plans = [GroupPlan(self, i, chosen) for i in range(len(self.param_groups))]
+            check_totals(unit.questions for plan in self._plans for unit in plan.units)
             self._states = [*map(id, self.state.values())]
         return self._plans
 

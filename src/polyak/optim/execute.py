@@ -7,8 +7,9 @@ over the ranks that hold a sharded tensor); then it waits until all are there an
 from __future__ import annotations
 
 from array import array
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -190,9 +191,20 @@ def drive(runs: Sequence[Run]) -> None:
 def _still_to_come(waiting: Sequence[Waiting]) -> set[Question]:
     """Totals that cannot be added up yet, since a unit that waits for another question comes to them later."""
     stages = {(w.unit.questions, w.level) for w in waiting}
-    later = {q for questions, level in stages for q in questions[level + 1 :] if q != questions[level]}
-    # chains that ask in opposite orders would wait for each other for ever
-    return later if any(w.question not in later for w in waiting) else set()
+    return {q for questions, level in stages for q in questions[level + 1 :] if q != questions[level]}
+
+
+def check_totals(questions: Iterable[tuple[Question, ...]]) -> None:
+    """Refuse chains of one optimizer that ask for the same totals in opposite orders: each would wait for the other."""
+    pairs = {
+        (a, b)
+        for asked in set(questions)
+        for a, b in combinations([q for q in asked if q.kind == "total"], 2)
+        if a != b
+    }
+    for a, b in pairs:
+        if (b, a) in pairs:
+            raise ValueError(f"parameter groups ask for the totals of {a.asker} and {b.asker} in opposite orders")
 
 
 def _send(r: Run, answer: Any) -> Waiting | None:

@@ -17,7 +17,6 @@ from polyak.optim.direct import Prepared
 from polyak.optim.member import Member
 
 CHUNK = 20 * 1024  # elements of a run: what is gathered and computed for one stays in cache
-MOST_RUNS = 8  # parts of a unit that are kept, for when the same gradients miss again; each holds an index of its rows
 SLICE = 12 * 1024  # elements at a time without a compiler, where every operation makes an array
 
 
@@ -90,25 +89,25 @@ class Unit:
         out = torch.zeros(len(self.members), 1, dtype=column.dtype, device=column.device)
         return out.scatter_reduce_(0, self.owner[:, None], column, "amax", include_self=False)
 
-    def run(self, start: int, stop: int) -> Unit:
-        """The members ``start:stop`` as a unit of their own, on the same buffers."""
+    def cut(self, spans: Sequence[tuple[int, int]]) -> list[Unit]:
+        """The members of each span as a unit of their own, on the same buffers; those of the last cut are kept."""
+        self._runs = {span: self._runs.get(span) or self._run(*span) for span in spans}
+        return list(self._runs.values())
+
+    def _run(self, start: int, stop: int) -> Unit:
         if (start, stop) == (0, len(self.members)):
             return self
-        found = self._runs.get((start, stop))
-        if found is None:
-            if len(self._runs) == MOST_RUNS:
-                self._runs.clear()
-            ends = [0]
-            for member in self.members:
-                ends.append(ends[-1] + member.numel)
-            parts = [
-                b[start:stop] if s.shape == "scalar" else b[ends[start] : ends[stop]]
-                for s, b in zip(self.chain.slots, self.buffers, strict=True)
-            ]
-            found = self._runs[start, stop] = Unit(self.members[start:stop], parts, direct=False)
-            if self.scratch is not None:
-                found.use_scratch(self.scratch)
-        return found
+        ends = [0]
+        for member in self.members:
+            ends.append(ends[-1] + member.numel)
+        parts = [
+            b[start:stop] if s.shape == "scalar" else b[ends[start] : ends[stop]]
+            for s, b in zip(self.chain.slots, self.buffers, strict=True)
+        ]
+        made = Unit(self.members[start:stop], parts, direct=False)
+        if self.scratch is not None:
+            made.use_scratch(self.scratch)
+        return made
 
     def weights(self) -> Tensor:
         """The weights as an array: in place if direct, else a gathered copy."""

@@ -48,7 +48,7 @@ class GroupPlan:
         self.units = [stand_in(u) for u in sorted(units, key=lambda u: u.members[0].index)]
         self.grads: list[Tensor | None] = []
         self._listed = [*map(id, self.group["params"])]
-        self._counters = [m.state.get(STEP) for m in self.members]
+        self._counters: list[Any] = [m.state.get(STEP) for m in self.members]
         self._watched = [(m.state, slot.name) for m in self.members for slot in m.chain.slots if m.numel]
         self._params = [m.param for m in self.members]
         self._states = [m.state for m in self.members]
@@ -110,7 +110,7 @@ class GroupPlan:
         try:
             if self._read_pointers() != self._pointers:
                 return False
-            if self.times is not None and not all(map(is_, map(_COUNTER, self._states), self._counters)):
+            if self.times and not self._counts(self.times):
                 return False
         except (KeyError, AttributeError):  # the user removed a memory
             return False
@@ -120,6 +120,11 @@ class GroupPlan:
             self.grads = [self._gradient(m) for m in self.members]
         self.complete = len(present) == len(self.members)
         return True
+
+    def _counts(self, times: array[float]) -> bool:
+        """Whether the counters are those that were made of ``times``, and still lie there."""
+        same = all(map(is_, map(_COUNTER, self._states), self._counters))
+        return same and all(c.data_ptr() == times.buffer_info()[0] for c in self._counters[:1])
 
     def _gradient(self, member: Member) -> Tensor | None:
         g = member.param.grad
@@ -164,13 +169,11 @@ class GroupPlan:
         call_all(bound)
 
     def _parts(self, unit: Unit, times: list[float]) -> Iterator[tuple[Unit, int]]:
-        members = unit.members
-        marks = [(self.grads[m.index] is None, times[m.index]) for m in members]
-        start = 0
-        for i in range(1, len(members) + 1):
-            if i == len(members) or marks[i] != marks[start]:
-                yield unit.run(start, i), int(marks[start][1]) + 1
-                start = i
+        marks = [(self.grads[i] is None, times[i]) for i in unit.indices]
+        ends = [i for i in range(1, len(marks) + 1) if i == len(marks) or marks[i] != marks[i - 1]]
+        spans = [(a, b) for a, b in zip([0, *ends], ends, strict=False) if unit.sharded or not marks[a][0]]
+        for (start, _), part in zip(spans, unit.cut(spans), strict=True):
+            yield part, int(marks[start][1]) + 1
 
     def count_step(self) -> None:
         """Advance the counters of the tensors that were stepped, and let the gradients go."""

@@ -15,11 +15,14 @@ When = Literal["after_step", "before_forward"]
 
 
 class Attachment:
-    """Hooks that call ``update`` for an optimizer's steps; see :meth:`polyak.teachers.EMA.attach`."""
+    """Hooks that call ``update`` for an optimizer's steps; see :meth:`polyak.teachers.EMA.attach`.
+
+    ``update`` says whether it could be done now.
+    """
 
     def __init__(
         self,
-        update: Callable[[], None],
+        update: Callable[[], bool],
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         when: When,
@@ -44,9 +47,8 @@ class Attachment:
             self.pending = True
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
-        if self.pending and module.training:
+        if self.pending and module.training and self._update():
             self.pending = False
-            self._update()
 
     def remove(self) -> None:
         """Take the hooks away."""

@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 _COUNTS = ("step", "updates", "skipped")
 
 
-def save(ema: EMA, pending: bool) -> dict[str, Any]:
+def save(ema: EMA) -> dict[str, Any]:
     """Averages, counts and what they were made with; see :meth:`EMA.state_dict`."""
     averages = [{name: tensor.detach() for name, tensor in average.items()} for average in ema.averages]
-    return {"averages": averages, **progress(ema, pending)}
+    return {"averages": averages, **progress(ema)}
 
 
-def progress(ema: EMA, pending: bool = False) -> dict[str, Any]:
+def progress(ema: EMA) -> dict[str, Any]:
     """All of a state but the averages."""
     return {
         **{count: getattr(ema, count) for count in _COUNTS},
         "last": ema._last,
-        "pending": pending,
+        "pending": ema.pending,
         "noise": None if ema._noise is None else ema._noise.get_state(),
         "made_with": _made_with(ema),
     }
@@ -45,8 +45,8 @@ def _made_with(ema: EMA) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def load(ema: EMA, state: dict[str, Any]) -> bool:
-    """Check all, then take over all. Returns whether an update was pending.
+def load(ema: EMA, state: dict[str, Any]) -> None:
+    """Check all, then take over all.
 
     Raises:
         ValueError: see :meth:`EMA.load_state_dict`.
@@ -59,7 +59,6 @@ def load(ema: EMA, state: dict[str, Any]) -> bool:
         for name, tensor in average.items():
             local(tensor).copy_(local(stored[name]))
     take_progress(ema, state)
-    return bool(state["pending"])
 
 
 def check_progress(ema: EMA, state: dict[str, Any], more: set[str]) -> None:
@@ -80,15 +79,16 @@ def take_progress(ema: EMA, state: dict[str, Any]) -> None:
     for count in _COUNTS:
         setattr(ema, count, int(state[count]))
     ema._last = int(state["last"])
+    ema.pending = bool(state["pending"])
     if ema._noise is not None:
         ema._noise.set_state(state["noise"].cpu())
 
 
-def snapshot(schedule: Schedule, t: int, average: dict[str, Tensor]) -> dict[str, Any]:
+def snapshot(schedule: Schedule, t: int, average: dict[str, Tensor], averaged: list[str]) -> dict[str, Any]:
     """See :meth:`EMA.snapshot`."""
     if not isinstance(schedule, Power):
         raise TypeError(f"schedule must be a Power for snapshots, got {schedule!r}")
     if t == 0:
         raise RuntimeError("a snapshot before the first update has no profile: call update() first")
     tensors = {name: tensor.detach().clone() for name, tensor in average.items()}
-    return {"t": t, "sigma_rel": schedule.sigma_rel, "tensors": tensors}
+    return {"t": t, "sigma_rel": schedule.sigma_rel, "tensors": tensors, "averaged": averaged}

@@ -14,7 +14,7 @@ from polyak.memory._check import require
 from polyak.teachers import checkpoint
 from polyak.teachers.attach import Attachment, When
 from polyak.teachers.matching import check_fit, places_of
-from polyak.teachers.plan import Plan, Sources, current
+from polyak.teachers.plan import Plan, Sources, current, sort_names
 from polyak.teachers.replica import Replica, replicate, swap
 from polyak.teachers.schedules import Schedule, as_schedule
 
@@ -110,6 +110,7 @@ class EMA:
         self._warned = False
         self._known: Plan | None = None
         self._attachment: Attachment | None = None
+        self._pending = False
         self._places = places_of(model)
         self._sources = self._checked_sources(anchors)
         self._replicas = replicate(model, self._places, teacher, len(self.schedules), several, dtype, device)
@@ -233,14 +234,33 @@ class EMA:
         """
         if self._attachment is not None:
             raise RuntimeError("this EMA is attached to an optimizer already: detach() it first")
-        self._attachment = Attachment(self.update, self.model, optimizer, when, first=self.step == 0)
+        first = self._pending or self.step == 0
+        self._attachment = Attachment(self._follow, self.model, optimizer, when, first)
         return self
 
     def detach(self) -> None:
         """Undo :meth:`attach`; does nothing if it is not attached."""
         if self._attachment is not None:
+            self._pending = self._attachment.pending
             self._attachment.remove()
             self._attachment = None
+
+    def _follow(self) -> bool:
+        """Update for an attachment; False while the averages are in the model, when the update has to wait."""
+        if not self._swapped:
+            self.update()
+        return not self._swapped
+
+    @property
+    def pending(self) -> bool:
+        """Whether a step has been made whose update is to come with the next forward."""
+        return self._pending if self._attachment is None else self._attachment.pending
+
+    @pending.setter
+    def pending(self, value: bool) -> None:
+        self._pending = value
+        if self._attachment is not None:
+            self._attachment.pending = value
 
     @property
     def attached(self) -> bool:
@@ -283,19 +303,19 @@ class EMA:
             which: index of the average.
 
         Returns:
-            A dictionary of ``t``, ``sigma_rel`` and ``tensors`` that ``torch.save`` takes.
+            A dictionary of ``t``, ``sigma_rel``, ``tensors`` and the names ``averaged``, that ``torch.save`` takes.
 
         Raises:
             TypeError: if the schedule is not :class:`Power`.
             RuntimeError: before the first update.
         """
-        return checkpoint.snapshot(self.schedules[which], self._last, self.averages[which])
+        averaged, _ = sort_names(self._sources[0][0], self.buffers)
+        return checkpoint.snapshot(self.schedules[which], self._last, self.averages[which], averaged)
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on bit for bit: averages, counts, schedules. Tensors are not copied."""
         self._refuse_while_swapped("state_dict")
-        pending = self._attachment is not None and self._attachment.pending
-        return checkpoint.save(self, pending)
+        return checkpoint.save(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from :meth:`state_dict`.
@@ -304,6 +324,4 @@ class EMA:
             ValueError: if names, shapes, schedules or options differ; lists them. Nothing has been changed then.
         """
         self._refuse_while_swapped("load_state_dict")
-        pending = checkpoint.load(self, state)
-        if self._attachment is not None:
-            self._attachment.pending = pending
+        checkpoint.load(self, state)

@@ -66,14 +66,21 @@ class EMACallback(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the averages, go on with stored ones, and follow the optimizer."""
+        ema = self._ready(pl_module)
+        ema.detach()
+        ema.attach(trainer.optimizers[self._optimizer], self._when)
+
+    def _ready(self, pl_module: LightningModule) -> EMA:
+        """The averages of this module, as of the last checkpoint that was loaded."""
         part: nn.Module = pl_module.get_submodule(self._part)
         if self._ema is None or self._ema.model is not part:
+            if self._ema is not None:
+                self._ema.detach()
             self._ema = EMA(part, self._schedule, **self._options)
-        self._ema.detach()
-        self._ema.attach(trainer.optimizers[self._optimizer], self._when)
         if self._stored is not None:
             self._ema.load_state_dict(self._stored)
             self._stored = None
+        return self._ema
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stop following the optimizer."""
@@ -81,8 +88,11 @@ class EMACallback(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Validate with the averages."""
-        if self._validate and self._ema is not None and self._ema.updates:
-            self._inside.enter_context(self._ema.swapped())
+        if not self._validate or (self._ema is None and self._stored is None):
+            return
+        ema = self._ready(pl_module)
+        if ema.updates:
+            self._inside.enter_context(ema.swapped())
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on with the weights; Lightning stores its checkpoint after this."""
@@ -102,7 +112,7 @@ class EMACallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """The averages, for Lightning's checkpoint."""
-        return {} if self._ema is None else self._ema.state_dict()
+        return self._stored or ({} if self._ema is None else self._ema.state_dict())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Keep what a checkpoint holds until the averages are made."""

@@ -40,7 +40,7 @@ class Plan:
         self._online = len(sources[0][0].places)
         self._trained = [t.requires_grad for t in self._tensors[: self._online]]
         self._lasting = not any(is_dtensor(t) or t.is_complex() for t in self._tensors)
-        self._names, copied = _sorted(sources[0][0], buffers)
+        self._names, copied = sort_names(sources[0][0], buffers)
         pulling = [(x, share) for x, (_, share) in zip(originals, sources, strict=True) if share > 0.0]
         self._sources = [x for x, _ in pulling]
         averages = [[local(target[n]) for n in self._names] for target in targets]
@@ -84,7 +84,7 @@ def current(sources: Sources, replicas: list[Replica]) -> list[Tensor]:
     return [tensor for model in [*(s for s, _ in sources), *replicas] for tensor in model.tensors()]
 
 
-def _sorted(online: Replica, buffers: str) -> tuple[list[str], list[str]]:
+def sort_names(online: Replica, buffers: str) -> tuple[list[str], list[str]]:
     """Names of the tensors to average and to copy."""
     averaged: list[str] = []
     copied: list[str] = []

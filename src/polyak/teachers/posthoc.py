@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polyak.memory import posthoc_weights
 from polyak.memory._check import require
-from polyak.teachers.matching import check_fit, is_averageable
+from polyak.teachers.matching import check_fit
 
 Snapshot = Mapping[str, Any] | str | Path
 
@@ -32,8 +32,8 @@ def reconstruct(
         normalise: whether the weights are scaled to sum to 1, as EDM2 does and ema-pytorch does not.
 
     Returns:
-        Tensors by name in the snapshots' dtypes; sums are formed in float32 at least. Integer tensors are those of
-        the snapshot closest before ``t``.
+        Tensors by name in the snapshots' dtypes; sums are formed in float32 at least. Tensors that are only copied
+        (integers, frozen ones, buffers unless ``buffers="average"``) are those of the snapshot closest before ``t``.
 
     Raises:
         ValueError: on no snapshots, tensors that do not fit, or numbers out of range.
@@ -45,7 +45,8 @@ def reconstruct(
     weights = posthoc_weights(times, widths, end, sigma_rel, normalise).tolist()
     nearest = max(range(len(times)), key=lambda i: (times[i] <= end, times[i] if times[i] <= end else -times[i]))
     first = _tensors(snapshots[0])
-    sums = {name: torch.zeros_like(x, dtype=_wide(x)) for name, x in first.items() if is_averageable(x)}
+    averaged = set(_loaded(snapshots[0])["averaged"])
+    sums = {name: torch.zeros_like(x, dtype=_wide(x)) for name, x in first.items() if name in averaged}
     rest: dict[str, Tensor] = {}
     for i, (snapshot, weight) in enumerate(zip(snapshots, weights, strict=True)):
         tensors = _tensors(snapshot)

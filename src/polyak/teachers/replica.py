@@ -72,9 +72,19 @@ def replicate(
     replicas = [Replica(m) for m in modules if isinstance(m, nn.Module)]
     for replica in replicas:
         check_fit(replica.read(), online, "teacher", "the online model")
+    _refuse_shared(online, replicas)
     for replica in replicas:
         _fill(replica, online)
     return replicas
+
+
+def _refuse_shared(online: dict[str, Tensor], replicas: list[Replica]) -> None:
+    taken = {local(t).data_ptr() for t in online.values() if local(t).numel()}
+    for replica in replicas:
+        own = {name: local(t).data_ptr() for name, t in replica.read().items() if local(t).numel()}
+        shared = [name for name, pointer in own.items() if pointer in taken]
+        require(not shared, "teacher", f"one that shares {shared}", "of tensors of its own")
+        taken |= set(own.values())
 
 
 @torch.no_grad()
@@ -127,30 +137,34 @@ def _around(model: nn.Module, tensors: dict[str, Tensor], places: Places) -> Rep
 def swap(replica: Replica, other: Replica) -> Iterator[None]:
     """Exchange the tensors of two replicas, and exchange them back in the end, whatever happens."""
     kept: dict[str, Tensor] = {}
+    exchanged: list[str] = []
     try:
         with torch.no_grad():
             for name in replica.places:
-                _exchange(replica.places[name], other.places[name], name, kept)
+                if _exchange(replica.places[name], other.places[name], name, kept):
+                    exchanged.append(name)
+        torch.clear_autocast_cache()  # it holds casts of weights by identity, which have other values now
         yield
     finally:
         replica.reshard()
         with torch.no_grad():
-            for name in replica.places:
-                if name in kept:
-                    local(replica.places[name][0].read()).copy_(kept[name])
-                else:
-                    _exchange(replica.places[name], other.places[name], name, kept)
+            for name, before in kept.items():
+                local(replica.places[name][0].read()).copy_(before)
+            for name in exchanged:
+                _exchange(replica.places[name], other.places[name], name, kept)
+        torch.clear_autocast_cache()
 
 
-def _exchange(places: list[Place], others: list[Place], name: str, kept: dict[str, Tensor]) -> None:
-    """Exchange the memory of two tensors; where it cannot be, copy from the other and keep what was there."""
+def _exchange(places: list[Place], others: list[Place], name: str, kept: dict[str, Tensor]) -> bool:
+    """Exchange the memory of two tensors; where it cannot be, copy from the other, keep what was there: False."""
     mine, theirs = places[0].read(), others[0].read()
     if is_dtensor(mine) or mine.dtype != theirs.dtype or mine.device != theirs.device:
         kept[name] = local(mine).clone()
         local(mine).copy_(local(theirs))
-        return
+        return False
     here, there = mine.data, theirs.data
     for place in places:
         place.read().data = there
     for place in others:
         place.read().data = here
+    return True
