@@ -102,5 +102,36 @@ def callback_stored(follower: EMACallback) -> int:
     return int(follower.state_dict()["step"])
 
 
+def tested(folder: Path) -> Any:
+    """For each checkpoint: what a test of it sees after the fit and in a fresh trainer, and its first average."""
+    import lightning.pytorch as pl
+
+    class Tested(Validated):
+        def test_step(self, nothing: Tensor, batch_idx: int) -> None:
+            self.validation_step(nothing, batch_idx)
+
+        test_dataloader = Validated.val_dataloader
+
+    own = folder / "tested"
+    after = callback(), Tested()
+    fit(after[1], folder, 1, after[0], checkpoints(own), **EXACT)
+    quiet = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    seen = []
+    for path in sorted(own.glob("*.ckpt"), key=lambda path: int(path.stem.split("=")[1])):
+        for follower, module in (after, (callback(), Tested())):
+            module.losses.clear()
+            pl.Trainer(callbacks=[follower], **quiet, **EXACT).test(module, ckpt_path=str(path), verbose=False)
+            plain = Validated()
+            with torch.no_grad():
+                for name, value in plain.model.named_parameters():
+                    value.copy_(follower.ema.averages[0][name])
+                x, y = batch(0)
+                wanted = (plain.model.double()(x, 0) - y).square().mean()
+            stored = torch.load(path, weights_only=False)["callbacks"]
+            steps = next(v["step"] for k, v in stored.items() if "EMACallback" in k)
+            seen.append((float(module.losses[0]), float(wanted), follower.ema.step, steps))
+    return seen
+
+
 if __name__ == "__main__":
     ranks.work(globals())

@@ -23,7 +23,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a process was killed in each case, and another went on."""
     folder = tmp_path_factory.mktemp("lightning")
     cases = [f"{what}:{case}" for what in ("interrupted", "straight", "resumed") for case in CASES]
-    more = ("validated:yes", "validated:no", "infinite", "broken")
+    more = ("validated:yes", "validated:no", "infinite", "broken", "tested")
     ranks.launch("tests.teachers.lightning_worker", folder, *cases, *more, world=1)
     return folder
 
@@ -84,3 +84,11 @@ def test_an_exception_in_validation_leaves_the_weights(done: Path) -> None:
     step, exchanged, stored = ranks.result(done, "broken")
     assert step == stored == 2 * BATCHES
     assert not all(exchanged)
+
+
+def test_a_test_of_a_checkpoint_sees_the_average_of_that_checkpoint(done: Path) -> None:
+    seen = ranks.result(done, "tested")
+    assert len({steps for *_, steps in seen}) > 1  # several checkpoints, each tested twice
+    for loss, of_the_average, step, stored_step in seen:
+        assert loss == pytest.approx(of_the_average, rel=1e-6)
+        assert step == stored_step
