@@ -266,3 +266,17 @@ def test_moving_moves_everything():
     network = LocalNetwork(cifar_resnet(8), 2, MAN(Greedy()), example=torch.rand(2, 3, 8, 8)).double()
     assert {p.dtype for p in network.parameters()} == {torch.float64}
     assert {p.dtype for b in network.blocks for p in b.parameters()} == {torch.float64}
+
+
+def test_loading_another_number_of_blocks_changes_nothing():
+    def make(num_blocks):
+        torch.manual_seed(num_blocks)
+        example = torch.randn(4, 3, 16, 16)
+        return LocalNetwork(cifar_resnet(14, num_classes=3), num_blocks, Greedy(), example=example, cuts="uniform")
+
+    mine, other = make(3), make(2)
+    before = {name: value.clone() for name, value in mine.state_dict().items()}
+    with pytest.raises(ValueError, match="of another network or other auxiliary networks"):
+        mine.load_state_dict(other.state_dict())
+    assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
+    mine.load_state_dict(make(3).state_dict())

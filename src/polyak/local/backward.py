@@ -81,7 +81,8 @@ def local_backward(
       ``weight=1/n`` makes them a mean over n micro-batches.
     * **DistributedDataParallel**: pass the wrapped ``LocalNetwork``. Gradients are averaged over the ranks block by
       block while the next block computes; with ``last=False``, or under ``no_sync()``, they are not. Each rank keeps
-      its own running statistics of batch normalizations; use ``SyncBatchNorm`` or save the model of one rank.
+      its own running statistics of batch normalizations; save the model of one rank, or convert the model to
+      ``SyncBatchNorm`` before it is cut (blocks hold the modules that the model had then).
 
     Args:
         network: the network, or a ``DistributedDataParallel`` around it.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Literal, cast
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -132,6 +132,32 @@ class LocalNetwork(nn.Module):
                 f"inputs must be a batch of at least 2 in training, got 1: {len(self._lonely)} batch normalizations "
                 f"(the first a {self._lonely[0]}) would see one value for each channel"
             )
+
+    def check_state(self, state_dict: Mapping[str, Any]) -> None:
+        """Refuse a state of other names or shapes.
+
+        Raises:
+            ValueError: in that case; names the first.
+        """
+        here = self.state_dict()
+        if odd := sorted(state_dict.keys() ^ here.keys()):
+            where = "is only in the checkpoint" if odd[0] in state_dict else "is not in the checkpoint"
+            raise ValueError(f"the checkpoint is of another network or other auxiliary networks: {odd[0]} {where}")
+        for name, value in here.items():
+            shape = getattr(state_dict[name], "shape", None)
+            if isinstance(value, Tensor) and value.shape != shape:
+                shapes = f"{shape and tuple(shape)} in the checkpoint and {tuple(value.shape)} here"
+                raise ValueError(f"the checkpoint is of another network: {name} has the shape {shapes}")
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As ``torch.nn.Module``, but a strict load of another number of blocks changes nothing.
+
+        Raises:
+            ValueError: if ``strict``, on other names or shapes.
+        """
+        if strict:
+            self.check_state(state_dict)
+        return super().load_state_dict(state_dict, strict, assign)
 
     def extra_repr(self) -> str:
         """The cuts."""

@@ -238,7 +238,7 @@ class LocalTrainer:
             raise ValueError(f"the checkpoint has {len(cuts)} blocks, this network {network.num_blocks}")
         if cuts != network.cuts:
             raise ValueError(f"the checkpoint has the cuts {list(cuts)}, this network {list(network.cuts)}")
-        _require_same(state["network"], network.state_dict())
+        network.check_state(state["network"])
         for name, here in (("scheduler", self.scheduler), ("scaler", self._scaler)):
             if (state[name] is None) != (here is None):
                 has = "a" if here is None else "no"
@@ -272,14 +272,3 @@ def _require_same_optimizer(given: Mapping[str, Any], here: Mapping[str, Any]) -
 
     if groups(given) != groups(here):
         raise ValueError(f"the checkpoint is of another optimizer: groups {groups(given)}, here {groups(here)}")
-
-
-def _require_same(given: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse a network state of other names or shapes."""
-    if odd := sorted(given.keys() ^ here.keys()):
-        where = "is only in the checkpoint" if odd[0] in given else "is not in the checkpoint"
-        raise ValueError(f"the checkpoint is of another network or other auxiliary networks: {odd[0]} {where}")
-    for name, value in here.items():
-        if isinstance(value, Tensor) and value.shape != given[name].shape:
-            shapes = f"{tuple(given[name].shape)} in the checkpoint and {tuple(value.shape)} here"
-            raise ValueError(f"the checkpoint is of another network: {name} has the shape {shapes}")
