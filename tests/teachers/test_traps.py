@@ -100,6 +100,17 @@ def test_an_update_that_waits_for_the_next_forward_survives_a_checkpoint(load_fi
     assert torch.equal(other.module.weight, ema.module.weight)
 
 
+def test_a_step_inside_of_swapped_is_refused():
+    """It would train the averages, and no update could follow it."""
+    model = linear(1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    ema = EMA(model, 0.5, start="teacher").attach(optimizer)
+    model(torch.ones(1, 4)).sum().backward()
+    with pytest.raises(RuntimeError, match="inside of swapped"), ema.swapped():
+        optimizer.step()
+    assert ema.updates == 0
+
+
 def test_a_forward_inside_of_swapped_does_not_lose_the_update():
     model = linear(1.0)
     ema = EMA(model, 0.5, start="teacher")

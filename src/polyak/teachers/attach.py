@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
@@ -11,30 +10,21 @@ from torch.utils.hooks import RemovableHandle
 
 from polyak.memory._check import require
 
+if TYPE_CHECKING:
+    from polyak.teachers.ema import EMA
+
 When = Literal["after_step", "before_forward"]
 
 
 class Attachment:
-    """Hooks that call ``update`` for an optimizer's steps; see :meth:`polyak.teachers.EMA.attach`.
+    """Hooks that update an EMA for an optimizer's steps; see :meth:`polyak.teachers.EMA.attach`."""
 
-    ``update`` says whether it could be done now.
-    """
-
-    def __init__(
-        self,
-        update: Callable[[], bool],
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        when: When,
-        first: bool,
-    ) -> None:
+    def __init__(self, ema: EMA, optimizer: torch.optim.Optimizer, when: When) -> None:
         require(when in ("after_step", "before_forward"), "when", when, "'after_step' or 'before_forward'")
-        self._update, self._when = update, when
-        self.pending = first and when == "before_forward"
-        """Whether the next forward has to update."""
+        self._ema, self._when = ema, when
         self._handles: list[RemovableHandle] = [_innermost(optimizer).register_step_post_hook(self._after_step)]
         if when == "before_forward":
-            self._handles.append(model.register_forward_pre_hook(self._before_forward))
+            self._handles.append(ema.model.register_forward_pre_hook(self._before_forward))
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # Only an optimizer that unscales by itself is called for a step that is to be skipped.
@@ -42,13 +32,15 @@ class Attachment:
         if found_inf is not None and bool(found_inf):
             return
         if self._when == "after_step":
-            self._update()
+            self._ema.update()
         else:
-            self.pending = True
+            self._ema.pending = True
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
-        if self.pending and module.training and self._update():
-            self.pending = False
+        # a forward inside of swapped() runs the averages: the update waits for the next
+        if self._ema.pending and module.training and not self._ema.is_swapped:
+            self._ema.update()
+            self._ema.pending = False
 
     def remove(self) -> None:
         """Take the hooks away."""

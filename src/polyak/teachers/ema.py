@@ -106,11 +106,13 @@ class EMA:
         self.skipped = 0
         """Updates left out because the weights were not finite."""
         self._last = 0
-        self._swapped = False
+        self.is_swapped = False
+        """Whether the averages are in a model's place, see :meth:`swapped`."""
         self._warned = False
         self._known: Plan | None = None
         self._attachment: Attachment | None = None
-        self._pending = False
+        self.pending = False
+        """Whether the next forward has to update: a step was made, and ``attach`` was told to wait for it."""
         self._places = places_of(model)
         self._sources = self._checked_sources(anchors)
         self._replicas = replicate(model, self._places, teacher, len(self.schedules), several, dtype, device)
@@ -183,7 +185,7 @@ class EMA:
         self.step = step
 
     def _refuse_while_swapped(self, what: str) -> None:
-        if self._swapped:
+        if self.is_swapped:
             raise RuntimeError(f"{what}() inside of swapped(): the online and the averaged model are exchanged")
 
     def _plan(self) -> Plan:
@@ -234,33 +236,15 @@ class EMA:
         """
         if self._attachment is not None:
             raise RuntimeError("this EMA is attached to an optimizer already: detach() it first")
-        first = self._pending or self.step == 0
-        self._attachment = Attachment(self._follow, self.model, optimizer, when, first)
+        self._attachment = Attachment(self, optimizer, when)
+        self.pending = when == "before_forward" and (self.pending or self.step == 0)
         return self
 
     def detach(self) -> None:
         """Undo :meth:`attach`; does nothing if it is not attached."""
         if self._attachment is not None:
-            self._pending = self._attachment.pending
             self._attachment.remove()
             self._attachment = None
-
-    def _follow(self) -> bool:
-        """Update for an attachment; False while the averages are in the model, when the update has to wait."""
-        if not self._swapped:
-            self.update()
-        return not self._swapped
-
-    @property
-    def pending(self) -> bool:
-        """Whether a step has been made whose update is to come with the next forward."""
-        return self._pending if self._attachment is None else self._attachment.pending
-
-    @pending.setter
-    def pending(self, value: bool) -> None:
-        self._pending = value
-        if self._attachment is not None:
-            self._attachment.pending = value
 
     @property
     def attached(self) -> bool:
@@ -289,12 +273,12 @@ class EMA:
         model = self.model if model is None else model
         replica = Replica(model)
         check_fit(replica.read(), self._replicas[which].read(), "model")
-        self._swapped = True
+        self.is_swapped = True
         try:
             with swap(replica, self._replicas[which]):
                 yield model
         finally:
-            self._swapped = False
+            self.is_swapped = False
 
     def snapshot(self, which: int = 0) -> dict[str, Any]:
         """A copy of a power-function average as of now, for :func:`polyak.teachers.reconstruct`.
