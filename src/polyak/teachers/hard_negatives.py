@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from polyak.memory._check import require
 from polyak.teachers.moco import MoCo, MoCoOutput
@@ -63,31 +62,22 @@ class HardNegativeMoCo(MoCo):
         super().__init__(encoder, **{"queue_size": 4096, "momentum": 0.99, **options})
         self.hard_fraction, self.upper, self.mode = hard_fraction, upper, mode
         self.weight_q, self.weight_k = weight_q, weight_k
+        self.keys_per_image = 2 if mode == "swap" else 1
 
-    def forward(self, x_q: Tensor, x_k: Tensor) -> MoCoOutput:
-        """See :meth:`MoCo.forward`."""
-        self._check_batch(x_q, x_k, entering=2 if self.mode == "swap" else 1)
-        q = self.queries(x_q)
-        if self.training and not self.ema.attached:
-            self.ema.update()
-        k = self.keys(x_k)
-        entering = k
-        first = self._contrast(q, k)
+    def _losses(self, q: Tensor, k: Tensor, x_q: Tensor, x_k: Tensor) -> tuple[MoCoOutput, Tensor]:
+        first, entering = self._contrast(q, k), k
         if self.mode == "swap":
             k_first = self.keys(x_q)
             second = self._contrast(self.queries(x_k), k_first)
             entering = torch.cat([k_first, k])
         else:
             second = self._contrast(k, q)
-        if self.training:
-            self.queue.enqueue(entering)
-        return MoCoOutput(self.weight_q * first.loss + self.weight_k * second.loss, first.logits)
+        return MoCoOutput(self.weight_q * first.loss + self.weight_k * second.loss, first.logits), entering
 
-    def _contrast(self, q: Tensor, k: Tensor) -> MoCoOutput:
+    def _logits(self, q: Tensor, k: Tensor) -> Tensor:
         bank = self.queue.read()
         kept = hard_negatives(q @ bank.T, max(1, round(self.hard_fraction * len(bank))), self.upper)
-        logits = torch.cat([(q * k).sum(1, keepdim=True), kept], dim=1) / self.temperature
-        return MoCoOutput(cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long)), logits)
+        return torch.cat([(q * k).sum(1, keepdim=True), kept], dim=1) / self.temperature
 
 
 def hard_negatives(similarities: Tensor, count: int, upper: float = 1.0) -> Tensor:

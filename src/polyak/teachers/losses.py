@@ -42,7 +42,11 @@ def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float = 0.2) 
     Returns:
         0-d tensor.
     """
-    logits = info_nce_logits(q, k, negatives, temperature)
+    return first_is_right(info_nce_logits(q, k, negatives, temperature))
+
+
+def first_is_right(logits: Tensor) -> Tensor:
+    """Mean cross-entropy of logits ``(n, m)`` whose right answers are all 0."""
     return cross_entropy(logits, logits.new_zeros(logits.shape[0], dtype=torch.long))
 
 

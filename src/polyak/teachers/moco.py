@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import normalize
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from polyak.memory._check import require
 from polyak.teachers import checkpoint, ranks
 from polyak.teachers.ema import EMA
-from polyak.teachers.losses import info_nce_logits
+from polyak.teachers.losses import first_is_right, info_nce_logits
 from polyak.teachers.queue import Queue
 from polyak.teachers.schedules import Schedule
 
@@ -79,6 +79,8 @@ class MoCo(nn.Module):
         self.key_encoder = copy.deepcopy(encoder)
         self.queue = Queue(queue_size, dim)
         self.ema = EMA(encoder, momentum, start="teacher", buffers="keep", teacher=self.key_encoder)
+        self.keys_per_image = 1
+        """How many keys of each image enter the queue."""
         self._has_batch_norm = any(isinstance(m, _BatchNorm) for m in encoder.modules())
 
     def forward(self, x_q: Tensor, x_k: Tensor) -> MoCoOutput:
@@ -87,24 +89,31 @@ class MoCo(nn.Module):
         q = self.queries(x_q)
         if self.training and not self.ema.attached:
             self.ema.update()
-        k = self.keys(x_k)
+        found, entering = self._losses(q, self.keys(x_k), x_q, x_k)
+        if self.training:
+            self.queue.enqueue(entering)
+        return found
+
+    def _losses(self, q: Tensor, k: Tensor, x_q: Tensor, x_k: Tensor) -> tuple[MoCoOutput, Tensor]:
+        """The loss of queries and keys of the two views, and the keys that enter the queue."""
         found = self._contrast(q, k)
         if self.symmetric:
             other = self._contrast(self.queries(x_k), self.keys(x_q))
             found = MoCoOutput((found.loss + other.loss) / 2, found.logits)
-        if self.training:
-            self.queue.enqueue(k)
-        return found
+        return found, k
 
     def _contrast(self, q: Tensor, k: Tensor) -> MoCoOutput:
-        logits = info_nce_logits(q, k, self.queue.read(), self.temperature)
-        return MoCoOutput(cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long)), logits)
+        logits = self._logits(q, k)
+        return MoCoOutput(first_is_right(logits), logits)
 
-    def _check_batch(self, x_q: Tensor, x_k: Tensor, entering: int = 1) -> None:
+    def _logits(self, q: Tensor, k: Tensor) -> Tensor:
+        return info_nce_logits(q, k, self.queue.read(), self.temperature)
+
+    def _check_batch(self, x_q: Tensor, x_k: Tensor) -> None:
         require(len(x_q) == len(x_k), "x_k", f"{len(x_k)} rows", f"as many as x_q has ({len(x_q)})")
         rows = ranks.sizes(x_k)
         require(len(set(rows)) == 1, "the batch", rows, "of one size on all ranks")
-        new = entering * sum(rows)
+        new = self.keys_per_image * sum(rows)
         require(new <= self.queue.size, "the keys of a batch", new, f"at most queue_size ({self.queue.size})")
         require(len(x_k) % self.bn_groups == 0, "the batch", len(x_k), f"a multiple of bn_groups ({self.bn_groups})")
 
@@ -121,10 +130,11 @@ class MoCo(nn.Module):
         rank, world = ranks.world()
         if not self._has_batch_norm or world * self.bn_groups == 1:
             return self._encode(self.key_encoder, x)
-        n, everyone = len(x), ranks.gather(x)
+        n, rows = len(x), ranks.sizes(x)
+        everyone = ranks.gather(x, rows)
         order = self.permutation(len(everyone), x.device)
         shuffled = self._encode(self.key_encoder, everyone[order[rank * n : (rank + 1) * n]])
-        return ranks.gather(shuffled)[order.argsort()[rank * n : (rank + 1) * n]]
+        return ranks.gather(shuffled, rows)[order.argsort()[rank * n : (rank + 1) * n]]
 
     def permutation(self, rows: int, device: torch.device) -> Tensor:
         """The order in which keys are encoded, alike on all ranks; drawn on the first."""

@@ -105,8 +105,6 @@ def _in_group(
         if dtype == torch.bfloat16 and rate < 1.0:
             for average, x in zip(averages, target, strict=True):
                 _round_into(average, x, rate, noise)
-        elif dtype == target[0].dtype and rate < 1.0:
-            torch._foreach_lerp_(averages, target, rate)
         else:
             ema_(averages, target, rate)
 

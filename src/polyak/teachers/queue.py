@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyak.memory import ring_in_order, ring_valid_count, ring_write
+from polyak.memory import ring_in_order, ring_valid_count, ring_write, ring_write_truncating
 from polyak.memory._check import require
-from polyak.memory.history import ring_write_truncating
 from polyak.teachers import ranks
 
 EMPTY = -100
@@ -93,7 +92,8 @@ class Queue(nn.Module):
         """
         given = {**({} if rows is None else {self.names[0]: rows}), **more}
         self._check(given)
-        entries = {name: ranks.gather(given[name]) for name in self.names}
+        rows_of_ranks = ranks.sizes(given[self.names[0]])
+        entries = {name: ranks.gather(given[name], rows_of_ranks) for name in self.names}
         self._check_values(entries)  # of all ranks, so that either all go on or none
         count = next(iter(entries.values())).shape[0]
         pointer = self.pointer

@@ -27,12 +27,17 @@ def sizes(x: Tensor) -> list[int]:
 
 
 @torch.no_grad()
-def gather(x: Tensor) -> Tensor:
-    """The rows of all ranks, without gradients; ranks may have different numbers of them."""
+def gather(x: Tensor, rows: list[int] | None = None) -> Tensor:
+    """The rows of all ranks, without gradients; ranks may have different numbers of them.
+
+    Args:
+        x: this rank's rows.
+        rows: what :func:`sizes` gives for them, where it is known.
+    """
     _, count = world()
     if count == 1:
         return x.detach()
-    rows = sizes(x)
+    rows = sizes(x) if rows is None else rows
     padded = x.new_zeros(max(rows), *x.shape[1:])
     padded[: x.shape[0]] = x.detach()
     found = [torch.empty_like(padded) for _ in range(count)]
