@@ -116,6 +116,11 @@ def grouped(items: Sequence[nn.Module]) -> list[list[nn.Module]]:
     return groups if groups else [pending] if pending else []
 
 
+def chained(items: Sequence[nn.Module]) -> list[nn.Module]:
+    """Items as layers: one module for each of their groups."""
+    return [cast(nn.Module, joined(group)) for group in grouped(items)]  # none is empty
+
+
 def split_head(items: Sequence[nn.Module]) -> tuple[list[nn.Module], list[nn.Module]]:
     """Items before the head, and the head."""
     for i in range(len(items) - 1, 0, -1):
@@ -137,7 +142,7 @@ def _sequential(items: list[nn.Module]) -> Layers:
     body, head = split_head(items)
     if not body:
         raise TypeError(f"a Sequential of {len(items)} items has no layers before its head; there is nothing to cut")
-    return Layers([m for group in grouped(body) if (m := joined(group)) is not None], head=joined(head))
+    return Layers(chained(body), head=joined(head))
 
 
 def _resnet(model: Any) -> Layers:
@@ -158,13 +163,11 @@ def _resnet_head(model: Any) -> nn.Module:
 
 
 def _vgg(model: Any) -> Layers:
-    blocks = [m for group in grouped(list(model.features)) if (m := joined(group)) is not None]
-    return Layers(blocks, head=nn.Sequential(model.avgpool, nn.Flatten(), model.classifier))
+    return Layers(chained(list(model.features)), head=nn.Sequential(model.avgpool, nn.Flatten(), model.classifier))
 
 
 def _timm_vgg(model: Any) -> Layers:
-    blocks = [m for group in grouped(list(model.features)) if (m := joined(group)) is not None]
-    return Layers(blocks, head=Part(model, ("pre_logits", "head"), _forward_head))
+    return Layers(chained(list(model.features)), head=Part(model, ("pre_logits", "head"), _forward_head))
 
 
 def _forward_head(model: Any, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polyak.local.auxiliary import Auxiliary, AuxiliaryNet, Site
 from polyak.local.cut import balanced, check_cuts, check_num_blocks, uniform
-from polyak.local.listing import Layers, grouped, joined, layers, split_head
+from polyak.local.listing import Layers, chained, joined, layers, split_head
 from polyak.local.man import MAN
 from polyak.local.trace import SingleValueNorms, Trace, trace, undisturbed
 
@@ -180,7 +180,7 @@ def _chain(
         raise ValueError(f"num_blocks, cuts and layers must be left out where {len(blocks)} blocks are given")
     items = [list(b) if isinstance(b, nn.Sequential) else [b] for b in blocks]
     items[-1], head = split_head(items[-1])
-    groups = [[m for group in grouped(block) if (m := joined(group)) is not None] for block in items]
+    groups = [chained(block) for block in items]
     ends = tuple(sum(len(g) for g in groups[: j + 1]) for j in range(len(groups)))
     listed = Layers([m for group in groups for m in group], head=joined(head))
     names = [f"block {j} ({type(m).__name__})" for j, group in enumerate(groups, 1) for m in group]

@@ -221,7 +221,7 @@ def _over_all(asked: Sequence[Waiting]) -> list[Any]:
         own = sums.setdefault(w.question, ShardedSums(w.question.width))
         own.add(w.unit if w.unit.sharded else None, w.terms)
     answers = {question: own.result() for question, own in sums.items()}
-    return [tuple(t.to(w.unit.values[0].device) for t in answers[w.question]) for w in asked]
+    return [tuple(t.to(w.unit.device) for t in answers[w.question]) for w in asked]
 
 
 def _over_ranks(asked: Sequence[Waiting]) -> list[Any]:

@@ -47,7 +47,6 @@ class Unit:
         self.scratch: Tensor | None = None
         self.gathered: Tensor | None = None
         self.pieces: list[Tensor] = []
-        self.lengths = [m.numel for m in self.members]
         self.indices = [m.index for m in self.members]
         self.kernels: dict[Any, Any] = {}
         self.prepared: dict[Any, Any] = {}
@@ -158,7 +157,7 @@ class Unit:
         """Gather the weights into ``scratch``, which units share, since they run one after the other."""
         self.scratch = scratch[: self.numel]
         self.gathered = self._array(self.scratch)
-        self.pieces = list(self.scratch.split(self.lengths))
+        self.pieces = list(self.scratch.split([m.numel for m in self.members]))
 
     def columns_of(self) -> list[Tensor]:
         """The memories as kernels take them: one-number memories spread to a column."""

@@ -83,7 +83,7 @@ def _share_scratch(units: list[Unit]) -> None:
     kinds: dict[Any, list[Unit]] = {}
     for unit in units:
         if unit.numel <= CHUNK and unit.flats is not None:
-            kinds.setdefault((unit.values[0].dtype, unit.values[0].device), []).append(unit)
+            kinds.setdefault((unit.values[0].dtype, unit.device), []).append(unit)
     for (dtype, device), group in kinds.items():
         scratch = torch.empty(max(unit.numel for unit in group), dtype=dtype, device=device)
         for unit in group:

@@ -124,7 +124,7 @@ class GroupPlan:
     def _counts(self, times: array[float]) -> bool:
         """Whether the counters are those that were made of ``times``, and still lie there."""
         same = all(map(is_, map(_COUNTER, self._states), self._counters))
-        return same and all(c.data_ptr() == times.buffer_info()[0] for c in self._counters[:1])
+        return same and self._counters[0].data_ptr() == times.buffer_info()[0]
 
     def _gradient(self, member: Member) -> Tensor | None:
         g = member.param.grad

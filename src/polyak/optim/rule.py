@@ -168,9 +168,8 @@ class Chain:
     @property
     def hypers(self) -> tuple[Hyper, ...]:
         """All hyperparameters, each once."""
-        by_step_last = sorted(
-            self.rules, key=lambda rule: rule.writes == "step"
-        )  # its default lr is the one that counts
+        # the step last: its default lr is the one that counts
+        by_step_last = sorted(self.rules, key=lambda rule: rule.writes == "step")
         return tuple({h.name: h for rule in by_step_last for h in rule.hypers}.values())
 
     @property
