@@ -117,14 +117,15 @@ def _step(depth: int, blocks: int, method: str, device: str, x: Tensor) -> Any:
 def accuracies(args: argparse.Namespace, store: Store, data: Data) -> None:
     """Test errors, all cells of one seed before the next."""
     device = torch.device(args.device)
-    moved = Data(data.name, *(t.to(device) for t in (data.x, data.y, data.x_test, data.y_test)))
+    x, x_test = (t.to(device, memory_format=torch.channels_last) for t in (data.x, data.x_test))  # a quarter faster
+    moved = Data(data.name, x, data.y.to(device), x_test, data.y_test.to(device))
     for seed in range(args.seeds or max(p[2] for p in PLAN.values())):
         for depth, blocks, method in cells(args):
             key = _run_key(args, data) | {"depth": depth, "blocks": blocks, "method": method, "seed": seed}
             if seed >= (args.seeds or PLAN.get(depth, PLAN[32])[2]) or store.find(**key):
                 continue
             torch.manual_seed(seed)
-            model = cifar_resnet(depth, data.classes).to(device)
+            model = cifar_resnet(depth, data.classes).to(device, memory_format=torch.channels_last)
             recipe = METHODS[method]
             cut = {} if recipe is None else {"num_blocks": blocks}
             store.add(key, train(model, recipe, moved, seed, args.epochs, args.batch, args.lr, **cut))

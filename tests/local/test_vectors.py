@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from polyak.local import DGL, MAN, AugLocal, InfoPro, LocalNetwork, cifar_resnet, local_backward
 from polyak.local.auglocal import auxiliary_depth, selected_layers, strides
 from polyak.local.resnet import CifarResNet
+from tests.devices import DEVICES
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 MEAN = tuple(v / 255 for v in (125.3, 123.0, 113.9))
@@ -30,7 +31,7 @@ def load(name):
 
 
 def normalized(images):
-    mean, std = (torch.tensor(v, dtype=torch.float64).view(-1, 1, 1) for v in (MEAN, STD))
+    mean, std = (torch.tensor(v, dtype=torch.float64, device=images.device).view(-1, 1, 1) for v in (MEAN, STD))
     return (images - mean) / std
 
 
@@ -85,11 +86,12 @@ def watch(network, said):
         net.head.register_forward_hook(lambda _, __, out: said.append(out))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("rule", "rtol"), [("man", 1e-10), ("manpp", 1e-8)])
-def test_trajectory(rule, rtol):
+def test_trajectory(rule, rtol, device):
     # Batch normalization over four vectors, in DGL's head, amplifies rounding.
     vector, manifest = load(f"{rule}-tiny-resnet")
-    network = build(rule, vector)
+    network = build(rule, vector).to(device)
     optimizer = torch.optim.SGD(
         network.trainable_parameters(), lr=manifest["hyperparameters"]["lr"], momentum=0.9, nesterov=True,
         weight_decay=manifest["hyperparameters"]["weight_decay"],
@@ -99,10 +101,10 @@ def test_trajectory(rule, rtol):
     watch(network, said)
 
     def same(actual, key):
-        torch.testing.assert_close(actual.detach(), vector[key], rtol=rtol, atol=1e-12, msg=lambda m: f"{key}: {m}")
+        torch.testing.assert_close(actual.detach().cpu(), vector[key], rtol=rtol, atol=1e-12, msg=lambda m: f"{key}: {m}")
 
     for t in range(manifest["steps"]):
-        image, label = vector[f"in/t{t}/image01"], vector[f"in/t{t}/label"]
+        image, label = vector[f"in/t{t}/image01"].to(device), vector[f"in/t{t}/label"].to(device)
         said.clear()
         optimizer.zero_grad()
         outcome = local_backward(network, normalized(image), label)
@@ -114,7 +116,7 @@ def test_trajectory(rule, rtol):
                 same(F.cross_entropy(logits, label), f"out/t{t}/loss/aux_classifier_{stage}_0")
                 both = 5 * vector[f"out/t{t}/loss/decoder_{stage}_0"]
                 both = both + 0.5 * vector[f"out/t{t}/loss/aux_classifier_{stage}_0"]
-                torch.testing.assert_close(outcome.losses[j].detach(), both, rtol=rtol, atol=0)
+                torch.testing.assert_close(outcome.losses[j].detach().cpu(), both, rtol=rtol, atol=0)
             else:
                 same(outcome.losses[j], f"out/t{t}/loss/aux_classifier_{stage}_0")
         same(outcome.loss, f"out/t{t}/loss/last_ce")

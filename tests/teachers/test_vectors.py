@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from polyak.teachers import EMA, Constant, Cosine, HalfLife, Power, Ramp, Schedule, Uniform, Warmup
+from tests.devices import DEVICES
 from tests.teachers.nets import NAMES, arrays, manifest
 
 
@@ -59,14 +60,15 @@ class Online(nn.Module):
     @torch.no_grad()
     def step(self, t: int) -> None:
         for name in NAMES:
-            getattr(self, name).sub_(0.1 * self.inputs[f"g/{name}"][t])
+            getattr(self, name).sub_(0.1 * self.inputs[f"g/{name}"][t].to(getattr(self, name).device))
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", TRAJECTORIES)
 @pytest.mark.parametrize("resume_at", [None, 7])
-def test_trajectory(name, resume_at):
+def test_trajectory(name, resume_at, device):
     schedule, options = of(name)
-    model, expected = Online(), arrays(name)
+    model, expected = Online().to(device), arrays(name)
     ema = EMA(model, schedule, **options)
     rtol = 1e-6 if name == "ema-lucidrains" else 1e-10  # it computes the weight in float32
     for t in range(25):
@@ -78,7 +80,7 @@ def test_trajectory(name, resume_at):
         ema.update()
         for tensor in NAMES:
             got = getattr(ema.module, tensor)
-            torch.testing.assert_close(got.data, expected[f"p/{tensor}"][t], rtol=rtol, atol=1e-2 * rtol)
+            torch.testing.assert_close(got.data.cpu(), expected[f"p/{tensor}"][t], rtol=rtol, atol=1e-2 * rtol)
 
 
 @pytest.mark.parametrize("case", [0, 1])
