@@ -101,7 +101,9 @@ def test_trajectory(rule, rtol, device):
     watch(network, said)
 
     def same(actual, key):
-        torch.testing.assert_close(actual.detach().cpu(), vector[key], rtol=rtol, atol=1e-12, msg=lambda m: f"{key}: {m}")
+        torch.testing.assert_close(
+            actual.detach().cpu(), vector[key], rtol=rtol, atol=1e-12, msg=lambda m: f"{key}: {m}"
+        )
 
     for t in range(manifest["steps"]):
         image, label = vector[f"in/t{t}/image01"].to(device), vector[f"in/t{t}/label"].to(device)
