@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import polyak.optim
-from polyak.optim import kernels
+from polyak._compiled import failed
 from tests.optim.fresh import python
 from tests.optim.scenario import DOUBLE, HALF, HALVES, STEPS, Run
 
@@ -60,7 +60,7 @@ def check_explained(run: Run, mode: str) -> None:
     """What ``explain()`` says is what ran: the mode asked for, but for what it names."""
     text = run.optimizer.explain()
     assert text.splitlines()[0].endswith(f": {mode} (execution={mode!r})")
-    assert ("parameters" in text) and "torch.compile failed" not in text and not kernels.compile_failed()
+    assert ("parameters" in text) and "torch.compile failed" not in text and not failed()
     exceptions = [line for line in text.splitlines() if "not compiled, a dimension is 1" in line]
     assert mode == "compiled" or not exceptions
     for line in exceptions:  # only tensors of one row: nothing large, nothing that merely shares a group

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
-from polyak.optim import checkpoint, diagnose, kernels
+from polyak._compiled import failed
+from polyak.optim import checkpoint, diagnose
 from polyak.optim.execute import check_totals, drive
 from polyak.optim.plan import GroupPlan
 from polyak.optim.rule import Chain, Options, check_complete
@@ -217,7 +218,7 @@ class Optimizer(torch.optim.Optimizer):
             wanted = "compiled" if elements >= WORTH_COMPILING else "batched"
             relation = "at least" if wanted == "compiled" else "fewer than"
             reason = f"auto: {elements:,} elements, {relation} the {WORTH_COMPILING:,} that repay a compilation"
-        if wanted == "compiled" and kernels.compile_failed():
+        if wanted == "compiled" and failed():
             return "batched", "torch.compile failed in this process"
         return wanted, reason
 

@@ -76,14 +76,13 @@ class Pass:
         """The kernel on the whole arrays, or chunk by chunk."""
         unit = self.unit
         if self.whole:
-            return (
-                [kernel(self.compiled, p, g, tuple(memories), self.scalars, answers, unit.count)] if unit.numel else []
-            )
+            call = kernel if self.compiled else kernel.plain
+            return [call(p, g, tuple(memories), self.scalars, answers, unit.count)] if unit.numel else []
         results = []
         for c in unit.chunks():
             part = tuple(m[c] for m in memories)
             sizes = None if unit.count is None else unit.count[c]
-            results.append(kernel(False, p[c], g[c], part, self.scalars, _cut(answers, c), sizes))
+            results.append(kernel.plain(p[c], g[c], part, self.scalars, _cut(answers, c), sizes))
         return results
 
     def collect(self, level: int, grads: Sequence[Tensor], answers: Answers) -> tuple[Tensor, ...]:

@@ -1,31 +1,24 @@
 """Kernels: one pass of a chain over dense arrays, plain or under ``torch.compile``.
 
-Every kernel has a code object of its own (dynamo counts recompilations per code object) and is fed only dense,
-detached arrays whose dimensions are 2 or more, with all coefficients in one float64 vector: then one graph serves
-every model and every hyperparameter. Kernels are shared by all optimizers of the process.
+Every kernel is fed only dense, detached arrays whose dimensions are 2 or more, with all coefficients in one float64
+vector: then one graph serves every model and every hyperparameter (see :mod:`polyak._compiled`). Kernels are shared by
+all optimizers of the process.
 """
 
 from __future__ import annotations
 
-import types
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from polyak._compiled import Compiled
 from polyak.optim.context import Dialogue, Flow
-from polyak.optim.direct import Direct, Prepared, Watch
+from polyak.optim.direct import Prepared
 from polyak.optim.rule import Chain
 
 _kernels: dict[tuple[Any, ...], Kernel] = {}
-_failed = False
-
-
-def _guards(entries: Sequence[Any]) -> list[bool]:
-    """All that a kernel closes over is fixed when it is made, so only its tensors and their sizes need guarding."""
-    return [entry.guard_type in ("TENSOR_MATCH", "SHAPE_ENV") for entry in entries]
 
 
 def high(dtype: torch.dtype) -> torch.dtype:
@@ -82,59 +75,20 @@ def _make(chain: Chain, names: list[list[str]], level: int | None, maximize: boo
         p.copy_(x.w)
         return None
 
-    title = "polyak_" + "_".join(rule.name for rule in chain) + ("" if level is None else f"_{level}")
-    code = kernel.__code__.replace(co_name=title)
-    return types.FunctionType(code, globals(), title, None, kernel.__closure__)
+    return kernel
 
 
-class Kernel:
-    """One pass of a chain. Call it with ``compiled=True`` for arrays that meet the module's contract."""
+def _written(args: Sequence[Any]) -> tuple[Tensor, ...]:
+    """Weight and memories, of a kernel's arguments."""
+    return (args[0], *args[2])
 
-    def __init__(self, plain: Callable[..., Any]) -> None:
-        self.plain = plain
-        self._compiled: Callable[..., Any] | None = None
-        self._direct: Direct | None = None
 
-    def __call__(self, compiled: bool, *args: Any) -> Any:
-        if not compiled or _failed:
-            return self.plain(*args)
-        if self._direct is not None and self._direct.serves(args[0]):
-            return self._direct(*args)
-        return self._first(args) if self._compiled is None else self._compiled(*args)
+class Kernel(Compiled):
+    """One pass of a chain. ``plain`` takes any arrays; a call is for arrays that meet the module's contract."""
 
     def prepared(self, *args: Any) -> Prepared | None:
         """The call with all but gradient and coefficients filled in, where it goes straight to the graph."""
-        return self._direct.prepared(args) if self._direct is not None and self._direct.serves(args[0]) else None
-
-    def _first(self, args: tuple[Any, ...]) -> Any:
-        """Compile; if that fails, say so once and run plain from then on. Compilation fails before anything runs."""
-        global _failed
-        watch = Watch()
-        try:
-            compiled = torch.compile(
-                self.plain, backend=watch.backend, dynamic=True, fullgraph=True, options={"guard_filter_fn": _guards}
-            )
-            from torch.fx.experimental import _config as shapes  # here: compiling is not for import time
-
-            # a first array that happens to be square must not make a graph for squares
-            with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
-                result, self._direct = watch.first(compiled, args)
-        except Exception as error:
-            _failed = True
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
-            warnings.warn(
-                f"torch.compile failed ({type(error).__name__}: {reason}); polyak runs execution='batched' instead",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return self.plain(*args)
-        self._compiled = compiled
-        return result
-
-
-def compile_failed() -> bool:
-    """Whether a compilation failed in this process, so that everything runs batched."""
-    return _failed
+        return Prepared(self.direct, args) if self.direct is not None and self.serves(args) else None
 
 
 def get(chain: Chain, names: list[list[str]], level: int | None, maximize: bool, *dtypes: Any) -> Kernel:
@@ -142,5 +96,6 @@ def get(chain: Chain, names: list[list[str]], level: int | None, maximize: bool,
     key = (chain, level, maximize, *dtypes)
     found = _kernels.get(key)
     if found is None:
-        found = _kernels[key] = Kernel(_make(chain, names, level, maximize))
+        title = "polyak_" + "_".join(rule.name for rule in chain) + ("" if level is None else f"_{level}")
+        found = _kernels[key] = Kernel(_make(chain, names, level, maximize), title, _written, "scalars")
     return found

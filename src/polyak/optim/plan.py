@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyak.optim import kernels
+from polyak._compiled import failed
 from polyak.optim.direct import Prepared, call_all
 from polyak.optim.execute import Mode, Pass, Run, coefficients, run
 from polyak.optim.layout import Unit
@@ -204,7 +204,7 @@ class GroupPlan:
         sharded = [m.name for u in self.units if u.sharded and u.questions for m in u.members]
         if sharded:
             yield f"  sums cross ranks: {_some(sharded)}"
-        if chosen == "batched" and kernels.compile_failed():
+        if chosen == "batched" and failed():
             yield "  torch.compile failed; see the warning"
 
 
