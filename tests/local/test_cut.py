@@ -26,6 +26,30 @@ def test_balanced_is_the_best_of_all(costs, data):
     assert (max(found), sum(x * x for x in found)) == best
 
 
+@given(st.lists(st.integers(0, 9), min_size=2, max_size=7), st.data())
+def test_what_a_cut_costs_on_top_is_balanced_as_well(costs, data):
+    places = st.lists(st.integers(0, 9), min_size=len(costs) - 1, max_size=len(costs) - 1)
+    ending, starting = data.draw(places), data.draw(places)
+    blocks = data.draw(st.integers(1, len(costs)))
+
+    def dearest(cuts):
+        blocks = pairwise((0, *cuts))
+        tops = [(starting[a - 1] if a else 0) + (ending[b - 1] if b < len(costs) else 0) for a, b in blocks]
+        found = [cost + top for cost, top in zip(costs_of(costs, cuts), tops, strict=True)]
+        return max(found), sum(x * x for x in found)
+
+    every = [(*inner, len(costs)) for inner in combinations(range(1, len(costs)), blocks - 1)]
+    cuts = balanced(costs, blocks, ending, starting)
+    assert cuts in every and dearest(cuts) == min(map(dearest, every))
+
+
+def test_a_dear_end_moves_the_cut():
+    assert balanced([2, 2, 2, 2], 2) == (2, 4)
+    assert balanced([2, 2, 2, 2], 2, ending=[2, 2, 2]) == (1, 4)  # 4 and 6, not 6 and 4: the first of two equals
+    assert balanced([2, 2, 2, 2], 2, ending=[3, 9, 0]) == (3, 4)
+    assert balanced([2, 2, 2, 2], 2, starting=[0, 3, 3]) == (1, 4)
+
+
 def test_balanced_cuts_early_where_early_layers_cost_more():
     costs = [4.0] * 18 + [2.0] * 18 + [1.0] * 18  # ResNet-110
     assert balanced(costs, 2)[0] < uniform(54, 2)[0]
@@ -78,3 +102,7 @@ def test_explicit_cuts_and_costs():
     assert check_cuts([0, 1, 3], 3, stem=True) == (0, 1, 3)
     with pytest.raises(ValueError, match="costs must be at least 0"):
         balanced([1.0, float("nan")], 1)
+    with pytest.raises(ValueError, match="starting must be at least 0"):
+        balanced([1.0, 1.0], 1, starting=[-1.0])
+    with pytest.raises(ValueError, match="ending must be empty or 1 numbers for 2 layers, got 2"):
+        balanced([1.0, 1.0], 1, ending=[1.0, 1.0])

@@ -2,12 +2,24 @@
 
 import copy
 import pickle
+from itertools import combinations
 
 import pytest
 import torch
 from torch import nn
 
-from polyak.local import DGL, MAN, ActivationMeter, AugLocal, Greedy, InfoPro, Layers, LocalNetwork, cifar_resnet
+from polyak.local import (
+    DGL,
+    MAN,
+    ActivationMeter,
+    AugLocal,
+    Greedy,
+    InfoPro,
+    Layers,
+    LocalNetwork,
+    cifar_resnet,
+    local_backward,
+)
 from polyak.local import layers as list_layers
 from tests.local import kinds
 
@@ -129,6 +141,38 @@ def test_balanced_cuts_are_those_of_the_bytes_saved():
 
     assert network.cuts[0] < uniform.cuts[0]
     assert dearest(network) < 0.8 * dearest(uniform)
+
+
+@pytest.mark.parametrize(("auxiliary", "num_blocks"), [(MAN(), 2), (MAN(), 3), (DGL(), 2), (InfoPro(), 2)])
+def test_balanced_cuts_have_the_least_peak_of_all_with_their_auxiliary_networks(auxiliary, num_blocks):
+    x, y = torch.rand(4, 3, 32, 32), torch.arange(4)
+
+    def peak(**cut):
+        network = LocalNetwork(cifar_resnet(20), auxiliary=auxiliary, example=x, **cut)
+        with ActivationMeter([*network.parameters(), *network.buffers()]) as meter:
+            local_backward(network, x, y)
+        return meter.peak
+
+    best = min(peak(cuts=[*inner, 9]) for inner in combinations(range(1, 9), num_blocks - 1))
+    assert peak(num_blocks=num_blocks) <= 1.01 * best
+
+
+def test_balanced_cuts_are_made_where_the_recipe_can_build():
+    recipe = MAN(Greedy(), extra=1)  # refused where the next layer changes the shape, after layers 3 and 6
+    network = LocalNetwork(cifar_resnet(20), 3, recipe, example=torch.rand(2, 3, 32, 32))
+    assert LocalNetwork(cifar_resnet(20), 3, Greedy(), example=torch.rand(2, 3, 32, 32)).cuts[0] == 2
+    assert not {3, 6} & set(network.cuts)
+    with pytest.raises(ValueError, match="extra must be 0 at block 3"):
+        LocalNetwork(cifar_resnet(20), 9, recipe, example=torch.rand(2, 3, 32, 32))
+
+
+def test_looking_for_cuts_leaves_random_numbers_alone():
+    states = []
+    for cut in ({"num_blocks": 2}, {"cuts": LocalNetwork(kinds.mlp(), 2, example=torch.rand(2, 6)).cuts}):
+        torch.manual_seed(0)
+        states.append(LocalNetwork(kinds.mlp(), **cut, example=torch.ones(2, 6)).auxiliaries.state_dict())
+    for name, value in states[0].items():
+        assert value is states[1][name] or torch.equal(value, states[1][name]), name
 
 
 def test_cuts_do_not_depend_on_the_size_of_the_example():

@@ -110,7 +110,10 @@ class Auxiliary(ABC):
 
     @abstractmethod
     def build(self, site: Site) -> AuxiliaryNet:
-        """The auxiliary network for one block."""
+        """The auxiliary network for one block.
+
+        Balanced cuts call it for every cut that is possible, as if for block 1, to learn what its activations need.
+        """
 
 
 class Classifier(AuxiliaryNet):

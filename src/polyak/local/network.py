@@ -9,8 +9,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from polyak.local.auxiliary import Auxiliary, AuxiliaryNet, Site
-from polyak.local.cut import balanced, check_cuts, check_num_blocks, uniform
+from polyak.local.auxiliary import Auxiliary, AuxiliaryNet
+from polyak.local.balance import least_memory, site
+from polyak.local.cut import check_cuts, check_num_blocks, uniform
 from polyak.local.listing import Layers, chained, joined, layers, split_head
 from polyak.local.man import MAN
 from polyak.local.trace import SingleValueNorms, Trace, trace, undisturbed
@@ -35,8 +36,9 @@ class LocalNetwork(nn.Module):
             its own). 1 is plain backpropagation, with a warning. Left out where ``cuts`` or blocks say it.
         auxiliary: the recipe for the auxiliary networks; :class:`MAN` by default.
         example: a batch of at least 2 samples as the model takes it, on the model's device.
-        cuts: ``"balanced"`` makes the block that saves most bytes for backward as small as can be, ``"uniform"`` gives
-            the blocks equally many layers; or the numbers :math:`c_1 < \dots < c_K` of layers before each cut, of which
+        cuts: ``"balanced"`` makes the block that saves most bytes for backward, its auxiliary network included, as
+            small as can be (for which it builds one behind every layer), ``"uniform"`` gives the blocks equally many
+            layers; or the numbers :math:`c_1 < \dots < c_K` of layers before each cut, of which
             the last is the number of layers, and the first may be 0 to make the stem a block of its own.
         layers: the layers, where :func:`layers` cannot list them.
 
@@ -78,7 +80,7 @@ class LocalNetwork(nn.Module):
         with undisturbed(self.model, training=True), SingleValueNorms(self.model) as lonely:
             traced = trace(units, names, example)
         _compare(self.model, units, example)
-        self.cuts = fixed_cuts or _choose(self.listed, num_blocks, cuts, traced)
+        self.cuts = fixed_cuts or _choose(self.listed, num_blocks, cuts, traced, example, auxiliary)
         self.blocks = tuple(_blocks(self.listed, self.cuts))
         _refuse_shared(self.blocks)
         if len(self.blocks) == 1:
@@ -90,13 +92,10 @@ class LocalNetwork(nn.Module):
         self, auxiliary: Auxiliary, traced: Trace, example: Tensor, lonely: SingleValueNorms
     ) -> Iterator[AuxiliaryNet]:
         """Auxiliary networks, each tried on the example."""
-        after_layers = traced.outputs if self.listed.stem is not None else (example, *traced.outputs)
-        after_layers = after_layers[: len(self.listed.layers) + 1]
         for j, cut in enumerate(self.cuts[:-1], 1):
-            x = after_layers[cut]
-            num_outputs = traced.outputs[-1].shape[-1]
-            site = Site(j, len(self.cuts), cut, x, example, after_layers, num_outputs, self.listed)
-            net = auxiliary.build(site).to(x.device, x.dtype)
+            place = site(self.listed, traced, example, j, len(self.cuts), cut)
+            x = place.x
+            net = auxiliary.build(place).to(x.device, x.dtype)
             with undisturbed(net, training=True), SingleValueNorms(net) as more, torch.no_grad():
                 version = x._version
                 net(x)
@@ -187,7 +186,9 @@ def _chain(
     return nn.Sequential(*blocks), listed, [*names, *([f"block {len(blocks)} (its head)"] if head else [])], ends
 
 
-def _choose(listed: Layers, num_blocks: int | None, cuts: Cuts, traced: Trace) -> tuple[int, ...]:
+def _choose(
+    listed: Layers, num_blocks: int | None, cuts: Cuts, traced: Trace, example: Tensor, auxiliary: Auxiliary
+) -> tuple[int, ...]:
     """The cuts of a model."""
     n, stem = len(listed.layers), listed.stem is not None
     if not isinstance(cuts, str):
@@ -204,11 +205,7 @@ def _choose(listed: Layers, num_blocks: int | None, cuts: Cuts, traced: Trace) -
         return tuple(range(n + 1))
     if cuts == "uniform":
         return uniform(n, num_blocks)
-    costs = list(traced.saved[1:] if stem else traced.saved)
-    costs[0] += traced.saved[0] if stem else 0
-    if listed.head is not None:
-        costs[-2] += costs.pop()
-    return balanced(costs, num_blocks)
+    return least_memory(listed, traced, example, auxiliary, num_blocks)
 
 
 def _blocks(listed: Layers, cuts: tuple[int, ...]) -> Iterator[nn.Sequential]:

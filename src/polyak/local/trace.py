@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,15 @@ class Trace:
 
     Attributes:
         outputs: the output of each unit.
-        saved: bytes that each unit saves for backward.
+        saved: bytes that each unit saves for backward, without those that the unit before holds anyway.
+        shared: bytes of the input that both a unit and the one before save: what a cut between them costs.
+        held: whether each unit saves its own output.
     """
 
     outputs: tuple[Tensor, ...]
     saved: tuple[int, ...]
+    shared: tuple[int, ...]
+    held: tuple[bool, ...]
 
 
 @contextmanager
@@ -52,25 +57,44 @@ def trace(units: Sequence[nn.Module], names: Sequence[str], example: Tensor) -> 
     """
     outputs: list[Tensor] = []
     saved: list[int] = []
+    shared: list[int] = []
+    held = [False]
     fixed = [t for unit in units for t in (*unit.parameters(), *unit.buffers())]
     x = example
-    held = False  # whether the layer before holds its output, so that this one saves nothing by holding its input
     for unit, name in zip(units, names, strict=True):
-        x = _differentiable(x) if outputs else x
-        with torch.enable_grad(), ActivationMeter([*fixed, x] if held else fixed) as meter:
-            try:
-                out = unit(x)
-            except (RuntimeError, ValueError, TypeError, IndexError) as error:
-                before = "the network's input" if not outputs else f"the output of {names[len(outputs) - 1]}"
-                raise ValueError(f"{name} refuses {before}, of shape {tuple(x.shape)}: {error}") from error
-            if not isinstance(out, Tensor):
-                raise ValueError(f"{name} must return one tensor, got {type(out).__name__}")
-            saved.append(meter.current)
-            held = meter.holds(out)
+        try:
+            out, meter, x = metered(unit, x, fixed, inside=bool(outputs))
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            before = "the network's input" if not outputs else f"the output of {names[len(outputs) - 1]}"
+            raise ValueError(f"{name} refuses {before}, of shape {tuple(x.shape)}: {error}") from error
+        if not isinstance(out, Tensor):
+            raise ValueError(f"{name} must return one tensor, got {type(out).__name__}")
+        shared.append(common(meter, x, held[-1]))
+        saved.append(meter.current - shared[-1])
+        held.append(meter.holds(out))
         x = out.detach()
         del out
         outputs.append(x)
-    return Trace(tuple(outputs), tuple(saved))
+    return Trace(tuple(outputs), tuple(saved), tuple(shared), tuple(held[1:]))
+
+
+def metered(unit: nn.Module, x: Tensor, fixed: Sequence[Tensor], inside: bool) -> tuple[Any, ActivationMeter, Tensor]:
+    """Run a unit; its output, the meter of what it saves as long as that lives, and the input that it was given.
+
+    Args:
+        unit: the unit.
+        x: its input.
+        fixed: parameters and buffers.
+        inside: whether the unit is inside of a network, where its input asks for a gradient.
+    """
+    x = _differentiable(x) if inside else x
+    with torch.enable_grad(), ActivationMeter(fixed) as meter:
+        return unit(x), meter, x
+
+
+def common(meter: ActivationMeter, x: Tensor, held: bool) -> int:
+    """Bytes of the input ``x`` that a metered unit saves and, if ``held``, the unit before as well."""
+    return x.untyped_storage().nbytes() if held and meter.holds(x) else 0
 
 
 def _differentiable(x: Tensor) -> Tensor:
