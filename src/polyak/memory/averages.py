@@ -61,12 +61,15 @@ def ema_(averages: Sequence[Tensor], values: Sequence[Tensor], rate: float) -> N
     if rate == 1.0:
         torch._foreach_copy_(list(averages), list(values))
         return
-    pairs = list(zip(averages, values, strict=True))
-    same = [(a, v) for a, v in pairs if a.dtype == v.dtype]
+    alike = [a.dtype == v.dtype for a, v in zip(averages, values, strict=True)]
+    if all(alike):
+        torch._foreach_lerp_(list(averages), list(values), rate)
+        return
+    same = [(a, v) for a, v, equal in zip(averages, values, alike, strict=True) if equal]
     if same:
         torch._foreach_lerp_([a for a, _ in same], [v for _, v in same], rate)
-    for average, value in pairs:
-        if average.dtype != value.dtype:
+    for average, value, equal in zip(averages, values, alike, strict=True):
+        if not equal:
             average.lerp_(value.to(average.dtype), rate)
 
 

@@ -14,7 +14,7 @@ from polyak.memory._check import require
 from polyak.teachers import checkpoint
 from polyak.teachers.attach import Attachment, When
 from polyak.teachers.matching import check_fit, places_of
-from polyak.teachers.plan import Plan, Sources, current, sort_names
+from polyak.teachers.plan import Plan, Sources, follow, sort_names
 from polyak.teachers.replica import Replica, replicate, swap
 from polyak.teachers.schedules import Schedule, as_schedule
 
@@ -37,7 +37,8 @@ class EMA:
     prepend; tied ones are averaged once. Under FSDP2 each rank averages its own shards.
 
     Args:
-        model: the online model. A reference is kept and its tensors are looked up at each update.
+        model: the online model. A reference is kept and its tensors are looked up at each update: replaced ones, also
+            of another dtype or device or no longer tied, are followed, other names and shapes are errors.
         schedule: :math:`\beta`: a number in [0, 1] or a :class:`~polyak.teachers.Schedule`; or a sequence of them, for
             several averages, which read the weights once between them.
         start: ``"average"``: the first update copies, and the weights before it are forgotten (torch's
@@ -189,9 +190,10 @@ class EMA:
             raise RuntimeError(f"{what}() inside of swapped(): the online and the averaged model are exchanged")
 
     def _plan(self) -> Plan:
-        """What an update does, made again only when a tensor has been replaced, frozen or unfrozen."""
+        """What an update does, made again only when a tensor has been replaced, moved, frozen or unfrozen."""
         self._warn_of_overwritten_statistics()
-        if self._known is None or not self._known.is_for(current(self._sources, self._replicas)):
+        if self._known is None or not self._known.holds():
+            self._sources, self._replicas = follow(self._sources, self._replicas)
             self._known = Plan(self._sources, self._replicas, self.buffers, self.execution == "auto", self._noise)
         return self._known
 

@@ -20,6 +20,8 @@ class Place(NamedTuple):
     owner: nn.Module
     key: str
     is_parameter: bool
+    name: str
+    """Of this place, which where tensors are tied is not always the first."""
 
     def read(self) -> Tensor:
         store = self.owner._parameters if self.is_parameter else self.owner._buffers
@@ -55,7 +57,8 @@ def places_of(model: nn.Module) -> dict[str, list[Place]]:
     known: dict[object, str] = {}
     unfit: list[str] = []
     places = list(_all_places(unwrap(model)))
-    for name, (_, place) in zip(clean(n for n, _ in places), places, strict=True):
+    for name, whole in zip(clean(place.name for place in places), places, strict=True):
+        place = whole._replace(name=name)
         tensor = place.read()
         if is_lazy(tensor) or tensor.is_meta or tensor.layout != torch.strided:
             unfit.append(name)
@@ -67,12 +70,12 @@ def places_of(model: nn.Module) -> dict[str, list[Place]]:
     return found
 
 
-def _all_places(model: nn.Module) -> Iterator[tuple[str, Place]]:
+def _all_places(model: nn.Module) -> Iterator[Place]:
     for prefix, module in model.named_modules():
         for store, is_parameter in ((module._parameters, True), (module._buffers, False)):
             for key, tensor in store.items():
                 if tensor is not None:
-                    yield (f"{prefix}.{key}" if prefix else key), Place(module, key, is_parameter)
+                    yield Place(module, key, is_parameter, f"{prefix}.{key}" if prefix else key)
 
 
 def _identity(tensor: Tensor) -> object:
@@ -108,7 +111,8 @@ def check_fit(
         elif _sharding(x) != _sharding(e):
             wrong.append(f"{name!r} is sharded as {_sharding(x)} and not as {_sharding(e)}")
     if wrong:
-        raise ValueError(f"{what} must have the tensors of {other}, got: {'; '.join(wrong)}")
+        tied = " (tied tensors count once, under their first name)" if online.keys() != average.keys() else ""
+        raise ValueError(f"{what} must have the tensors of {other}, got: {'; '.join(wrong)}{tied}")
 
 
 def _kind(tensor: Tensor) -> object:

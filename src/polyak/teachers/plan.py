@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from polyak.teachers.matching import check_fit, is_averageable, is_dtensor, local
 from polyak.teachers.passes import Pass, Rounding, all_finite
@@ -18,14 +17,11 @@ class Plan:
     """The tensors to average and to copy, of sources (the online model first) and averages.
 
     Args:
-        sources: the online model, then the anchors, each with its share.
+        sources: the online model, then the anchors, each with its share; of fitting tensors, see :func:`follow`.
         replicas: the averages.
         buffers: what becomes of floating buffers, see :class:`polyak.teachers.EMA`.
         compiled: whether large tensors go through a compiled kernel.
         noise: for bfloat16 averages.
-
-    Raises:
-        ValueError: if the tensors of a source do not fit the averages; lists them.
     """
 
     def __init__(
@@ -33,13 +29,12 @@ class Plan:
     ) -> None:
         targets = [replica.read() for replica in replicas]
         originals = [source.read() for source, _ in sources]
-        for i, original in enumerate(originals):
-            check_fit(original, targets[0], "the online model" if i == 0 else f"anchors[{i - 1}]")
-        self._tensors = current(sources, replicas)
-        self._ids = list(map(id, self._tensors))
-        self._online = len(sources[0][0].places)
-        self._trained = [t.requires_grad for t in self._tensors[: self._online]]
-        self._lasting = not any(is_dtensor(t) or t.is_complex() for t in self._tensors)
+        self._pulling, self._pulled = [source for source, _ in sources], replicas
+        tensors = [tensor for model in (*originals, *targets) for tensor in model.values()]
+        self._online = list(originals[0].values())
+        self._trained = [t.requires_grad for t in self._online]
+        self._mesh: Any = next((t.device_mesh for t in tensors if is_dtensor(t)), None)  # type: ignore[attr-defined]
+        self._lasting = self._mesh is None and not any(t.is_complex() for t in tensors)
         self._names, copied = sort_names(sources[0][0], buffers)
         pulling = [(x, share) for x, (_, share) in zip(originals, sources, strict=True) if share > 0.0]
         self._sources = [x for x, _ in pulling]
@@ -49,12 +44,13 @@ class Plan:
         self._originals = [local(originals[0][n]) for n in copied]
         self._copies = [[local(target[n]) for n in copied] for target in targets if copied]
 
-    def is_for(self, tensors: list[Tensor]) -> bool:
-        """Whether it was made for these very tensors. Views, of shards and complex numbers, do not last."""
+    def holds(self) -> bool:
+        """Whether the models have the tensors it was made for. Views, of shards and complex numbers, do not last."""
         return (
             self._lasting
-            and self._ids == list(map(id, tensors))
-            and self._trained == [t.requires_grad for t in tensors[: self._online]]
+            and all(source.is_unchanged() for source in self._pulling)
+            and all(replica.is_whole() for replica in self._pulled)  # nothing but us moves these
+            and self._trained == [t.requires_grad for t in self._online]
         )
 
     def run(self, rates: list[float]) -> None:
@@ -66,12 +62,11 @@ class Plan:
     def is_finite(self) -> bool:
         """Whether all that is to be averaged is finite, on all ranks."""
         finite = self._pass.all_finite()
-        mesh: Any = next((t.device_mesh for t in self._tensors if is_dtensor(t)), None)  # type: ignore[attr-defined]
-        if mesh is None:
+        if self._mesh is None:
             return finite
-        flag = torch.tensor(float(not finite), device=mesh.device_type)
-        for dim in range(mesh.ndim):
-            torch.distributed.all_reduce(flag, group=mesh.get_group(dim))
+        flag = torch.tensor(float(not finite), device=self._mesh.device_type)
+        for dim in range(self._mesh.ndim):
+            torch.distributed.all_reduce(flag, group=self._mesh.get_group(dim))
         return not bool(flag)
 
     def names_of_nonfinite(self) -> list[str]:
@@ -79,9 +74,25 @@ class Plan:
         return [n for n in self._names if not all(all_finite([[local(x[n])]]) for x in self._sources)]
 
 
-def current(sources: Sources, replicas: list[Replica]) -> list[Tensor]:
-    """All tensors that an update touches, as they are now."""
-    return [tensor for model in [*(s for s, _ in sources), *replicas] for tensor in model.tensors()]
+def follow(sources: Sources, replicas: list[Replica]) -> tuple[Sources, list[Replica]]:
+    """Models as they are now. Where the online model has untied tensors, so are the averages: their past is the same.
+
+    Raises:
+        ValueError: if the tensors of a source do not fit the averages; lists them. Nothing has been changed then.
+    """
+    online, renewed = sources[0][0], [(source.renewed(), share) for source, share in sources]
+    averages = [replica.renewed() for replica in replicas]
+    tied = {place.name: first for first, places in online.places.items() for place in places[1:]}
+    now, known = renewed[0][0].places, averages[0].places
+    aliases = {name: tied[name] for name in now if name not in known and tied.get(name) in known}
+    targets = [replica.read() for replica in averages]
+    for target in targets:
+        target.update({alias: target[first] for alias, first in aliases.items() if first in target})
+    for i, (source, _) in enumerate(renewed):
+        check_fit(source.read(), targets[0], "the online model" if i == 0 else f"anchors[{i - 1}]")
+    for target in targets[1:]:
+        check_fit(target, targets[0], "each averaged model", "the first")
+    return renewed, [replica.untied(aliases) for replica in averages] if aliases else averages
 
 
 def sort_names(online: Replica, buffers: str) -> tuple[list[str], list[str]]:

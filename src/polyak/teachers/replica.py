@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -22,11 +23,56 @@ class Replica:
 
     def __init__(self, module: nn.Module | None, places: Places | None = None) -> None:
         self.module = module
-        self.places = places_of(module) if places is None and module is not None else places or {}
-        inside = () if module is None else module.modules()
+        inside = [] if module is None else list(module.modules())
         self._sharded: list[Any] = [m for m in inside if hasattr(m, "unshard") and hasattr(m, "reshard")]
+        self.reshard()
+        self.places = places_of(module) if places is None and module is not None else places or {}
         first = [where[0] for where in self.places.values()]
         self._stores = [(p.owner._parameters if p.is_parameter else p.owner._buffers, p.key) for p in first]
+        self._tables: list[dict[str, Any]] = [t for m in inside for t in (m._modules, m._parameters, m._buffers)]
+        self._entries = [(table, key) for table in self._tables for key in table]
+        self._counts, self._values = list(map(len, self._tables)), [table[key] for table, key in self._entries]
+        self._tensors = [v for v in self._values if isinstance(v, Tensor) and not is_dtensor(v)]
+        self._memory = self._where()
+
+    def _where(self) -> tuple[list[int], list[int]]:
+        """Changes when a tensor's ``.data`` is set, as ``module.to`` does: to another dtype, device or shape."""
+        return list(map(Tensor.data_ptr, self._tensors)), list(map(Tensor.numel, self._tensors))
+
+    def is_whole(self) -> bool:
+        """Whether the module still has the submodules and tensors that it had."""
+        self.reshard()
+        if self._counts != list(map(len, self._tables)):
+            return False
+        try:
+            return all(map(operator.is_, self._values, [table[key] for table, key in self._entries]))
+        except KeyError:
+            return False
+
+    def is_unchanged(self) -> bool:
+        """Whether it is whole, and all tensors are in the memory in which they were."""
+        return self.is_whole() and self._memory == self._where()
+
+    def renewed(self) -> Replica:
+        """This one, or where the module has changed, one of what it holds now.
+
+        Raises:
+            ValueError: on tensors without storage (meta, lazy) or sparse ones; names them.
+        """
+        return self if self.is_unchanged() else Replica(self.module)
+
+    def untied(self, aliases: dict[str, str]) -> Replica:
+        """One in which each name of ``aliases`` has a tensor of its own, a copy of that it was tied to."""
+        places = dict(self.places)
+        for alias, first in aliases.items():
+            mine = next((p for p in places[first] if p.name == alias), None)
+            place = mine or places[first][0]._replace(key=alias, name=alias)
+            store: dict[str, Any] = place.owner._parameters if place.is_parameter else place.owner._buffers
+            tensor = places[first][0].read()
+            copied = tensor.detach().clone()
+            store[place.key] = nn.Parameter(copied, requires_grad=False) if place.is_parameter else copied
+            places[alias] = [place]
+        return Replica(None, places) if self.module is None else Replica(self.module)
 
     def reshard(self) -> None:
         """Under FSDP2 a forward without a backward leaves whole tensors in place of the shards: put these back."""
@@ -122,7 +168,7 @@ def _bare(tensors: dict[str, Tensor], places: Places) -> Replica:
     owner = nn.Module()
     for name, tensor in tensors.items():
         (owner._parameters if places[name][0].is_parameter else owner._buffers)[name] = tensor  # type: ignore[assignment]
-    return Replica(None, {name: [Place(owner, name, places[name][0].is_parameter)] for name in tensors})
+    return Replica(None, {name: [Place(owner, name, places[name][0].is_parameter, name)] for name in tensors})
 
 
 def _around(model: nn.Module, tensors: dict[str, Tensor], places: Places) -> Replica:
