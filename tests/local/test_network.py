@@ -324,3 +324,21 @@ def test_loading_another_number_of_blocks_changes_nothing():
         mine.load_state_dict(other.state_dict())
     assert all(torch.equal(value, before[name]) for name, value in mine.state_dict().items())
     mine.load_state_dict(make(3).state_dict())
+
+
+@pytest.mark.parametrize("load", ["strict", "lenient", "wrapped"])
+def test_loading_other_cuts_changes_nothing(load):
+    def make(seed, *cuts):
+        torch.manual_seed(seed)
+        return LocalNetwork(kinds.mlp(hidden=4), auxiliary=MAN(Greedy()), example=torch.rand(2, 6), cuts=cuts)
+
+    mine, other = make(0, 1, 4), make(1, 2, 4)  # every tensor has the same name and shape
+    before = copy.deepcopy(mine.state_dict())
+    target = {"strict": mine, "lenient": mine, "wrapped": nn.ModuleDict({"module": mine})}[load]
+    state = {f"module.{k}" if load == "wrapped" else k: v for k, v in other.state_dict().items()}
+    with pytest.raises(ValueError, match=r"the checkpoint has the cuts \[2, 4\], this network \[1, 4\]; pass cuts=\[2"):
+        target.load_state_dict(state, strict=load == "strict")
+    for name, value in mine.state_dict().items():
+        assert torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value == before[name], name
+    mine.load_state_dict(make(2, 1, 4).state_dict())
+    assert mine.model.state_dict().keys() == kinds.mlp(hidden=4).state_dict().keys()

@@ -132,8 +132,25 @@ class LocalNetwork(nn.Module):
                 f"(the first a {self._lonely[0]}) would see one value for each channel"
             )
 
+    def get_extra_state(self) -> Tensor:
+        """The cuts; the plain model's ``state_dict`` does not have them."""
+        return torch.tensor(self.cuts)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Refuse the cuts of another network; its auxiliary networks were trained for other blocks.
+
+        Raises:
+            ValueError: in that case. Loading comes here first, so nothing of this network has been changed then.
+        """
+        cuts = state.tolist()
+        if tuple(cuts) != self.cuts:
+            raise ValueError(
+                f"the checkpoint has the cuts {cuts}, this network {list(self.cuts)}; pass cuts={cuts}, "
+                "or load the model's part of the checkpoint alone, into network.model"
+            )
+
     def check_state(self, state_dict: Mapping[str, Any]) -> None:
-        """Refuse a state of other names or shapes.
+        """Refuse a state of other names, cuts or shapes.
 
         Raises:
             ValueError: in that case; names the first.
@@ -142,6 +159,7 @@ class LocalNetwork(nn.Module):
         if odd := sorted(state_dict.keys() ^ here.keys()):
             where = "is only in the checkpoint" if odd[0] in state_dict else "is not in the checkpoint"
             raise ValueError(f"the checkpoint is of another network or other auxiliary networks: {odd[0]} {where}")
+        self.set_extra_state(state_dict["_extra_state"])
         for name, value in here.items():
             shape = getattr(state_dict[name], "shape", None)
             if isinstance(value, Tensor) and value.shape != shape:
@@ -149,10 +167,10 @@ class LocalNetwork(nn.Module):
                 raise ValueError(f"the checkpoint is of another network: {name} has the shape {shapes}")
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """As ``torch.nn.Module``, but a strict load of another number of blocks changes nothing.
+        """As ``torch.nn.Module``, but a state with other cuts is refused, and a strict load that fails changes nothing.
 
         Raises:
-            ValueError: if ``strict``, on other names or shapes.
+            ValueError: on other cuts; if ``strict``, also on other names or shapes.
         """
         if strict:
             self.check_state(state_dict)
