@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from polyak.teachers import MoCo
 from tests.optim import ranks
-from tests.teachers.nets import arrays, manifest
+from tests.teachers.nets import arrays, manifest, state, wander
 
 
 class Recorded(MoCo):
@@ -61,32 +61,41 @@ def drawn(folder: Path) -> Any:
     return torch.equal(*orders), torch.equal(*queues)
 
 
+def refusals(x_q: Tensor, x_k: Tensor) -> list[Any]:
+    """What each rank says to a batch, and whether its state is as before."""
+    torch.manual_seed(0)
+    moco = MoCo(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)), dim=4, queue_size=8)
+    moco(torch.randn(2, 3), torch.randn(2, 3))
+    wander(moco.encoder[0], 1)
+    before = state(moco)
+    said: list[Any] = [None, None]
+    try:
+        moco(x_q, x_k)
+        message = ""
+    except ValueError as error:
+        message = str(error)
+    same = all(torch.equal(x, before[name]) for name, x in state(moco).items()) and moco.ema.step == 1
+    dist.all_gather_object(said, (message, same))
+    return said
+
+
 def unequal(folder: Path) -> Any:
     """Batches of different sizes are refused on all ranks, and nothing has changed."""
-    moco = MoCo(nn.Linear(3, 4), dim=4, queue_size=8)
     x = torch.randn(2 + dist.get_rank(), 3)
-    said: list[Any] = [None, None]
-    try:
-        moco(x, x)
-        message = ""
-    except ValueError as error:
-        message = str(error)
-    dist.all_gather_object(said, (message, moco.queue.count))
-    return said
+    return refusals(x, x)
 
 
-def poisoned(folder: Path) -> Any:
-    """A NaN in one rank's keys is refused by both."""
-    moco = MoCo(nn.Linear(3, 4), dim=4, queue_size=8)
-    x = torch.full((2, 3), torch.nan if dist.get_rank() == 1 else 1.0)
-    said: list[Any] = [None, None]
-    try:
-        moco(x, x)
-        message = ""
-    except ValueError as error:
-        message = str(error)
-    dist.all_gather_object(said, (message, moco.queue.count))
-    return said
+def uneven(folder: Path) -> Any:
+    """So are two views of different sizes on one rank."""
+    return refusals(torch.randn(2, 3), torch.randn(2 + dist.get_rank(), 3))
+
+
+def poisoned(folder: Path, view: str) -> Any:
+    """A NaN in one rank's views is refused by both."""
+    views = {"x_q": torch.ones(2, 3), "x_k": torch.ones(2, 3)}
+    if dist.get_rank() == 1:
+        views[view][1, 2] = torch.nan
+    return refusals(**views)
 
 
 if __name__ == "__main__":

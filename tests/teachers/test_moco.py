@@ -10,7 +10,10 @@ from torch.nn.functional import cross_entropy
 
 from polyak.teachers import Cosine, HardNegativeMoCo, MoCo, hard_negatives, projection_head
 from tests.optim import ranks
-from tests.teachers.nets import arrays, manifest
+from tests.teachers.nets import arrays, manifest, state, wander
+
+
+VIEWS = ("x_q", "x_k")
 
 
 class Encoder(nn.Module):
@@ -58,7 +61,8 @@ def test_recorded_steps():
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("moco")
-    ranks.launch("tests.teachers.moco_worker", folder, "vectors", "drawn", "unequal", "poisoned")
+    poisoned = [f"poisoned:{view}" for view in VIEWS]
+    ranks.launch("tests.teachers.moco_worker", folder, "vectors", "drawn", "unequal", "uneven", *poisoned)
     return folder
 
 
@@ -76,13 +80,15 @@ def test_ranks_shuffle_alike(done: Path):
 
 
 def test_unequal_batches_are_refused_on_all_ranks(done: Path):
-    for message, count in ranks.result(done, "unequal"):
-        assert "[2, 3]" in message and count == 0
+    for case in ("unequal", "uneven"):
+        for message, same in ranks.result(done, case):
+            assert "[2, 3]" in message and same
 
 
-def test_all_ranks_refuse_keys_of_one_that_are_not_finite(done: Path):
-    for message, count in ranks.result(done, "poisoned"):
-        assert "finite" in message and count == 0
+@pytest.mark.parametrize("view", VIEWS)
+def test_all_ranks_refuse_a_view_of_one_that_is_not_finite(done: Path, view):
+    for message, same in ranks.result(done, f"poisoned:{view}"):
+        assert f"{view} must be finite" in message and "rank 1" in message and same
 
 
 def test_virtual_groups_are_the_recorded_ranks():
@@ -237,6 +243,47 @@ def test_bad_batches_enqueue_nothing(moco, x, y, name):
     with pytest.raises(ValueError, match=name):
         model(x, y)
     assert model.queue.count == 0
+
+
+def normed() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.ReLU(), nn.Linear(6, 4))
+
+
+@pytest.mark.parametrize("kind", [MoCo, HardNegativeMoCo])
+@pytest.mark.parametrize("where", ["x_q", "x_k", "weights", "queries"])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_refused_batch_changes_nothing(kind, where, bad):
+    moco, batch = tiny(kind, normed()), dict(zip(VIEWS, views(), strict=True))
+    moco(*views(seed=1))
+    wander(moco.encoder[3], 1)
+    if where in VIEWS:
+        batch[where][2, 1] = bad
+    elif where == "weights":
+        with torch.no_grad():
+            moco.encoder[3].weight[0, 0] = bad
+    else:  # finite, and too large to be added up
+        batch["x_q"].fill_(1e308)
+    before, counts = state(moco), (moco.ema.step, moco.ema.updates)
+    with pytest.raises((ValueError, FloatingPointError), match=where if where != "weights" else "finite"):
+        moco(**batch)
+    torch.testing.assert_close(state(moco), before, rtol=0, atol=0, equal_nan=True)
+    assert (moco.ema.step, moco.ema.updates) == counts and moco.queue.count == 4 * moco.keys_per_image
+
+
+def test_of_keys_that_overflow_only_the_step_of_their_encoder_remains():
+    moco, other = tiny(encoder=normed()), tiny(encoder=normed())
+    other.load_state_dict(moco.state_dict())
+    x, y = views()
+    for one in (moco, other):
+        wander(one.encoder[3], 1)
+    before = state(moco)
+    other.ema.update()
+    with pytest.raises(ValueError, match="finite"):
+        moco(x, torch.full_like(y, 1e308))
+    for name, value in state(moco).items():
+        trained = name in {f"key_encoder.{n}" for n, _ in moco.key_encoder.named_parameters()}
+        assert torch.equal(value, (state(other) if trained else before)[name]), name
+    assert moco.ema.step == 1 and moco.queue.count == 0
 
 
 def test_an_output_without_direction_warns():

@@ -1,8 +1,9 @@
-"""BatchNorm's statistics for averaged weights, which have never seen a batch."""
+"""BatchNorm's statistics: for averaged weights, which have never seen a batch, and put back after a failure."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -53,3 +54,17 @@ def update_bn(model: nn.Module, batches: Iterable[Any], forward: Forward | None 
 
 def _on_first(model: nn.Module, batch: Tensor | tuple[Tensor, ...] | list[Tensor]) -> Any:
     return model(batch[0] if isinstance(batch, (tuple, list)) else batch)
+
+
+@contextmanager
+def buffers_kept(*models: nn.Module) -> Iterator[None]:
+    """Put the buffers of models back to what they held, if what is done inside fails."""
+    buffers = [buffer for model in models for buffer in model.buffers()]
+    before = [buffer.clone() for buffer in buffers]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for buffer, value in zip(buffers, before, strict=True):
+                buffer.copy_(value)
+        raise

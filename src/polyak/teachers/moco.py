@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from polyak.memory._check import require
 from polyak.teachers import checkpoint, ranks
+from polyak.teachers.batchnorm import buffers_kept
 from polyak.teachers.ema import EMA
 from polyak.teachers.losses import first_is_right, info_nce_logits
 from polyak.teachers.queue import Queue
@@ -51,8 +52,15 @@ class MoCo(nn.Module):
         symmetric: average the losses of both directions; only the keys of ``x_k`` enter the queue.
 
     Raises:
-        ValueError: if an argument is out of range; in a forward on batches that differ, over ranks too, outputs of
-            another shape, a batch larger than the queue, or keys that are not finite.
+        ValueError: if an argument is out of range; in a forward on inputs, queries or keys that are not finite, on
+            batches that differ, over ranks too, outputs of another shape, or a batch larger than the queue.
+        FloatingPointError: in a forward, if a weight is not finite.
+
+    What one rank's batch is refused for, all ranks refuse. A refused forward leaves weights, the averages' counts,
+    BatchNorm's statistics and the queue as they were, with one exception: where finite weights, inputs and queries
+    make keys that are not, the key encoder has taken its step, which is then counted (to undo it, a copy of the encoder
+    would have to be kept). Attached to an optimizer, it may have taken the step that was due before any refusal but
+    that of inputs and batches.
 
     Differs from the authors' code: the queue wraps, so its size need not be a multiple of the batch; it runs without
     torch.distributed; the queue lies as ``(K, dim)``. Under torch.distributed keys are shuffled over the ranks if
@@ -86,11 +94,14 @@ class MoCo(nn.Module):
     def forward(self, x_q: Tensor, x_k: Tensor) -> MoCoOutput:
         """The loss of a batch of two views ``(n, ...)`` each; in training mode keys' encoder and queue move on."""
         self._check_batch(x_q, x_k)
-        q = self.queries(x_q)
-        if self.training and not self.ema.attached:
-            self.ema.update()
-        found, entering = self._losses(q, self.keys(x_k), x_q, x_k)
-        if self.training:
+        if not self.training:
+            return self._losses(self.queries(x_q), self.keys(x_k), x_q, x_k)[0]
+        with buffers_kept(self.encoder, self.key_encoder):
+            q = self.queries(x_q)
+            self._check_finite(queries=q)
+            if not self.ema.attached:
+                self.ema.update()
+            found, entering = self._losses(q, self.keys(x_k), x_q, x_k)
             self.queue.enqueue(entering)
         return found
 
@@ -110,12 +121,22 @@ class MoCo(nn.Module):
         return info_nce_logits(q, k, self.queue.read(), self.temperature)
 
     def _check_batch(self, x_q: Tensor, x_k: Tensor) -> None:
-        require(len(x_q) == len(x_k), "x_k", f"{len(x_k)} rows", f"as many as x_q has ({len(x_q)})")
-        rows = ranks.sizes(x_k)
-        require(len(set(rows)) == 1, "the batch", rows, "of one size on all ranks")
-        new = self.keys_per_image * sum(rows)
+        told = ranks.share([len(x_q), len(x_k)], x_k.device)
+        of_q, of_k = [rows for rows, _ in told], [rows for _, rows in told]
+        require(of_q == of_k, "x_k", f"{of_k} rows", f"as many as x_q has ({of_q})")
+        require(len(set(of_k)) == 1, "the batch", of_k, "of one size on all ranks")
+        new = self.keys_per_image * sum(of_k)
         require(new <= self.queue.size, "the keys of a batch", new, f"at most queue_size ({self.queue.size})")
         require(len(x_k) % self.bn_groups == 0, "the batch", len(x_k), f"a multiple of bn_groups ({self.bn_groups})")
+        self._check_finite(x_q=x_q, x_k=x_k)
+
+    @torch.no_grad()
+    def _check_finite(self, **given: Tensor) -> None:
+        """Asked of all ranks, so that either all go on or none."""
+        wrong = torch.stack([~x.isfinite().all() for x in given.values()]).tolist()
+        for rank, found in enumerate(ranks.share(list(map(int, wrong)), next(iter(given.values())).device)):
+            bad = [name for name, is_bad in zip(given, found, strict=True) if is_bad]
+            require(not bad, " and ".join(bad), f"NaN or infinity on rank {rank}", "finite")
 
     def queries(self, x: Tensor) -> Tensor:
         """Encode as queries, with gradients: ``(n, dim)`` of unit length."""

@@ -14,16 +14,21 @@ def world() -> tuple[int, int]:
     return 0, 1
 
 
-@torch.no_grad()
 def sizes(x: Tensor) -> list[int]:
     """Number of rows that each rank has."""
+    return [rows for (rows,) in share([x.shape[0]], x.device)]
+
+
+@torch.no_grad()
+def share(numbers: list[int], device: torch.device) -> list[list[int]]:
+    """As many whole numbers of each rank, by way of a device that the group speaks for."""
     _, count = world()
     if count == 1:
-        return [x.shape[0]]
-    own = torch.tensor([x.shape[0]], device=x.device)
+        return [numbers]
+    own = torch.tensor(numbers, device=device)
     found = [torch.empty_like(own) for _ in range(count)]
     dist.all_gather(found, own)
-    return [int(n) for n in found]
+    return [part.tolist() for part in found]
 
 
 @torch.no_grad()
