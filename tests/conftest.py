@@ -1,7 +1,8 @@
-"""What every test gets: the same seeds, a compile cache that lasts, and no GPU tests where there is no GPU."""
+"""What every test gets: seeds, one thread, a compile cache that lasts, and no GPU tests where there is no GPU."""
 
 import os
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ from hypothesis import settings
 
 settings.register_profile("polyak", deadline=None, derandomize=True)
 settings.load_profile("polyak")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> Iterator[None]:
+    """The tensors here are small, and on a busy machine threads wait longer for each other than they work."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

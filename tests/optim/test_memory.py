@@ -118,8 +118,8 @@ def test_nothing_grows_with_the_steps() -> None:
         assert grown < sum(p.nbytes for p in params)
 
 
-# Known to exceed the bound. Not strict: whoever mends one of them finds it passing.
-exceeds = pytest.mark.xfail(strict=False, reason="exceeds the bound")
+# Known to exceed the bound; strict, so whoever mends one of them is told.
+exceeds = pytest.mark.xfail(reason="exceeds the bound")
 
 
 @pytest.mark.parametrize("execution", ["batched", "compiled"])
