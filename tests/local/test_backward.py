@@ -1,5 +1,6 @@
 """One iteration: its gradients, its averages, its order, and how it behaves in other people's loops."""
 
+import copy
 import gc
 
 import pytest
@@ -381,3 +382,32 @@ def test_less_memory_on_a_gpu():
 
     whole = peak(lambda: F.cross_entropy(model(images), labels).backward())
     assert peak(lambda: local_backward(network, images, labels)) < 0.4 * whole
+
+
+@pytest.mark.parametrize("criterion", [F.cross_entropy, nn.CrossEntropyLoss(ignore_index=-1)])
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (4, "targets must be class numbers from 0 to 3, or {} to be ignored, got 4"),
+        (-2, "from 0 to 3, or {} to be ignored, got -2"),
+        (None, "targets must be 6 class numbers, as many as inputs, got 5"),
+    ],
+)
+def test_labels_out_of_range_change_nothing(criterion, label, message):
+    network = LocalNetwork(kinds.mlp(norm=True), 3, MAN(DGL(4)), example=torch.rand(4, 6))
+    targets = torch.tensor([0, 1, 2, 3, 0] + ([] if label is None else [label]))
+    before = {name: copy.deepcopy(value) for name, value in network.state_dict().items()}
+    ignored = getattr(criterion, "ignore_index", -100)
+    with pytest.raises(ValueError, match=message.format(ignored)):
+        local_backward(network, torch.rand(6, 6), targets, criterion=criterion)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value == before[name], name
+    assert all(p.grad is None for p in network.parameters())
+    local_backward(network, torch.rand(6, 6), torch.tensor([0, 1, 2, 3, 0, ignored]), criterion=criterion)
+
+
+def test_other_targets_are_the_criterions_own_business():
+    network = LocalNetwork(kinds.mlp(), 3, Greedy(), example=torch.rand(4, 6))
+    x, numbers = torch.rand(5, 6), torch.tensor([9, 9, 9, 9, 9])
+    local_backward(network, x, torch.rand(5, 4))
+    local_backward(network, x, numbers, criterion=lambda a, b: a.mean() + b.sum())

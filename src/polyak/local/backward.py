@@ -98,8 +98,10 @@ def local_backward(
 
     Raises:
         TypeError: if ``network`` is no ``LocalNetwork``.
-        ValueError: if a batch of one meets batch normalization, or an auxiliary network refuses the batch.
-            Nothing has been changed then.
+        ValueError: if a batch of one meets batch normalization, or an auxiliary network refuses the batch; if
+            targets in host memory are no class numbers of the network and ``criterion`` is
+            :func:`~torch.nn.functional.cross_entropy` or :class:`~torch.nn.CrossEntropyLoss` (on other devices the
+            check would wait for them). Nothing has been changed then.
         RuntimeError: if gradients are disabled.
     """
     inner = network.module if isinstance(network, DistributedDataParallel) else network
@@ -111,9 +113,7 @@ def local_backward(
         raise RuntimeError("local_backward() computes gradients; do not call it under torch.no_grad()")
     batch = Batch(inputs, targets, criterion)
     nets = cast(Sequence[AuxiliaryNet], inner.auxiliaries)
-    inner.check_batch(inputs)
-    for net in nets:
-        net.check(batch)
+    check(inner, batch)
     mean = GradientMean.of(network) if last else None
     losses: list[Tensor] = []
     x = inputs
@@ -129,6 +129,39 @@ def local_backward(
     if last:
         finish(nets, inner, scaler)
     return LocalOutcome(spent(loss), tuple(spent(value) for value in losses), x)
+
+
+def check(network: LocalNetwork, batch: Batch) -> None:
+    """Refuse a batch that cannot be trained on, before anything runs.
+
+    Raises:
+        ValueError: see :func:`local_backward`.
+    """
+    network.check_batch(batch.inputs)
+    _check_labels(network.num_classes, batch)
+    for net in network.auxiliaries:
+        cast(AuxiliaryNet, net).check(batch)
+
+
+def _check_labels(num_classes: int | None, batch: Batch) -> None:
+    """Cross entropy refuses labels when blocks have moved their running statistics, and gradients, already."""
+    targets, criterion = batch.targets, batch.criterion
+    if isinstance(criterion, nn.CrossEntropyLoss):
+        ignored = criterion.ignore_index
+    elif criterion is F.cross_entropy:
+        ignored = -100
+    else:
+        return
+    if num_classes is None or targets.is_floating_point() or targets.ndim != 1:
+        return
+    if len(targets) != len(batch.inputs):
+        raise ValueError(f"targets must be {len(batch.inputs)} class numbers, as many as inputs, got {len(targets)}")
+    if targets.device.type == "cpu":
+        odd = targets[((targets < 0) | (targets >= num_classes)) & (targets != ignored)]
+        if len(odd):
+            raise ValueError(
+                f"targets must be class numbers from 0 to {num_classes - 1}, or {ignored} to be ignored, got {odd[0]}"
+            )
 
 
 def run_block(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from polyak.local.auxiliary import AuxiliaryNet, Batch, Criterion
-from polyak.local.backward import run_block
+from polyak.local.backward import check, run_block
 from polyak.local.man import MANNet
 from polyak.local.network import LocalNetwork
 
@@ -122,9 +122,7 @@ class BlockPipeline:
 
     def _own(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         for inputs, targets in batches:
-            self.network.check_batch(inputs)
-            for net in self.network.auxiliaries:
-                cast(AuxiliaryNet, net).check(Batch(inputs, targets, self._criterion))
+            check(self.network, Batch(inputs, targets, self._criterion))
             yield inputs, targets, inputs
 
     def _received(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
