@@ -134,3 +134,17 @@ def test_an_exchanged_teacher_and_anchor_are_followed():
     for name, value in ema.module.state_dict().items():
         target = (model.state_dict()[name] + anchor.state_dict()[name]) / 2
         torch.testing.assert_close(value, (before[name] + target) / 2)
+
+
+def test_a_teacher_moved_to_bfloat16_goes_on_rounding_stochastically():
+    """To nearest it would stand still."""
+    model = nn.Linear(100, 100)
+    ema = EMA(model, 0.999, start="teacher")
+    ema.update()
+    with torch.no_grad():
+        model.weight.fill_(2.0)
+        ema.module.weight.fill_(1.0)
+    ema.module.bfloat16()
+    ema.update()
+    assert ema.module.weight.dtype == torch.bfloat16
+    assert abs(ema.module.weight.float().mean().item() - 1.001) < 1e-3 and ema.module.weight.float().max() > 1

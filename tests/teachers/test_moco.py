@@ -12,7 +12,6 @@ from polyak.teachers import Cosine, HardNegativeMoCo, MoCo, hard_negatives, proj
 from tests.optim import ranks
 from tests.teachers.nets import arrays, manifest, state, wander
 
-
 VIEWS = ("x_q", "x_k")
 
 
@@ -162,14 +161,44 @@ def test_resumed_is_uninterrupted():
     run(straight, optimizer, 3, 7)
     resumed, optimizer = made()
     file.seek(0)
-    for one, state in zip((resumed, optimizer), torch.load(file, weights_only=True), strict=True):
-        one.load_state_dict(state)
+    for one, stored in zip((resumed, optimizer), torch.load(file, weights_only=True), strict=True):
+        one.load_state_dict(stored)
     run(resumed, optimizer, 3, 7)
     for name, x in straight.state_dict().items():
         assert not isinstance(x, torch.Tensor) or torch.equal(x, resumed.state_dict()[name]), name
     assert resumed.ema.step == straight.ema.step == 7
     with pytest.raises(ValueError, match="schedules"):
         tiny(queue_size=10).load_state_dict(straight.state_dict())
+
+
+def test_keys_encoders_in_bfloat16_round_by_noise_of_their_own_and_resume_bit_for_bit():
+    """The global generator is neither used nor moved."""
+
+    def run(moco: MoCo, first: int, last: int) -> None:
+        for t in range(first, last):
+            wander(moco.encoder, t)
+            torch.manual_seed(t + 100 * last)
+            before = torch.get_rng_state()
+            moco(*(x.bfloat16() for x in views(seed=t)))
+            assert torch.equal(torch.get_rng_state(), before)
+
+    straight, resumed, other = (tiny(momentum=0.999, queue_size=16).bfloat16() for _ in range(3))
+    run(straight, 0, 3)
+    stored = straight.state_dict()
+    assert stored["_extra_state"]["noise"].dtype == torch.uint8
+    file = io.BytesIO()
+    torch.save(stored, file)
+    file.seek(0)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    run(straight, 3, 6)
+    run(resumed, 3, 5)
+    run(resumed, 5, 6)
+    run(other, 0, 6)
+    for name, value in state(straight).items():
+        assert torch.equal(value, state(resumed)[name]) and torch.equal(value, state(other)[name]), name
+    wide = tiny(momentum=0.999, queue_size=16)
+    wide.load_state_dict(straight.state_dict())
+    assert wide.ema.step == 6
 
 
 def test_hard_negatives_degenerate_to_moco():

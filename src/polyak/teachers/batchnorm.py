@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -68,3 +69,17 @@ def buffers_kept(*models: nn.Module) -> Iterator[None]:
             for buffer, value in zip(buffers, before, strict=True):
                 buffer.copy_(value)
         raise
+
+
+def warn_if_overwritten(averaged: list[nn.Module]) -> bool:
+    """Whether averaged models collect statistics themselves, which copies would overwrite; if so, say it."""
+    for module in (m for model in averaged if model.training for m in model.modules()):
+        if module.training and getattr(module, "running_mean", None) is not None:
+            warnings.warn(
+                "the averaged model is in training mode with buffers='copy': the statistics that it collects are "
+                "overwritten at each update; take buffers='keep', or ema.module.eval()",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+            return True
+    return False

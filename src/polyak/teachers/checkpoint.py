@@ -28,9 +28,13 @@ def progress(ema: EMA) -> dict[str, Any]:
         **{count: getattr(ema, count) for count in _COUNTS},
         "last": ema._last,
         "pending": ema.pending,
-        "noise": None if ema._noise is None else ema._noise.get_state(),
+        "noise": ema._noise.get_state() if _is_rounded(ema) else None,
         "made_with": _made_with(ema),
     }
+
+
+def _is_rounded(ema: EMA) -> bool:
+    return any(tensor.dtype == torch.bfloat16 for tensor in ema.averages[0].values())
 
 
 def _made_with(ema: EMA) -> dict[str, Any]:
@@ -52,6 +56,8 @@ def load(ema: EMA, state: dict[str, Any]) -> None:
         ValueError: see :meth:`EMA.load_state_dict`.
     """
     check_progress(ema, state, {"averages"})
+    if (state["noise"] is None) == _is_rounded(ema):
+        raise ValueError("state must be of averages in the same dtype, got one that is bfloat16 where the other is not")
     averages = ema.averages
     for i, (average, stored) in enumerate(zip(averages, state["averages"], strict=True)):
         check_fit(stored, average, f"state['averages'][{i}]")
@@ -70,8 +76,6 @@ def check_progress(ema: EMA, state: dict[str, Any], more: set[str]) -> None:
     wrong = [f"{key} {given.get(key)!r} and not {own[key]!r}" for key in own if given.get(key) != own[key]]
     if wrong:
         raise ValueError(f"state must be of an EMA like this one, got one with {'; '.join(wrong)}")
-    if (state["noise"] is None) != (ema._noise is None):
-        raise ValueError("state must be of averages in the same dtype, got one that is bfloat16 where the other is not")
 
 
 def take_progress(ema: EMA, state: dict[str, Any]) -> None:
@@ -80,8 +84,8 @@ def take_progress(ema: EMA, state: dict[str, Any]) -> None:
         setattr(ema, count, int(state[count]))
     ema._last = int(state["last"])
     ema.pending = bool(state["pending"])
-    if ema._noise is not None:
-        ema._noise.set_state(state["noise"].cpu())
+    if state["noise"] is not None:
+        ema._noise.set_state(state["noise"])
 
 
 def snapshot(schedule: Schedule, t: int, average: dict[str, Tensor], averaged: list[str]) -> dict[str, Any]:

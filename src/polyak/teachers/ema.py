@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -13,15 +12,16 @@ from torch import Tensor, nn
 from polyak.memory._check import require
 from polyak.teachers import checkpoint
 from polyak.teachers.attach import Attachment, When
+from polyak.teachers.batchnorm import warn_if_overwritten
 from polyak.teachers.matching import check_fit, places_of
-from polyak.teachers.plan import Plan, Sources, follow, sort_names
+from polyak.teachers.noise import Noise
+from polyak.teachers.plan import Anchors, Plan, follow, sort_names, sources_of
 from polyak.teachers.replica import Replica, replicate, swap
 from polyak.teachers.schedules import Schedule, as_schedule
 
 Start = Literal["average", "teacher"]
 Buffers = Literal["copy", "average", "keep"]
 Nonfinite = Literal["refuse", "skip", "absorb"]
-Anchors = Iterable[tuple[nn.Module, float]]
 
 _DTYPES = (None, torch.float32, torch.float64, torch.bfloat16)
 
@@ -114,25 +114,10 @@ class EMA:
         self._attachment: Attachment | None = None
         self.pending = False
         """Whether the next forward has to update: a step was made, and ``attach`` was told to wait for it."""
-        self._places = places_of(model)
-        self._sources = self._checked_sources(anchors)
-        self._replicas = replicate(model, self._places, teacher, len(self.schedules), several, dtype, device)
-        rounded = any(t.dtype == torch.bfloat16 for t in self._replicas[0].read().values())
-        where = next((t.device for t in self._replicas[0].read().values()), torch.device("cpu"))
-        self._noise = torch.Generator(where).manual_seed(seed) if rounded else None
-
-    def _checked_sources(self, anchors: Anchors) -> Sources:
-        """The online model and the anchors, each with its share."""
-        own = Replica(self.model, self._places)
-        sources: Sources = []
-        for i, (anchor, share) in enumerate(anchors):
-            require(share >= 0.0, f"anchors[{i}]", share, "of a share >= 0")
-            replica = Replica(anchor)
-            check_fit(replica.read(), own.read(), f"anchors[{i}]", "the online model")
-            sources.append((replica, float(share)))
-        rest = 1.0 - sum(share for _, share in sources)
-        require(rest >= 0.0, "anchors", [share for _, share in sources], "of shares that sum to at most 1")
-        return [(own, rest), *sources]
+        places = places_of(model)
+        self._sources = sources_of(Replica(model, places), anchors)
+        self._replicas = replicate(model, places, teacher, len(self.schedules), several, dtype, device)
+        self._noise = Noise(seed)
 
     @property
     def module(self) -> nn.Module:
@@ -191,7 +176,8 @@ class EMA:
 
     def _plan(self) -> Plan:
         """What an update does, made again only when a tensor has been replaced, moved, frozen or unfrozen."""
-        self._warn_of_overwritten_statistics()
+        if self.buffers == "copy" and not self._warned:
+            self._warned = warn_if_overwritten([r.module for r in self._replicas if r.module is not None])
         if self._known is None or not self._known.holds():
             self._sources, self._replicas = follow(self._sources, self._replicas)
             self._known = Plan(self._sources, self._replicas, self.buffers, self.execution == "auto", self._noise)
@@ -205,19 +191,6 @@ class EMA:
             raise FloatingPointError(f"the weights must be finite to be averaged, got NaN or infinity in {names}")
         self.skipped += 1
         return False
-
-    def _warn_of_overwritten_statistics(self) -> None:
-        if self.buffers != "copy" or self._warned:
-            return
-        for module in (r.module for r in self._replicas if r.module is not None and r.module.training):
-            if any(m.training and getattr(m, "running_mean", None) is not None for m in module.modules()):
-                self._warned = True
-                warnings.warn(
-                    "the averaged model is in training mode with buffers='copy': the statistics that it collects are "
-                    "overwritten at each update; take buffers='keep', or ema.module.eval()",
-                    RuntimeWarning,
-                    stacklevel=4,
-                )
 
     def attach(self, optimizer: torch.optim.Optimizer, when: When = "after_step") -> EMA:
         """Update by itself once for each real step of an optimizer.

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from polyak.memory import ema_, to_bfloat16_stochastic
 from polyak.teachers import kernel
+from polyak.teachers.noise import Bits, Noise
 
 SMALL = 32 * 1024
 """Elements up to which torch runs an elementwise operation on one thread: below, starting a team costs more."""
 GROUP = 1024 * 1024
 """Elements of a group of small tensors, and of a block on an accelerator: bounds the temporaries."""
-Rounding = torch.Generator | None
 
 
 class Pass:
@@ -31,7 +31,7 @@ class Pass:
         sources: lists of tensors of those shapes, of any real floating dtype; an average moves towards their sum.
         shares: weight of each source in the sum.
         compiled: whether large tensors go through a compiled kernel.
-        noise: draws the bits for the stochastic rounding of bfloat16 averages.
+        noise: for the stochastic rounding of bfloat16 averages.
     """
 
     def __init__(
@@ -40,9 +40,11 @@ class Pass:
         sources: Sequence[Sequence[Tensor]],
         shares: Sequence[float],
         compiled: bool,
-        noise: Rounding = None,
+        noise: Noise,
     ) -> None:
         self._shares, self._compiled, self._noise = list(shares), compiled, noise
+        # of all tensors, empty ones too: ranks with other shards draw as many seeds
+        self._rounded = any(x.dtype == torch.bfloat16 for average in averages for x in average)
         everything = [*sources, *averages]
         groups = list(_groups(everything))
         self._alone = [sources[0][g[0]].numel() > SMALL and not _is_plain(everything, g[0]) for g in groups]
@@ -53,13 +55,16 @@ class Pass:
     @torch.no_grad()
     def run(self, rates: Sequence[float]) -> None:
         """Move each average by its rate, in [0, 1]; 0 leaves it and 1 copies, bit for bit."""
+        firsts = [average[0] for averages in self._averages for average in averages]
+        rounded = self._rounded or any(x.dtype == torch.bfloat16 for x in firsts)  # moved there since
+        bits = self._noise.next() if rounded else None
         for averages, parts, alone in zip(self._averages, self._parts, self._alone, strict=True):
             goals = [(average, rate) for average, rate in zip(averages, rates, strict=True) if rate > 0.0]
             if not alone:
-                _in_group(goals, parts, self._shares, self._noise)
+                _in_group(goals, parts, self._shares, bits)
             elif goals:
                 large = [(average[0], rate) for average, rate in goals]
-                _one_large(large, [p[0] for p in parts], self._shares, self._compiled, self._noise)
+                _one_large(large, [p[0] for p in parts], self._shares, self._compiled, bits)
 
     def all_finite(self) -> bool:
         """Whether no element of the sources is infinite or NaN."""
@@ -95,7 +100,7 @@ def _is_plain(tensors: Sequence[Sequence[Tensor]], j: int) -> bool:
 
 
 def _in_group(
-    goals: list[tuple[list[Tensor], float]], parts: list[list[Tensor]], shares: Sequence[float], noise: Rounding
+    goals: list[tuple[list[Tensor], float]], parts: list[list[Tensor]], shares: Sequence[float], bits: Bits | None
 ) -> None:
     for averages, rate in goals:
         dtype, device = averages[0].dtype, averages[0].device
@@ -104,7 +109,7 @@ def _in_group(
             target = [_mix([p[j] for p in parts], shares, dtype, device) for j in range(len(parts[0]))]
         if dtype == torch.bfloat16 and rate < 1.0:
             for average, x in zip(averages, target, strict=True):
-                _round_into(average, x, rate, noise)
+                _round_into(average, x, rate, bits)
         else:
             ema_(averages, target, rate)
 
@@ -120,11 +125,11 @@ def _mix(parts: Sequence[Tensor], shares: Sequence[float], dtype: torch.dtype, d
     return total
 
 
-def _round_into(average: Tensor, target: Tensor, rate: float, noise: Rounding) -> None:
+def _round_into(average: Tensor, target: Tensor, rate: float, bits: Bits | None) -> None:
     """Update a bfloat16 average: rounded to nearest, steps below 2**-9 of a value would all be lost."""
     exact = average.float().lerp_(target.to(average.device, torch.float32), rate)
-    bits = torch.randint(0, 1 << 16, exact.shape, generator=noise, device=exact.device, dtype=torch.int32)
-    average.copy_(to_bfloat16_stochastic(exact, bits))
+    assert bits is not None  # drawn wherever an average is bfloat16
+    average.copy_(to_bfloat16_stochastic(exact, bits.draw(exact)))
 
 
 def _one_large(
@@ -132,7 +137,7 @@ def _one_large(
     parts: list[Tensor],
     shares: Sequence[float],
     compiled: bool,
-    noise: Rounding,
+    bits: Bits | None,
 ) -> None:
     if len(parts) == 1:
         for average, _ in (g for g in goals if g[1] == 1.0):
@@ -141,7 +146,7 @@ def _one_large(
     flat = _flattened([a for a, _ in goals] + parts) if goals else None
     if flat is None:
         for average, rate in goals:
-            _in_group([([average], rate)], [[p] for p in parts], shares, noise)
+            _in_group([([average], rate)], [[p] for p in parts], shares, bits)
         return
     averages, rates, parts = flat[: len(goals)], [rate for _, rate in goals], flat[len(goals) :]
     rounded = any(a.dtype == torch.bfloat16 for a in averages)
@@ -151,7 +156,7 @@ def _one_large(
     if len(flat) == 2 and flat[0].dtype == flat[1].dtype and flat[0].device == flat[1].device and not rounded:
         averages[0].lerp_(parts[0], rates[0])
     else:
-        _in_blocks(averages, parts, shares, rates, noise)
+        _in_blocks(averages, parts, shares, rates, bits)
 
 
 def _flattened(tensors: list[Tensor]) -> list[Tensor] | None:
@@ -163,7 +168,7 @@ def _flattened(tensors: list[Tensor]) -> list[Tensor] | None:
 
 
 def _in_blocks(
-    averages: list[Tensor], parts: list[Tensor], shares: Sequence[float], rates: list[float], noise: Rounding
+    averages: list[Tensor], parts: list[Tensor], shares: Sequence[float], rates: list[float], bits: Bits | None
 ) -> None:
     """What one block needs stays in the caches until all averages have taken it."""
     size = SMALL if averages[0].device.type == "cpu" else GROUP
@@ -175,7 +180,7 @@ def _in_blocks(
             if rate == 1.0:
                 block.copy_(target)
             elif block.dtype == torch.bfloat16:
-                _round_into(block, target, rate, noise)
+                _round_into(block, target, rate, bits)
             else:
                 block.lerp_(target, rate)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
+from polyak.memory._check import require
 from polyak.teachers.matching import check_fit, is_averageable, is_dtensor, local
-from polyak.teachers.passes import Pass, Rounding, all_finite
+from polyak.teachers.noise import Noise
+from polyak.teachers.passes import Pass, all_finite
 from polyak.teachers.replica import Replica
 
 Sources = list[tuple[Replica, float]]
+Anchors = Iterable[tuple[nn.Module, float]]
 
 
 class Plan:
@@ -24,9 +29,7 @@ class Plan:
         noise: for bfloat16 averages.
     """
 
-    def __init__(
-        self, sources: Sources, replicas: list[Replica], buffers: str, compiled: bool, noise: Rounding
-    ) -> None:
+    def __init__(self, sources: Sources, replicas: list[Replica], buffers: str, compiled: bool, noise: Noise) -> None:
         targets = [replica.read() for replica in replicas]
         originals = [source.read() for source, _ in sources]
         self._pulling, self._pulled = [source for source, _ in sources], replicas
@@ -72,6 +75,23 @@ class Plan:
     def names_of_nonfinite(self) -> list[str]:
         """The tensors of this rank that hold a NaN or infinity."""
         return [n for n in self._names if not all(all_finite([[local(x[n])]]) for x in self._sources)]
+
+
+def sources_of(online: Replica, anchors: Anchors) -> Sources:
+    """The online model and the anchors, each with its share.
+
+    Raises:
+        ValueError: if a share is out of range, or the tensors of an anchor do not fit.
+    """
+    sources: Sources = []
+    for i, (anchor, share) in enumerate(anchors):
+        require(share >= 0.0, f"anchors[{i}]", share, "of a share >= 0")
+        replica = Replica(anchor)
+        check_fit(replica.read(), online.read(), f"anchors[{i}]", "the online model")
+        sources.append((replica, float(share)))
+    rest = 1.0 - sum(share for _, share in sources)
+    require(rest >= 0.0, "anchors", [share for _, share in sources], "of shares that sum to at most 1")
+    return [(online, rest), *sources]
 
 
 def follow(sources: Sources, replicas: list[Replica]) -> tuple[Sources, list[Replica]]:
