@@ -1,6 +1,9 @@
 """Updates on real optimizer steps only, before a forward or after a step, and swapping for evaluation."""
 
+import copy
+import gc
 import io
+import pickle
 from typing import Any
 
 import pytest
@@ -247,3 +250,50 @@ def test_names_of_a_wrapped_model_load_into_a_plain_one():
     ema.update()
     other.load_state_dict(ema.state_dict())
     assert torch.equal(other.module.wide, plain.wide)
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, polyak.optim.SGD])
+@pytest.mark.parametrize("when", ["after_step", "before_forward"])
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
+def test_copies_of_model_and_optimizer_leave_the_average_alone(make, when, copied):
+    model = net()
+    optimizer = make(model.parameters(), lr=0.1)
+    ema = EMA(model, 0.9, start="teacher").attach(optimizer, when)
+    train(model, optimizer, 0, 2)
+    before, counts = {n: x.clone() for n, x in ema.averages[0].items()}, (ema.step, ema.pending)
+    gc.collect()
+    averages = sum(isinstance(x, EMA) for x in gc.get_objects())
+    other_model, other_optimizer = copied(model), copied(optimizer)
+    train(other_model, make(other_model.parameters(), lr=0.1), 2, 4)
+    for group in other_optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    other_optimizer.step()
+    assert sum(isinstance(x, EMA) for x in gc.get_objects()) == averages
+    assert (ema.step, ema.pending) == counts
+    assert_equal(ema.averages[0], before)
+    train(model, optimizer, 2, 4)
+    assert ema.step == counts[0] + 2
+
+
+def test_a_copy_of_an_attached_average_stands_by_itself():
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    ema = EMA(model, 0.9, start="teacher").attach(optimizer, "before_forward")
+    train(model, optimizer, 0, 3)
+    other = copy.deepcopy(ema)
+    assert not other.attached and ema.attached and other.model is not model
+    kept = {n: x.clone() for n, x in ema.averages[0].items()}
+    other.update()
+    other.attach(torch.optim.SGD(other.model.parameters(), 0.1))
+    assert_equal(ema.averages[0], kept)
+    ema.update()
+    assert_equal(other.averages[0], ema.averages[0])
+
+
+def test_another_average_of_an_attached_model_does_not_move_the_first():
+    model = net()
+    ema = EMA(model, 0.9).attach(torch.optim.SGD(model.parameters(), 0.1), "before_forward")
+    other = EMA(model, 0.5)
+    other.module.train()(batch(0))
+    assert ema.step == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -16,15 +17,29 @@ if TYPE_CHECKING:
 When = Literal["after_step", "before_forward"]
 
 
+class Hook:
+    """Calls a function; a copy of it, made or pickled with the model or optimizer that it hangs on, calls nothing."""
+
+    def __init__(self, function: Callable[..., None] | None = None) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> None:
+        if self._function is not None:
+            self._function(*arguments)
+
+    def __reduce__(self) -> tuple[type[Hook], tuple[()]]:
+        return Hook, ()
+
+
 class Attachment:
     """Hooks that update an EMA for an optimizer's steps; see :meth:`polyak.teachers.EMA.attach`."""
 
     def __init__(self, ema: EMA, optimizer: torch.optim.Optimizer, when: When) -> None:
         require(when in ("after_step", "before_forward"), "when", when, "'after_step' or 'before_forward'")
         self._ema, self._when = ema, when
-        self._handles: list[RemovableHandle] = [_innermost(optimizer).register_step_post_hook(self._after_step)]
+        self._handles: list[RemovableHandle] = [_innermost(optimizer).register_step_post_hook(Hook(self._after_step))]
         if when == "before_forward":
-            self._handles.append(ema.model.register_forward_pre_hook(self._before_forward))
+            self._handles.append(ema.model.register_forward_pre_hook(Hook(self._before_forward)))
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # Only an optimizer that unscales by itself is called for a step that is to be skipped.

@@ -149,6 +149,9 @@ class EMA:
         schedules = ", ".join(map(repr, self.schedules))
         return f"EMA({schedules}, start={self.start!r}, buffers={self.buffers!r}, updates={self.updates})"
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_attachment": None, "_known": None}
+
     @torch.no_grad()
     def update(self) -> None:
         """Move the averages towards the online model.
@@ -195,7 +198,8 @@ class EMA:
     def attach(self, optimizer: torch.optim.Optimizer, when: When = "after_step") -> EMA:
         """Update by itself once for each real step of an optimizer.
 
-        A step that a GradScaler skips moves nothing, and accumulated gradients count once. See :meth:`detach`.
+        A step that a GradScaler skips moves nothing, and accumulated gradients count once. Copies of the model, of the
+        optimizer or of this object are attached to nothing. See :meth:`detach`.
 
         Args:
             optimizer: the optimizer of the online model; a wrapper of accelerate is looked through.
