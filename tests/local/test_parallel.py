@@ -19,7 +19,7 @@ def assert_same(found, expected):
 
 
 # The digits say how many of the four blocks each rank has.
-PIPELINES = ["greedy", "dgl", "auglocal", "infopro", "man", "man:31", "man:13", "man-infopro"]
+PIPELINES = ["greedy", "dgl", "auglocal", "infopro", "man", "man:31", "man:13", "man-infopro", "paper-inside"]
 REPLICAS = ["plain", "last", "no_sync"]
 
 
@@ -46,6 +46,8 @@ def test_pipeline_equals_training_in_turn(done, case):
         ("dies:0", (KILLED, worker.LOST), 1, "rank 1 of the pipeline lost rank 0: it has ended"),
         ("raises:1", (worker.LOST, 1), 0, "rank 0 of the pipeline lost"),
         ("silent", (worker.LOST, 0), 0, "has not answered within 0:00:02"),
+        ("absent", (worker.LOST, 0), 0, "rank 0 of the pipeline lost rank 1"),
+        ("forgetful", (worker.LOST, 0), 0, "rank 0 of the pipeline lost rank 1"),
     ],
 )
 def test_a_lost_neighbour_is_an_error(tmp_path, case, expect, rank, lost):
@@ -58,11 +60,13 @@ def test_a_lost_neighbour_is_an_error(tmp_path, case, expect, rank, lost):
 
 
 def test_refusals(done):
-    first, second, third, fourth = result(done, "refused")
+    first, second, third, fourth, cuts, split = result(done, "refused")
     assert first == "split must be 2 numbers from 1 on that add up to 4 blocks, got [4, 0]"
     assert second.endswith("got [1, 1]")
     assert "variant must not be 'paper'" in third
     assert fourth == "batches must be given on rank 0, and on no other"
+    assert cuts == split
+    assert cuts.startswith("network and split must be the same on all ranks") and "of rank 1 are not" in cuts
 
 
 @pytest.mark.parametrize("accumulate", REPLICAS)

@@ -1,8 +1,10 @@
 """What one of two ranks does; every function is a case for `ranks.launch`."""
 
+import math
 import os
 import sys
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -16,16 +18,27 @@ from polyak.local import (
     DGL,
     MAN,
     AugLocal,
+    Auxiliary,
+    AuxiliaryNet,
     BlockPipeline,
     Greedy,
     InfoPro,
     LocalNetwork,
     NeighbourError,
+    Site,
     cifar_resnet,
     local_backward,
 )
 from tests.local import kinds
 from tests.optim import ranks
+
+
+class PaperInside(Auxiliary):
+    """The variant "paper" but for block 2, at the border of two ranks."""
+
+    def build(self, site: Site) -> AuxiliaryNet:
+        return MAN(DGL(4), momentum=0.7, variant="code" if site.block == 2 else "paper").build(site)
+
 
 AUXILIARIES = {
     "greedy": Greedy(),
@@ -35,15 +48,16 @@ AUXILIARIES = {
     "man": MAN(DGL(4), momentum=0.7),
     "man-infopro": MAN(InfoPro(feature_dim=6), momentum=0.7, variant="scale"),
     "paper": MAN(DGL(4), variant="paper"),
+    "paper-inside": PaperInside(),
 }
 make_optimizer = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
 LOST = 3  # exit code of a rank that noticed that its neighbour has gone
 
 
-def network(name: str) -> LocalNetwork:
+def network(name: str, cuts: Any = "balanced") -> LocalNetwork:
     torch.manual_seed(1)
     model = cifar_resnet(20).double()
-    return LocalNetwork(model, 4, AUXILIARIES[name], example=torch.rand(2, 3, 8, 8).double())
+    return LocalNetwork(model, 4, AUXILIARIES[name], example=torch.rand(2, 3, 8, 8).double(), cuts=cuts)
 
 
 def batches(count: int = 5):
@@ -64,7 +78,7 @@ def sequential(name: str) -> dict[str, Any]:
 
 
 def state(net: torch.nn.Module) -> dict[str, Any]:
-    return {k: v for k, v in net.state_dict().items() if isinstance(v, torch.Tensor)}
+    return {k: torch.as_tensor(v) for k, v in net.state_dict().items()}
 
 
 def pipeline(folder: Path, name: str, split: str = "") -> Any:
@@ -90,6 +104,8 @@ def refused(folder: Path) -> Any:
         lambda: BlockPipeline(net, make_optimizer, split=[1, 1]),
         lambda: BlockPipeline(network("paper"), make_optimizer),
         lambda: BlockPipeline(net, make_optimizer).run(None if dist.get_rank() == 0 else batches()),
+        lambda: BlockPipeline(network("man", [1, 2, 3 + dist.get_rank(), 9]), make_optimizer),
+        lambda: BlockPipeline(net, make_optimizer, split=[1, 3] if dist.get_rank() == 0 else [2, 2]),
     ):
         try:
             act()
@@ -121,17 +137,47 @@ def raises(folder: Path, who: str) -> Any:
 
 def silent(folder: Path) -> Any:
     """The second rank is alive and does not take part."""
-    pipe = BlockPipeline(network("man"), make_optimizer, timeout=timedelta(seconds=2))
+    pipe = _hasty(network("man"))
     if dist.get_rank() == 1:
         time.sleep(6)
         sys.exit(0)
     _notice(pipe)
 
 
+def absent(folder: Path) -> Any:
+    """The second rank makes no pipeline."""
+    net = network("man")
+    if dist.get_rank() == 1:
+        dist.barrier()
+        time.sleep(8)
+        sys.exit(0)
+    _noticed(lambda: _hasty(net), within=6)
+
+
+def forgetful(folder: Path) -> Any:
+    """The second rank does not gather."""
+    pipe = _hasty(network("man"))
+    if dist.get_rank() == 1:
+        time.sleep(8)
+        sys.exit(0)
+    _noticed(pipe.gather, within=6)
+
+
+def _hasty(net: LocalNetwork) -> BlockPipeline:
+    dist.barrier()  # so that a rank that is slow to start is not taken for one that does not answer
+    return BlockPipeline(net, make_optimizer, timeout=timedelta(seconds=2))
+
+
 def _notice(pipe: BlockPipeline) -> None:
+    _noticed(lambda: pipe.run(batches(50) if dist.get_rank() == 0 else None))
+
+
+def _noticed(act: Callable[[], Any], within: float = math.inf) -> None:
+    start = time.monotonic()
     try:
-        pipe.run(batches(50) if dist.get_rank() == 0 else None)
+        act()
     except NeighbourError as error:
+        assert time.monotonic() - start < within
         print(error)
         sys.stdout.flush()
         os._exit(LOST)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
+from hashlib import sha256
 from itertools import pairwise
 from typing import Any, cast
 
@@ -55,7 +56,8 @@ class BlockPipeline:
         split: how many blocks each rank has; as equal as can be by default.
         criterion: ``criterion(logits, targets)``, a scalar.
         group: the process group (gloo); the default group if ``None``.
-        timeout: how long to wait for a neighbour that is alive and does not answer.
+        timeout: how long to wait for a rank that is alive and does not answer, here, in :meth:`run` and in
+            :meth:`gather`.
 
     Attributes:
         mine: the blocks of this rank, counted from 0.
@@ -63,7 +65,9 @@ class BlockPipeline:
 
     Raises:
         ValueError: if ``split`` does not give each rank at least one and all of them all blocks; if the variant
-            ``"paper"`` of MAN would need weights from after the next rank's step, for which it would have to wait.
+            ``"paper"`` of MAN would need weights from after the next rank's step, for which it would have to wait; if
+            the ranks' networks or their splits differ.
+        NeighbourError: if another rank has ended or does not answer.
     """
 
     def __init__(
@@ -91,9 +95,9 @@ class BlockPipeline:
         self._edge_before = edges[self._rank - 1] if self._rank > 0 else None
         self._with_inputs = any(net.needs_inputs for net in nets[self._starts[1] :])
         self._device = next(network.parameters()).device
-        self._sent: list[tuple[Any, Tensor]] = []
-        for tensor in (*network.parameters(), *network.buffers()):
-            self._share(tensor, 0)
+        self._sent: list[tuple[int, Any, Tensor]] = []
+        self._agree()
+        self._share(network, 0)
         parts = [network.blocks[j] for j in self.mine] + [net for net in self._nets if net is not None]
         self.optimizer = optimizer([p for part in parts for p in part.parameters() if p.requires_grad])
 
@@ -159,16 +163,45 @@ class BlockPipeline:
             NeighbourError: if a rank has ended or does not answer.
         """
         for rank, (start, end) in enumerate(pairwise(self._starts)):
-            parts = [*self.network.blocks[start:end], *self.network.auxiliaries[start:end]]
-            for part in parts:
-                for tensor in (*part.parameters(), *part.buffers()):
-                    self._share(tensor, rank)
+            for part in (*self.network.blocks[start:end], *self.network.auxiliaries[start:end]):
+                self._share(part, rank)
 
-    def _share(self, tensor: Tensor, rank: int) -> None:
-        """Give every rank one rank's value of a tensor."""
-        value = tensor.detach().cpu()
-        self._call(f"rank {rank}, or one that takes from it", dist.broadcast, value, self._global(rank), self._group)
-        tensor.detach().copy_(value)
+    def _agree(self) -> None:
+        """Refuse ranks with different networks, whose tensors would not fit each other."""
+        named = (*self.network.named_parameters(), *self.network.named_buffers())
+        make = self.network.cuts, self._starts, [(name, tuple(t.shape), str(t.dtype)) for name, t in named]
+        mine = torch.frombuffer(bytearray(sha256(repr(make).encode()).digest()), dtype=torch.uint8)
+        others = [rank for rank in range(self._world) if rank != self._rank]
+        for rank in others:
+            self._send(mine, rank)
+        found = {rank: torch.empty_like(mine) for rank in others}
+        for rank, theirs in found.items():
+            self._take(theirs, rank)
+        self._settle()
+        if odd := [rank for rank, theirs in found.items() if not torch.equal(mine, theirs)]:
+            raise ValueError(
+                f"network and split must be the same on all ranks: blocks, cuts, or names, shapes or dtypes of tensors "
+                f"of rank {odd[0]} are not those of rank {self._rank}"
+            )
+
+    def _share(self, module: nn.Module, rank: int) -> None:
+        """Give every rank one rank's tensors of a module, and whether its averages are still to follow a step."""
+        averages = [m for m in module.modules() if isinstance(m, MANNet)]
+        stepped = torch.tensor([m.get_extra_state() for m in averages], dtype=torch.uint8)
+        for tensor in (*module.parameters(), *module.buffers(), stepped):
+            if tensor.numel() == 0:
+                continue
+            if rank == self._rank:
+                for to in range(self._world):
+                    if to != rank:
+                        self._send(tensor, to)
+                self._settle()
+            else:
+                value = torch.empty(tensor.shape, dtype=tensor.dtype)
+                self._take(value, rank)
+                tensor.detach().copy_(value)
+        for average, flag in zip(averages, stepped.tolist(), strict=True):
+            average.set_extra_state(flag)
 
     def _send_on(self, tensors: Sequence[Tensor]) -> None:
         header = [len(tensors)]
@@ -194,7 +227,7 @@ class BlockPipeline:
     def _send(self, tensor: Tensor, to: int) -> None:
         tensor = tensor.detach().to("cpu", copy=True).contiguous()  # a loader may refill its memory while it is sent
         work = self._call(f"rank {to}", dist.isend, tensor, self._global(to), self._group)
-        self._sent.append((work, tensor))  # it must live until it has gone
+        self._sent.append((to, work, tensor))  # it must live until it has gone
 
     def _take(self, tensor: Tensor, source: int) -> None:
         work = self._call(f"rank {source}", dist.irecv, tensor, self._global(source), self._group)
@@ -202,8 +235,8 @@ class BlockPipeline:
 
     def _settle(self) -> None:
         """Wait until all that was sent for the batch before has gone: a rank is never far ahead of the next."""
-        for work, _ in self._sent:
-            self._call("a neighbour", work.wait, self._timeout)
+        for to, work, _ in self._sent:
+            self._call(f"rank {to}", work.wait, self._timeout)
         self._sent.clear()
 
     def _call(self, other: str, function: Callable[..., Any], *arguments: Any) -> Any:
