@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,27 +83,28 @@ def _records(path: Path) -> tuple[Tensor, Tensor]:
     return records[:, 1:].view(-1, 3, 32, 32).float() / 255, labels
 
 
-Step = Callable[[Tensor, Tensor], float]
+class Step:
+    """One full iteration of a method, optimizer included; a call gives the loss of the whole network.
 
+    Attributes:
+        network: what is trained: the model itself where there is no method.
+        optimizer: of all that is trained.
+    """
 
-def stepper(model: nn.Module, method: Auxiliary | None, lr: float, **cut: Any) -> tuple[Step, torch.optim.Optimizer]:
-    """One full iteration of a method, optimizer included, and the optimizer; gives the loss of the whole network."""
-    network = model if method is None else LocalNetwork(model, auxiliary=method, **cut)
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
+    def __init__(self, model: nn.Module, method: Auxiliary | None, lr: float, **cut: Any) -> None:
+        self.network = model if method is None else LocalNetwork(model, auxiliary=method, **cut)
+        parameters = [p for p in self.network.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.SGD(parameters, lr=lr, momentum=0.9, nesterov=True, weight_decay=1e-4)
 
-    def step(x: Tensor, y: Tensor) -> float:
-        optimizer.zero_grad()
-        if isinstance(network, LocalNetwork):
-            loss = local_backward(network, x, y).loss
+    def __call__(self, x: Tensor, y: Tensor) -> float:
+        self.optimizer.zero_grad()
+        if isinstance(self.network, LocalNetwork):
+            loss = local_backward(self.network, x, y).loss
         else:
-            loss = F.cross_entropy(network(x), y)
+            loss = F.cross_entropy(self.network(x), y)
             loss.backward()
-        optimizer.step()
+        self.optimizer.step()
         return float(loss.detach())
-
-    step.network = network  # type: ignore[attr-defined]
-    return step, optimizer
 
 
 def batches(x: Tensor, y: Tensor, size: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
@@ -118,14 +119,14 @@ def train(
 ) -> dict[str, float]:
     """Train; test error in per cent, last training loss, seconds. Cosine learning rate over all steps."""
     example = data.x[:2]
-    step, optimizer = stepper(model, method, lr, **({} if method is None else {"example": example, **cut}))
+    step = Step(model, method, lr, **({} if method is None else {"example": example, **cut}))
     generator = torch.Generator().manual_seed(seed)
     total, done, losses = epochs * (len(data.y) // batch), 0, [math.nan]
     start = time.perf_counter()
     for _ in range(epochs):
         losses = []
         for x, y in batches(data.x, data.y, batch, generator):
-            optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * done / total)) / 2
+            step.optimizer.param_groups[0]["lr"] = lr * (1 + math.cos(math.pi * done / total)) / 2
             losses.append(step(x, y))
             done += 1
     seconds = time.perf_counter() - start

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _local import METHODS, Data, cifar10, digits32, stepper, train
+from _local import METHODS, Data, Step, cifar10, digits32, train
 from _local_report import accuracy_table, cost_table, goals, picture
 from _local_store import Store
 from _measure import interleaved, machine, summary
@@ -64,7 +64,7 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
         yield from ((depth, k, m) for k in chosen for m in wanted if METHODS[m] is not None)
 
 
-def peak_and_flops(step: Any, x: Tensor, y: Tensor, device: str) -> tuple[int, int]:
+def peak_and_flops(step: Step, x: Tensor, y: Tensor, device: str) -> tuple[int, int]:
     """Peak bytes of one iteration (what is saved for backward, or all that CUDA allocated), and its FLOPs."""
     with FlopCounterMode(display=False) as counter:
         step(x, y)
@@ -107,11 +107,11 @@ def costs(args: argparse.Namespace, store: Store) -> None:
             print(cost_table([store.rows[-1]]).splitlines()[1], flush=True)
 
 
-def _step(depth: int, blocks: int, method: str, device: str, x: Tensor) -> Any:
+def _step(depth: int, blocks: int, method: str, device: str, x: Tensor) -> Step:
     torch.manual_seed(0)
     recipe = METHODS[method]
     cut = {} if recipe is None else {"num_blocks": blocks, "example": x}
-    return stepper(cifar_resnet(depth).to(device), recipe, 0.01, **cut)[0]
+    return Step(cifar_resnet(depth).to(device), recipe, 0.01, **cut)
 
 
 def accuracies(args: argparse.Namespace, store: Store, data: Data) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -53,7 +54,7 @@ def network() -> nn.Sequential:
     """The network; its first layer is the stem."""
     stem = [nn.Conv2d(1, WIDTHS[0], 3, padding=1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU(inplace=True)]
     blocks = []
-    for a, b in zip(WIDTHS, WIDTHS[1:], strict=False):  # noqa: RUF007
+    for a, b in pairwise(WIDTHS):
         stride = 1 if a == b else 2
         blocks.append(BasicBlock(a, b, stride, shortcut(a, b, stride)))
     made = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], 10))

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+
+from polyak.local import Greedy, cifar_resnet
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -66,6 +69,25 @@ def test_digits_are_enlarged(module):
     assert data.x.shape == (1297, 3, 32, 32) and data.x_test.shape == (500, 3, 32, 32)
     assert data.x.min() >= 0 and data.x.max() <= 1
     assert torch.equal(data.x[:, 0], data.x[:, 2])
+
+
+@pytest.mark.parametrize("recipe", [None, Greedy()])
+def test_a_step_gives_the_loss_of_the_whole_network_and_moves_it(module, recipe):
+    model, x, y = cifar_resnet(8), torch.rand(4, 3, 8, 8), torch.arange(4)
+    expected = F.cross_entropy(model(x), y).item()
+    cut = {} if recipe is None else {"num_blocks": 2, "example": x}
+    step = module("_local").Step(model, recipe, 0.1, **cut)
+    assert (step.network is model) == (recipe is None)
+    assert len(step.optimizer.param_groups[0]["params"]) == len(list(step.network.parameters()))
+    before = model.conv1.weight.detach().clone()
+    assert step(x, y) == pytest.approx(expected, rel=1e-5)
+    torch.testing.assert_close(model.conv1.weight, before - 0.1 * 1.9 * (model.conv1.weight.grad + 0.0001 * before))
+
+
+def test_the_network_of_the_small_proof(module):
+    network = module("local_proof").network()
+    assert [block.conv1.stride for block in network[3:9]] == [(1, 1), (2, 2), (1, 1), (2, 2), (1, 1), (1, 1)]
+    assert network(torch.rand(2, 1, 8, 16)).shape == (2, 10)
 
 
 def test_store_drops_a_half_written_line(module, tmp_path):
