@@ -1,6 +1,7 @@
 """Averages in FSDP2 trainings, one rank of them; every function is a case for `ranks.launch`."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -115,6 +116,40 @@ def refused(folder: Path, kind: str) -> Any:
         copied = str(error)
     same = all(torch.equal(a, b) for a, b in zip(full(ema)[0].values(), before[0].values(), strict=True))
     return said, same, copied
+
+
+def called_back(folder: Path) -> Any:
+    """Averages that the callback for transformers' Trainer saves in a sharded training, and goes on with."""
+    from transformers import TrainerState
+
+    from polyak.teachers.transformers import FILE, EMACallback
+
+    args: Any = SimpleNamespace(output_dir=str(folder))
+    (folder / f"checkpoint-{HALF}").mkdir(exist_ok=True)
+
+    def begun(state: TrainerState) -> tuple[nn.Module, Any, Any]:
+        model = sharded()
+        optimizer = build("cadamw", model)
+        callback = EMACallback([Warmup(0.9), Power(0.1)], teacher=None)
+        callback.on_train_begin(args, state, None, model=model, optimizer=optimizer)
+        return model, optimizer, callback
+
+    state = TrainerState(is_world_process_zero=dist.get_rank() == 0)
+    model, optimizer, callback = begun(state)
+    train(model, optimizer, 0, HALF, mine())
+    state.global_step = HALF
+    callback.on_save(args, state, None)
+    dist.barrier()
+    stored = torch.load(folder / f"checkpoint-{HALF}" / FILE, weights_only=True)
+    _, _, resumed = begun(state)
+    same_shards = all(
+        torch.equal(a.to_local(), b.to_local())
+        for mine, theirs in zip(resumed.ema.averages, callback.ema.averages, strict=True)
+        for a, b in zip(mine.values(), theirs.values(), strict=True)
+    )
+    shards: list[Any] = [None, None]
+    dist.all_gather_object(shards, same_shards and resumed.ema.step == HALF)
+    return stored, shards, full(callback.ema)
 
 
 if __name__ == "__main__":

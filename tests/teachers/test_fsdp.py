@@ -1,5 +1,6 @@
 """FSDP2: averages of shards are shards of the averages, over a kill, a swap and a NaN on one rank."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two ranks trained, saved and were killed, and two new ones went on."""
     folder = tmp_path_factory.mktemp("fsdp")
     before = [f"{case}:{kind}" for kind in KINDS for case in ("straight", "swapped", "saved")]
-    ranks.launch(WORKER, folder, *before, "teaches:module", "refused:tensors", "killed", expect=ranks.KILLED)
+    callback = ["called_back"] if find_spec("transformers") else []
+    ranks.launch(WORKER, folder, *before, "teaches:module", "refused:tensors", *callback, "killed", expect=ranks.KILLED)
     ranks.launch(WORKER, folder, *(f"resumed:{kind}" for kind in KINDS))
     return folder
 
@@ -71,3 +73,15 @@ def test_all_ranks_refuse_a_nan_of_one(done: Path) -> None:
     assert "another rank" in said[0] and "second.weight" in said[1]
     assert unchanged
     assert "FSDP2" in copied and "teacher" in copied
+
+
+@pytest.mark.skipif(not find_spec("transformers"), reason="needs transformers")
+def test_the_callback_saves_whole_averages_and_resumes_shards(done: Path) -> None:
+    stored, resumed, averages = ranks.result(done, "called_back")
+    assert resumed == [True, True]
+    for got, want in zip(stored["averages"], averages, strict=True):
+        assert_same(got, want, rtol=0)
+    whole = EMA(net(), [Warmup(0.9), Power(0.1)])
+    whole.load_state_dict(stored)
+    for got, want in zip(whole.averages, averages, strict=True):
+        assert_same(got, want, rtol=0)

@@ -1,15 +1,22 @@
 """transformers' Trainer: averages in its own loop, killed in the middle and resumed."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+import torch
+from torch import nn
+from transformers import TrainerState
+
+from polyak.teachers.transformers import EMACallback
 from tests.optim import ranks
 from tests.optim.training import assert_same
 from tests.optim.transformers_worker import STEPS
+from tests.teachers.nets import net, train
 
 CASES = ["after_step:1", "before_forward:2"]
 
@@ -42,3 +49,38 @@ def test_a_checkpoint_elsewhere(done: Path) -> None:
     assert "resume_from" in message
     want = ranks.result(done, "straight:after_step:1")
     assert_same(found[0][0], want[0][0], rtol=0)
+
+
+@pytest.mark.parametrize("when", ["after_step", "before_forward"])
+def test_averages_of_a_training_that_failed_are_left_behind(tmp_path: Path, when: str) -> None:
+    """The Trainer tells its callbacks of no failure, so the next beginning has to let go."""
+    model, args = net(), SimpleNamespace(output_dir=str(tmp_path))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    callback = EMACallback(0.9, when=when)
+    callback.on_train_begin(args, TrainerState(), None, model=model, optimizer=optimizer)
+    failed = callback.ema
+    train(model, optimizer, 0, 2)
+    with pytest.raises(FileNotFoundError):
+        callback.on_train_begin(args, TrainerState(global_step=2), None, model=model, optimizer=optimizer)
+    assert not failed.attached
+    with pytest.raises(RuntimeError, match="training begins"):
+        _ = callback.ema
+    assert not optimizer._optimizer_step_post_hooks and not model._forward_pre_hooks
+    callback.on_train_begin(args, TrainerState(), None, model=model, optimizer=optimizer)
+    train(model, optimizer, 2, 5)
+    assert (failed.step, callback.ema.step) == (2, 3)
+
+
+class FullyShardedDataParallel(nn.Sequential):
+    """Has the name of FSDP1, whose parameters are flat shards."""
+
+
+@pytest.mark.parametrize("kind", ["FSDP1", "ZeRO-3"])
+def test_other_shards_than_those_of_fsdp2_are_refused_at_the_beginning(kind: str) -> None:
+    model = FullyShardedDataParallel(net()) if kind == "FSDP1" else net()
+    if kind == "ZeRO-3":
+        model.wide.ds_id = 1
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with pytest.raises(RuntimeError, match=kind):
+        EMACallback(0.9).on_train_begin(None, TrainerState(), None, model=model, optimizer=optimizer)
+    assert not optimizer._optimizer_step_post_hooks

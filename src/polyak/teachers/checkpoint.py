@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyak.teachers.matching import check_fit, local
+from polyak.teachers.matching import check_fit, is_dtensor, local
 from polyak.teachers.schedules import Power, Schedule
 
 if TYPE_CHECKING:
@@ -20,6 +20,38 @@ def save(ema: EMA) -> dict[str, Any]:
     """Averages, counts and what they were made with; see :meth:`EMA.state_dict`."""
     averages = [{name: tensor.detach() for name, tensor in average.items()} for average in ema.averages]
     return {"averages": averages, **progress(ema)}
+
+
+def gather(ema: EMA, keep: bool) -> dict[str, Any]:
+    """As :func:`save`, with the whole of sharded tensors, on the CPU; to be called on all ranks.
+
+    Args:
+        ema: the averages.
+        keep: whether this rank wants the averages; the others only send their shards.
+    """
+    averages: list[dict[str, Tensor]] = [{} for _ in ema.averages]
+    for average, whole in zip(ema.averages, averages, strict=True):
+        for name, tensor in average.items():
+            value = tensor.detach()
+            value = value.full_tensor().cpu() if is_dtensor(value) else value  # type: ignore[attr-defined]
+            if keep:
+                whole[name] = value
+    return {**save(ema), "averages": averages}
+
+
+def scatter(ema: EMA, state: dict[str, Any]) -> dict[str, Any]:
+    """A state of whole tensors, as all ranks have read it, with the shards that each rank's averages have."""
+
+    def like(stored: Tensor, own: Tensor | None) -> Tensor:
+        if own is None or not is_dtensor(own):
+            return stored
+        from torch.distributed.tensor import distribute_tensor  # here: it is not in every build of torch
+
+        return distribute_tensor(stored, own.device_mesh, own.placements)  # type: ignore[attr-defined]
+
+    pairs = zip(state["averages"], ema.averages, strict=False)  # loading says what else is wrong
+    averages = [{name: like(x, average.get(name)) for name, x in stored.items()} for stored, average in pairs]
+    return {**state, "averages": averages}
 
 
 def progress(ema: EMA) -> dict[str, Any]:

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
+from polyak.teachers import checkpoint
 from polyak.teachers.attach import When
 from polyak.teachers.ema import EMA
 from polyak.teachers.schedules import Schedule
@@ -28,7 +30,11 @@ class EMACallback(TrainerCallback):
 
     Updates follow real optimizer steps. Every checkpoint of the Trainer gets a file with the averages, and a resumed
     run goes on with them bit for bit. The Trainer tells a callback of no evaluation before it begins, so evaluations
-    during the training see the weights and not the averages.
+    during the training see the weights and not the averages. Nor of a training that failed: its averages follow the
+    optimizer until the next one begins, or ``callback.ema.detach()``.
+
+    With FSDP2, which needs ``teacher=None``, the file holds whole tensors, gathered from all ranks, and any number of
+    ranks can resume from it.
 
     Args:
         schedule: see :class:`polyak.teachers.EMA`.
@@ -38,7 +44,8 @@ class EMACallback(TrainerCallback):
         **options: further arguments of :class:`polyak.teachers.EMA`.
 
     Raises:
-        RuntimeError: from :attr:`ema` before the training has begun.
+        RuntimeError: from :attr:`ema` before the training has begun; when the training begins and the model is sharded
+            with FSDP1 or ZeRO-3, whose shards have not the parameters' shapes.
         FileNotFoundError: when a resumed training begins and its checkpoint holds no averages.
         ValueError: as EMA does, when the training begins.
     """
@@ -65,8 +72,11 @@ class EMACallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any
     ) -> None:
         """Make the averages, go on with stored ones, and follow the optimizer."""
-        self._ema = EMA(more["model"], self._schedule, **self._options)
-        self._ema.attach(more["optimizer"], self._when)
+        if self._ema is not None:
+            self._ema.detach()  # a training that failed did not come to its end
+            self._ema = None
+        _refuse_shards_of_others(more["model"])
+        ema = EMA(more["model"], self._schedule, **self._options)
         if state.global_step > 0:
             folder = Path(self._resume_from or self._folder(args, state))
             if not (folder / FILE).exists():
@@ -74,13 +84,16 @@ class EMACallback(TrainerCallback):
                     f"{folder / FILE} does not exist: the training resumes at step {state.global_step} without its "
                     "averages; give resume_from the checkpoint's folder"
                 )
-            self._ema.load_state_dict(torch.load(folder / FILE, map_location="cpu", weights_only=True))
+            stored = torch.load(folder / FILE, map_location="cpu", weights_only=True)
+            ema.load_state_dict(checkpoint.scatter(ema, stored))
+        self._ema = ema.attach(more["optimizer"], self._when)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
         """Put the averages beside the checkpoint, complete or not at all."""
+        found = checkpoint.gather(self.ema, keep=state.is_world_process_zero)
         if state.is_world_process_zero:
             path = self._folder(args, state) / FILE
-            torch.save(self.ema.state_dict(), path.with_suffix(".part"))
+            torch.save(found, path.with_suffix(".part"))
             path.with_suffix(".part").replace(path)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
@@ -90,3 +103,12 @@ class EMACallback(TrainerCallback):
     @staticmethod
     def _folder(args: TrainingArguments, state: TrainerState) -> Path:
         return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+
+
+def _refuse_shards_of_others(model: nn.Module) -> None:
+    wrapped = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
+    if wrapped or any(hasattr(p, "ds_id") for p in model.parameters()):
+        raise RuntimeError(
+            f"the model must be whole or sharded with FSDP2 (fsdp_version: 2) to be averaged, got one sharded with "
+            f"{'FSDP1' if wrapped else 'ZeRO-3'}: a checkpoint would hold the averages of one rank's shards"
+        )
