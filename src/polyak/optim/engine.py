@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
-from typing import Any, ClassVar, Literal, TypedDict, overload
+from typing import Any, ClassVar, TypedDict, overload
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
-from polyak._compiled import failed
 from polyak.optim import checkpoint, diagnose
 from polyak.optim.execute import check_totals, drive
+from polyak.optim.execution import Execution, checked, in_force
 from polyak.optim.plan import GroupPlan
 from polyak.optim.rule import Chain, Options, check_complete
 from polyak.optim.spec import Hyper, Paper, SearchSpace
 
-Execution = Literal["auto", "eager", "batched", "compiled"]
-EXECUTIONS = ("auto", "eager", "batched", "compiled")
-WORTH_COMPILING = 2**18  # elements under which "auto" does not wait for a compiler
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
-
 
 _chains: dict[tuple[Any, ...], Chain] = {}
 
@@ -77,7 +72,7 @@ class Optimizer(torch.optim.Optimizer):
         if rules is not None:
             check_complete(rules)
         self._rules = rules
-        self.execution: Execution = _checked_execution(execution)
+        self.execution: Execution = checked(execution)
         self.check_finite = check_finite
         self._plans: list[GroupPlan] | None = None
         defaults = self._defaults(hyperparameters)
@@ -163,7 +158,7 @@ class Optimizer(torch.optim.Optimizer):
             for stranger in [p for p in self.state if id(p) not in listed]:  # state_dict() would stumble over it
                 del self.state[stranger]
             self._elements = sum(p.numel() for group in self.param_groups for p in group["params"])
-            chosen, _ = self._chosen()
+            chosen, _ = in_force(self.execution, self._elements)
             self._plans = [GroupPlan(self, i, chosen) for i in range(len(self.param_groups))]
             check_totals(unit.questions for plan in self._plans for unit in plan.units)
             self._states = [*map(id, self.state.values())]
@@ -172,7 +167,7 @@ class Optimizer(torch.optim.Optimizer):
     def _current_plans(self) -> list[GroupPlan]:
         """Plans that describe the optimizer as it is now, with the gradients read."""
         plans = self._planned()
-        chosen, _ = self._chosen()
+        chosen, _ = in_force(self.execution, self._elements)
         moved = self._states != [*map(id, self.state.values())]
         if moved or any([not plan.refresh(chosen) for plan in plans]):  # a list: every plan looks at its gradients
             self._plans = None
@@ -208,24 +203,10 @@ class Optimizer(torch.optim.Optimizer):
             plan.count_step()
         return loss
 
-    def _chosen(self) -> tuple[str, str]:
-        """The execution in force, and why."""
-        override = os.environ.get("POLYAK_EXECUTION")
-        wanted = _checked_execution(override, "POLYAK_EXECUTION") if override else self.execution
-        reason = "POLYAK_EXECUTION says so" if override else f"execution={self.execution!r}"
-        if wanted == "auto":
-            elements = self._elements
-            wanted = "compiled" if elements >= WORTH_COMPILING else "batched"
-            relation = "at least" if wanted == "compiled" else "fewer than"
-            reason = f"auto: {elements:,} elements, {relation} the {WORTH_COMPILING:,} that repay a compilation"
-        if wanted == "compiled" and failed():
-            return "batched", "torch.compile failed in this process"
-        return wanted, reason
-
     def explain(self) -> str:
         """Which path every group takes, and why: one line a kind of tensor."""
         plans = self._planned()
-        chosen, reason = self._chosen()
+        chosen, reason = in_force(self.execution, self._elements)
         lines = [f"{self._owner()}: {chosen} ({reason})"]
         return "\n".join(lines + [line for plan in plans for line in plan.describe(chosen)])
 
@@ -277,12 +258,6 @@ class Optimizer(torch.optim.Optimizer):
 
     def __copy__(self) -> Self:
         raise TypeError("copy.copy would share state between two optimizers; use copy.deepcopy")
-
-
-def _checked_execution(value: Any, name: str = "execution") -> Execution:
-    if value not in EXECUTIONS:
-        raise ValueError(f"{name} must be one of {list(EXECUTIONS)}, got {value!r}")
-    return value  # type: ignore[no-any-return]
 
 
 def _materialized(params: ParamsT, owner: str) -> Any:
