@@ -1,6 +1,7 @@
 """MoCo against the recorded runs of its authors' code, on one and on two ranks; its variants by identities."""
 
 import io
+import warnings
 from pathlib import Path
 
 import pytest
@@ -216,6 +217,26 @@ def test_swapped_sides_degenerate_to_the_symmetric_loss():
     assert hard.queue.count == 8
 
 
+def test_a_number_of_hard_negatives_is_their_share_of_the_queue():
+    x, y = views()
+    kinds = [{"n_hard": 3}, {"hard_fraction": 0.25}, {}]
+    made = [tiny(HardNegativeMoCo, mode="anchor", weight_k=0.0, **kind) for kind in kinds]
+    outs = [moco(x, y) for moco in made]
+    assert [moco.n_hard for moco in made] == [3, 3, 3] and outs[0].logits.shape == (4, 4)
+    for out in outs[1:]:
+        assert torch.equal(out.logits, outs[0].logits)
+
+
+def test_more_hard_negatives_than_keys_are_all_and_warned_of_once():
+    x, y = views()
+    with pytest.warns(RuntimeWarning, match=r"n_hard is 13, more than queue_size \(12\)"):
+        moco = tiny(HardNegativeMoCo, n_hard=13)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        torch.testing.assert_close(moco(x, y).loss, tiny(symmetric=True)(x, y).loss)
+        assert tiny(HardNegativeMoCo, n_hard=12).n_hard == 12
+
+
 def test_the_key_chooses_its_own_negatives():
     x, y = views()
     moco = tiny(HardNegativeMoCo, weight_q=0.0, weight_k=1.0, mode="anchor")
@@ -244,6 +265,9 @@ def test_selection():
         ({"momentum": 1.1}, "beta"),
         ({"bn_groups": 0}, "bn_groups"),
         ({"kind": HardNegativeMoCo, "hard_fraction": 0.0}, "hard_fraction"),
+        ({"kind": HardNegativeMoCo, "n_hard": 0}, "n_hard"),
+        ({"kind": HardNegativeMoCo, "n_hard": 2.5}, "n_hard"),
+        ({"kind": HardNegativeMoCo, "n_hard": 3, "hard_fraction": 0.25}, "hard_fraction or n_hard"),
         ({"kind": HardNegativeMoCo, "upper": -1.0}, "upper"),
         ({"kind": HardNegativeMoCo, "weight_q": -1.0}, "weight_q"),
         ({"kind": HardNegativeMoCo, "weight_q": 0.0, "weight_k": 0.0}, "not both 0"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ class HardNegativeMoCo(MoCo):
     r"""MoCo that contrasts with the hardest keys only, from the side of the query and from that of the key.
 
     Of the keys :math:`m_j` in the queue those above ``upper`` are dropped as suspected to show the same class, and of
-    the rest the ``hard_fraction`` most similar to the anchor :math:`a` kept, :math:`N(a)`:
+    the rest the ``n_hard`` most similar to the anchor :math:`a` kept, :math:`N(a)`:
 
     .. math:: \ell(a, b) = -\log\frac{e^{a\cdot b/T}}{e^{a\cdot b/T} + \sum_{j\in N(a)} e^{a\cdot m_j/T}}, \qquad
         L = \lambda_q L_q + \lambda_k L_k
@@ -26,7 +27,8 @@ class HardNegativeMoCo(MoCo):
 
     Args:
         encoder: see :class:`MoCo`.
-        hard_fraction: share of the queue that is kept, in (0, 1].
+        hard_fraction: share of the queue that is kept, in (0, 1]; a quarter unless ``n_hard`` is given.
+        n_hard: number of keys that are kept, >= 1; above ``queue_size`` all, with a warning. Give this or the share.
         upper: similarity above which a key is dropped, in (-1, 1]; 1 drops none, 0.9 is a suggestion.
         weight_q: :math:`\lambda_q` >= 0.
         weight_k: :math:`\lambda_k` >= 0, not both 0.
@@ -45,7 +47,8 @@ class HardNegativeMoCo(MoCo):
         self,
         encoder: nn.Module,
         *,
-        hard_fraction: float = 0.25,
+        hard_fraction: float | None = None,
+        n_hard: int | None = None,
         upper: float = 1.0,
         weight_q: float = 0.5,
         weight_k: float = 0.5,
@@ -53,14 +56,22 @@ class HardNegativeMoCo(MoCo):
         **options: Any,
     ) -> None:
         require(not options.get("symmetric"), "symmetric", True, "False: mode='swap' is the symmetric loss")
-        require(0.0 < hard_fraction <= 1.0, "hard_fraction", hard_fraction, "in (0, 1]")
+        if hard_fraction is not None and n_hard is not None:
+            raise ValueError(f"give hard_fraction or n_hard, and not both, got {hard_fraction!r} and {n_hard!r}")
+        share = 0.25 if hard_fraction is None else hard_fraction
+        require(0.0 < share <= 1.0, "hard_fraction", share, "in (0, 1]")
+        require(n_hard is None or (isinstance(n_hard, int) and n_hard >= 1), "n_hard", n_hard, "an int >= 1, or None")
         require(-1.0 < upper <= 1.0, "upper", upper, "in (-1, 1]")
         require(weight_q >= 0.0, "weight_q", weight_q, "at least 0")
         require(weight_k >= 0.0, "weight_k", weight_k, "at least 0")
         require(weight_q + weight_k > 0.0, "weight_q and weight_k", (weight_q, weight_k), "not both 0")
         require(mode in ("swap", "anchor"), "mode", mode, "'swap' or 'anchor'")
         super().__init__(encoder, **{"queue_size": 4096, "momentum": 0.99, **options})
-        self.hard_fraction, self.upper, self.mode = hard_fraction, upper, mode
+        size = self.queue.size
+        if n_hard is not None and n_hard > size:
+            warnings.warn(f"n_hard is {n_hard}, more than queue_size ({size}): all keys count", RuntimeWarning, 2)
+        self.n_hard = min(n_hard or max(1, round(share * size)), size)
+        self.upper, self.mode = upper, mode
         self.weight_q, self.weight_k = weight_q, weight_k
         self.keys_per_image = 2 if mode == "swap" else 1
 
@@ -76,7 +87,7 @@ class HardNegativeMoCo(MoCo):
 
     def _logits(self, q: Tensor, k: Tensor) -> Tensor:
         bank = self.queue.read()
-        kept = hard_negatives(q @ bank.T, max(1, round(self.hard_fraction * len(bank))), self.upper)
+        kept = hard_negatives(q @ bank.T, self.n_hard, self.upper)
         return torch.cat([(q * k).sum(1, keepdim=True), kept], dim=1) / self.temperature
 
 
