@@ -411,3 +411,24 @@ def test_other_targets_are_the_criterions_own_business():
     x, numbers = torch.rand(5, 6), torch.tensor([9, 9, 9, 9, 9])
     local_backward(network, x, torch.rand(5, 4))
     local_backward(network, x, numbers, criterion=lambda a, b: a.mean() + b.sum())
+
+
+@pytest.mark.parametrize("convert", [lambda n: n.model, lambda n: n], ids=["model", "network"])
+def test_a_model_converted_after_the_cut_is_refused(convert):
+    network = LocalNetwork(cifar_resnet(8), 2, MAN(DGL(4)), example=IMAGES)
+    local_backward(network, IMAGES, LABELS)
+    before = copy.deepcopy(network.state_dict())
+    nn.SyncBatchNorm.convert_sync_batchnorm(convert(network))
+    message = "bn1 of the CifarResNet, a BatchNorm2d when the model was cut, has been replaced by a SyncBatchNorm"
+    with pytest.raises(RuntimeError, match=message):
+        local_backward(network, IMAGES, LABELS)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name]) if isinstance(value, torch.Tensor) else value == before[name], name
+
+
+def test_a_stage_replaced_after_the_cut_is_refused():
+    network = LocalNetwork(cifar_resnet(8), 2, Greedy(), example=IMAGES)
+    for twin in (copy.deepcopy(network), network):
+        twin.model.layer2 = nn.Sequential(*twin.model.layer2)  # the same block in another list is the same network
+        with pytest.raises(RuntimeError, match="layer2 of the CifarResNet"):
+            local_backward(twin, IMAGES, LABELS)

@@ -82,7 +82,7 @@ def local_backward(
     * **DistributedDataParallel**: pass the wrapped ``LocalNetwork``. Gradients are averaged over the ranks block by
       block while the next block computes; with ``last=False``, or under ``no_sync()``, they are not. Each rank keeps
       its own running statistics of batch normalizations; save the model of one rank, or convert the model to
-      ``SyncBatchNorm`` before it is cut (blocks hold the modules that the model had then).
+      ``SyncBatchNorm`` before it is cut (blocks hold the modules that the model had then; afterwards is refused).
 
     Args:
         network: the network, or a ``DistributedDataParallel`` around it.
@@ -102,7 +102,7 @@ def local_backward(
             targets in host memory are no class numbers of the network and ``criterion`` is
             :func:`~torch.nn.functional.cross_entropy` or :class:`~torch.nn.CrossEntropyLoss` (on other devices the
             check would wait for them). Nothing has been changed then.
-        RuntimeError: if gradients are disabled.
+        RuntimeError: if gradients are disabled; if modules of the model were replaced after it was cut.
     """
     inner = network.module if isinstance(network, DistributedDataParallel) else network
     if not isinstance(inner, LocalNetwork):
@@ -135,8 +135,9 @@ def check(network: LocalNetwork, batch: Batch) -> None:
     """Refuse a batch that cannot be trained on, before anything runs.
 
     Raises:
-        ValueError: see :func:`local_backward`.
+        ValueError, RuntimeError: see :func:`local_backward`.
     """
+    network.check_modules()
     network.check_batch(batch.inputs)
     _check_labels(network.num_classes, batch)
     for net in network.auxiliaries:

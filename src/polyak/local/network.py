@@ -85,6 +85,7 @@ class LocalNetwork(nn.Module):
         self.num_classes = traced.outputs[-1].shape[1] if traced.outputs[-1].ndim == 2 else None
         self.blocks = tuple(_blocks(self.listed, self.cuts))
         _refuse_shared(self.blocks)
+        self._places = list(_places(self.model, self.blocks))
         if len(self.blocks) == 1:
             warnings.warn("one block is plain backpropagation, without auxiliary networks", UserWarning, stacklevel=2)
         self.auxiliaries = nn.ModuleList(self._build(auxiliary, traced, example, lonely))
@@ -133,6 +134,20 @@ class LocalNetwork(nn.Module):
                 f"inputs must be a batch of at least 2 in training, got 1: {len(self._lonely)} batch normalizations "
                 f"(the first a {self._lonely[0]}) would see one value for each channel"
             )
+
+    def check_modules(self) -> None:
+        """Refuse a model whose modules were replaced, as by ``SyncBatchNorm.convert_sync_batchnorm``, after the cut.
+
+        Raises:
+            RuntimeError: in that case; names the first. The blocks would go on training the old one.
+        """
+        for parent, name, child in self._places:
+            if (now := parent._modules.get(name)) is not child:
+                raise RuntimeError(
+                    f"{name} of the {type(parent).__name__}, a {type(child).__name__} when the model was cut, has been "
+                    f"replaced by a {type(now).__name__}, which the blocks do not have; convert the model first, then "
+                    "make the LocalNetwork"
+                )
 
     def get_extra_state(self) -> Tensor:
         """The cuts; the plain model's ``state_dict`` does not have them."""
@@ -235,6 +250,15 @@ def _blocks(listed: Layers, cuts: tuple[int, ...]) -> Iterator[nn.Sequential]:
         head = [listed.head] if j == len(cuts) - 1 and listed.head is not None else []
         yield nn.Sequential(*stem, *listed.layers[start:end], *head)
         start = end
+
+
+def _places(model: nn.Module, blocks: Sequence[nn.Module]) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """Parent, name and child, wherever the model has a module of a block, or one around such a module."""
+    held = {m for block in blocks for m in block.modules()}
+    for parent in model.modules():
+        for name, child in parent.named_children():
+            if any(m in held for m in child.modules()):
+                yield parent, name, child
 
 
 def _compare(model: nn.Module, units: Sequence[nn.Module], example: Tensor) -> None:

@@ -112,10 +112,12 @@ class BlockPipeline:
 
         Raises:
             ValueError: if rank 0 has no batches or another rank has some; if a batch is refused.
+            RuntimeError: if modules of the model were replaced after it was cut.
             NeighbourError: if a neighbour has ended or does not answer; names it. Nothing hangs.
         """
         if (batches is None) != (self._rank > 0):
             raise ValueError("batches must be given on rank 0, and on no other")
+        self.network.check_modules()
         losses: Losses = []
         for x, targets, inputs in self._own(batches) if batches is not None else self._received():
             losses.append(self._iteration(x, Batch(inputs, targets, self._criterion)))
