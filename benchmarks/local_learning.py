@@ -23,7 +23,7 @@ from _measure import interleaved, machine, summary
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from polyak.local import ActivationMeter, cifar_resnet
+from polyak.local import ActivationMeter, Greedy, LocalNetwork, cifar_resnet
 
 RESULTS = Path(__file__).parent / "results"
 # What is run on each network: numbers of blocks, methods, seeds.
@@ -127,9 +127,15 @@ def accuracies(args: argparse.Namespace, store: Store, data: Data) -> None:
             torch.manual_seed(seed)
             model = cifar_resnet(depth, data.classes).to(device, memory_format=torch.channels_last)
             recipe = METHODS[method]
-            cut = {} if recipe is None else {"num_blocks": blocks}
+            cut = {} if recipe is None else {"cuts": _same_cuts(depth, blocks, data.x[:2])}
             store.add(key, train(model, recipe, moved, seed, args.epochs, args.batch, args.lr, **cut))
             print(json.dumps(store.rows[-1]), flush=True)
+
+
+def _same_cuts(depth: int, blocks: int, example: Tensor) -> tuple[int, ...]:
+    """Where all methods are cut, so that they differ only behind their blocks: balanced for linear heads."""
+    with torch.random.fork_rng():
+        return LocalNetwork(cifar_resnet(depth), blocks, Greedy(), example=example).cuts
 
 
 def _run_key(args: argparse.Namespace, data: Data) -> dict[str, Any]:
