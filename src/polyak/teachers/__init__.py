@@ -17,12 +17,13 @@ from polyak.teachers.losses import (
 from polyak.teachers.moco import MoCo, MoCoOutput, projection_head
 from polyak.teachers.posthoc import reconstruct
 from polyak.teachers.queue import Queue
-from polyak.teachers.schedules import Constant, Cosine, HalfLife, Power, Ramp, Schedule, Uniform, Warmup
+from polyak.teachers.schedules import Constant, Cosine, Debiased, HalfLife, Power, Ramp, Schedule, Uniform, Warmup
 
 __all__ = [
     "EMA",
     "Constant",
     "Cosine",
+    "Debiased",
     "HalfLife",
     "HardNegativeMoCo",
     "MoCo",

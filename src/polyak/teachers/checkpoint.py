@@ -13,7 +13,7 @@ from polyak.teachers.schedules import Power, Schedule
 if TYPE_CHECKING:
     from polyak.teachers.ema import EMA
 
-_COUNTS = ("step", "updates", "skipped")
+_COUNTS = ("step", "seen", "updates", "skipped", "_last", "_last_seen")
 
 
 def save(ema: EMA) -> dict[str, Any]:
@@ -57,8 +57,7 @@ def scatter(ema: EMA, state: dict[str, Any]) -> dict[str, Any]:
 def progress(ema: EMA) -> dict[str, Any]:
     """All of a state but the averages."""
     return {
-        **{count: getattr(ema, count) for count in _COUNTS},
-        "last": ema._last,
+        **{count.removeprefix("_"): getattr(ema, count) for count in _COUNTS},
         "pending": ema.pending,
         "noise": ema._noise.get_state() if _is_rounded(ema) else None,
         "made_with": _made_with(ema),
@@ -101,7 +100,7 @@ def load(ema: EMA, state: dict[str, Any]) -> None:
 
 def check_progress(ema: EMA, state: dict[str, Any], more: set[str]) -> None:
     """Whether a state is of an EMA like this one, and has ``more`` keys than those of :func:`progress`."""
-    wanted = {*_COUNTS, "last", "pending", "noise", "made_with", *more}
+    wanted = {*(count.removeprefix("_") for count in _COUNTS), "pending", "noise", "made_with", *more}
     if state.keys() != wanted:
         raise ValueError(f"state must have the keys {sorted(wanted)}, got {sorted(state)}")
     own, given = _made_with(ema), state["made_with"]
@@ -113,8 +112,7 @@ def check_progress(ema: EMA, state: dict[str, Any], more: set[str]) -> None:
 def take_progress(ema: EMA, state: dict[str, Any]) -> None:
     """Go on counting from a state that has been checked."""
     for count in _COUNTS:
-        setattr(ema, count, int(state[count]))
-    ema._last = int(state["last"])
+        setattr(ema, count, int(state[count.removeprefix("_")]))
     ema.pending = bool(state["pending"])
     if state["noise"] is not None:
         ema._noise.set_state(state["noise"])

@@ -17,7 +17,7 @@ from polyak.teachers.matching import check_fit, places_of
 from polyak.teachers.noise import Noise
 from polyak.teachers.plan import Anchors, Plan, follow, sort_names, sources_of
 from polyak.teachers.replica import Replica, replicate, swap
-from polyak.teachers.schedules import Schedule, as_schedule
+from polyak.teachers.schedules import Debiased, Schedule, as_schedule
 
 Start = Literal["average", "teacher"]
 Buffers = Literal["copy", "average", "keep"]
@@ -97,16 +97,19 @@ class EMA:
         given = tuple(schedule) if isinstance(schedule, Sequence) else (schedule,)
         self.schedules: tuple[Schedule, ...] = tuple(as_schedule(s) for s in given)
         require(len(self.schedules) >= 1, "schedule", schedule, "at least one schedule")
-        self.start, self.buffers, self.update_every = start, buffers, update_every
-        self.nonfinite, self.execution = nonfinite, execution
-        self.model = model
+        from_zero = any(isinstance(s, Debiased) for s in self.schedules)
+        require(start == "average" or not from_zero, "start", start, "'average' with Debiased")
+        self.model, self.start, self.buffers = model, start, buffers
+        self.update_every, self.nonfinite, self.execution = update_every, nonfinite, execution
         self.step = 0
         """Calls of :meth:`update`."""
         self.updates = 0
         """Updates that moved the averages."""
         self.skipped = 0
         """Updates left out because the weights were not finite."""
-        self._last = 0
+        self.seen = 0
+        """Samples of these calls, where :meth:`update` was told of them; else one each."""
+        self._last, self._last_seen = 0, 0
         self.is_swapped = False
         """Whether the averages are in a model's place, see :meth:`swapped`."""
         self._warned = False
@@ -153,25 +156,31 @@ class EMA:
         return {**self.__dict__, "_attachment": None, "_known": None}
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, batch_size: int = 1) -> None:
         """Move the averages towards the online model.
 
+        Args:
+            batch_size: samples of the step, >= 1, of all ranks: the unit of time of :class:`HalfLife` and
+                :class:`Power`, whose times are calls where it is not given, as by :meth:`attach`. Others count calls.
+
         Raises:
-            ValueError: if the model's tensors are no longer those it had.
+            ValueError: if ``batch_size`` is out of range, or the model's tensors no longer fit the averages.
             FloatingPointError: with ``nonfinite="refuse"``, if a weight is infinite or NaN; nothing has changed then.
             RuntimeError: inside of :meth:`swapped`.
         """
         self._refuse_while_swapped("update")
-        step = self.step + 1
+        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        step, seen = self.step + 1, self.seen + batch_size
         if (step - 1) % self.update_every == 0:
             plan = self._plan()
             if not self._may_absorb(plan):
                 return
             count, first = self.updates + 1, self.updates == 0 and self.start == "average"
-            betas = [0.0 if first else s.beta(step, count, step - self._last) for s in self.schedules]
+            calls, samples = (step, count, step - self._last), (seen, count, seen - self._last_seen)
+            betas = [0.0 if first else s.beta(*(samples if s.in_samples else calls)) for s in self.schedules]
             plan.run([1.0 - beta for beta in betas])
-            self.updates, self._last = count, step
-        self.step = step
+            self.updates, self._last, self._last_seen = count, step, seen
+        self.step, self.seen = step, seen
 
     def _refuse_while_swapped(self, what: str) -> None:
         if self.is_swapped:
@@ -273,7 +282,7 @@ class EMA:
             RuntimeError: before the first update.
         """
         averaged, _ = sort_names(self._sources[0][0], self.buffers)
-        return checkpoint.snapshot(self.schedules[which], self._last, self.averages[which], averaged)
+        return checkpoint.snapshot(self.schedules[which], self._last_seen, self.averages[which], averaged)
 
     def state_dict(self) -> dict[str, Any]:
         """All that is needed to go on bit for bit: averages, counts, schedules. Tensors are not copied."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from polyak.memory import (
     constant_beta,
     cosine_beta,
+    debias,
     gamma_of_sigma_rel,
     half_life_beta,
     power_beta,
@@ -30,15 +31,18 @@ from polyak.memory._check import require
 class Schedule(ABC):
     r"""Weight :math:`\beta` that the past has in :math:`e \leftarrow \beta e + (1-\beta)\,\theta`."""
 
+    in_samples: ClassVar[bool] = False
+    """Whether ``step`` and ``delta`` count the samples that ``update()`` is told of, and not its calls."""
+
     @abstractmethod
     def beta(self, step: int, update: int, delta: int) -> float:
         """The weight of the past in one update, in [0, 1]; 0 copies and 1 leaves the average.
 
         Args:
-            step: calls of ``update()`` so far, this one included, >= 1.
-            update: how many of them moved the average, this one included, in 1..step; less than ``step`` with
+            step: calls of ``update()`` so far, this one included, >= 1; samples where :attr:`in_samples`.
+            update: how many calls moved the average, this one included, in 1..step; fewer than all with
                 ``update_every`` above 1.
-            delta: calls since the average last moved, >= 1.
+            delta: calls, or samples, since the average last moved, >= 1.
         """
 
     def __post_init__(self) -> None:
@@ -75,6 +79,32 @@ class Uniform(Schedule):
 
     def beta(self, step: int, update: int, delta: int) -> float:
         return uniform_beta(update)
+
+
+@dataclass(frozen=True)
+class Debiased(Schedule):
+    r"""Average begun at zero and read without its bias: :math:`e_n/(1-\beta^n)` with :math:`e_0 = 0`.
+
+    The correction of Adam (arXiv:1412.6980). What is kept is what would be read, which moves with
+    :math:`\beta_n = \beta\,(1-\beta^{n-1})/(1-\beta^n)`: the first update copies, the next ones are nearly a mean.
+    :math:`n` counts the updates that moved the average. For evaluation: a teacher (``start="teacher"``) does not begin
+    at zero, and is refused.
+
+    Args:
+        decay: :math:`\beta`, in [0, 1).
+
+    Raises:
+        ValueError: if ``decay`` is out of range.
+    """
+
+    decay: float = 0.9999
+
+    def __post_init__(self) -> None:
+        require(0.0 <= self.decay < 1.0, "decay", self.decay, "in [0, 1)")
+        super().__post_init__()
+
+    def beta(self, step: int, update: int, delta: int) -> float:
+        return 0.0 if update == 1 else self.decay * debias(self.decay, update - 1) / debias(self.decay, update)
 
 
 @dataclass(frozen=True)
@@ -136,9 +166,10 @@ class HalfLife(Schedule):
     :math:`t` is the progress including the update and :math:`a` that since the last one.
 
     Args:
-        half_life: :math:`h`, greater than 0, in updates, or in images where ``per_step`` is the batch size.
+        half_life: :math:`h`, greater than 0, in calls of ``update()``, or in samples where these are told the batch
+            size or ``per_step`` is it.
         rampup_ratio: :math:`r`, greater than 0, or ``None`` for no ramp-up. EDM uses 0.05, EDM2 0.09.
-        per_step: progress of one step in the unit of ``half_life``, greater than 0.
+        per_step: progress of one call, or sample, in the unit of ``half_life``, greater than 0.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -147,6 +178,7 @@ class HalfLife(Schedule):
     half_life: float
     rampup_ratio: float | None = 0.05
     per_step: float = 1.0
+    in_samples: ClassVar[bool] = True
 
     def beta(self, step: int, update: int, delta: int) -> float:
         return half_life_beta(step * self.per_step, self.half_life, delta * self.per_step, self.rampup_ratio)
@@ -157,8 +189,9 @@ class Power(Schedule):
     r"""Power-function average of EDM2 (arXiv:2312.02696): :math:`\beta_t = (1 - \delta/t)^{\gamma+1}`.
 
     Weights seen at :math:`\tau` count in proportion to :math:`\tau^\gamma`; :math:`\delta` is the distance of the
-    updates. Averages of other widths can be rebuilt afterwards with :func:`polyak.teachers.reconstruct`. ema-pytorch
-    leaves :math:`\delta` out, so that its average is too long where it does not update at every step.
+    updates, in calls of ``update()``, or in samples where these are told the batch size, as EDM2 does. Averages of
+    other widths can be rebuilt afterwards with :func:`polyak.teachers.reconstruct`. ema-pytorch leaves :math:`\delta`
+    out, so that its average is too long where it does not update at every step.
 
     Args:
         sigma_rel: relative width, in (0, 0.2887]; 0.05 and 0.10 are EDM2's pair. Give this or ``gamma``.
@@ -170,6 +203,7 @@ class Power(Schedule):
 
     sigma_rel: float | None = None
     gamma: float | None = None
+    in_samples: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if (self.sigma_rel is None) == (self.gamma is None):
