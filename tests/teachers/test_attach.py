@@ -262,14 +262,14 @@ def test_copies_of_model_and_optimizer_leave_the_average_alone(make, when, copie
     train(model, optimizer, 0, 2)
     before, counts = {n: x.clone() for n, x in ema.averages[0].items()}, (ema.step, ema.pending)
     gc.collect()
-    averages = sum(isinstance(x, EMA) for x in gc.get_objects())
+    averages = sum(type(x) is EMA for x in gc.get_objects())
     other_model, other_optimizer = copied(model), copied(optimizer)
     train(other_model, make(other_model.parameters(), lr=0.1), 2, 4)
     for group in other_optimizer.param_groups:
         for p in group["params"]:
             p.grad = torch.ones_like(p)
     other_optimizer.step()
-    assert sum(isinstance(x, EMA) for x in gc.get_objects()) == averages
+    assert sum(type(x) is EMA for x in gc.get_objects()) == averages
     assert (ema.step, ema.pending) == counts
     assert_equal(ema.averages[0], before)
     train(model, optimizer, 2, 4)
