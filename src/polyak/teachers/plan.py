@@ -34,8 +34,8 @@ class Plan:
         originals = [source.read() for source, _ in sources]
         self._pulling, self._pulled = [source for source, _ in sources], replicas
         tensors = [tensor for model in (*originals, *targets) for tensor in model.values()]
-        self._online = list(originals[0].values())
-        self._trained = [t.requires_grad for t in self._online]
+        self._parameters = [places[0].read() for places in sources[0][0].places.values() if places[0].is_parameter]
+        self._trained = [p.requires_grad for p in self._parameters]
         self._mesh: Any = next((t.device_mesh for t in tensors if is_dtensor(t)), None)  # type: ignore[attr-defined]
         self._lasting = self._mesh is None and not any(t.is_complex() for t in tensors)
         self._names, copied = sort_names(sources[0][0], buffers)
@@ -53,7 +53,7 @@ class Plan:
             self._lasting
             and all(source.is_unchanged() for source in self._pulling)
             and all(replica.is_whole() for replica in self._pulled)  # nothing but us moves these
-            and self._trained == [t.requires_grad for t in self._online]
+            and self._trained == [p.requires_grad for p in self._parameters]
         )
 
     def run(self, rates: list[float]) -> None:
