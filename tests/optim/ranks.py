@@ -79,6 +79,8 @@ def work(cases: dict[str, Any]) -> None:
         result = cases[name](folder, *arguments)
         if rank == 0:
             torch.save(result, folder / f"{case}.pt")
+    if dist.is_initialized():
+        dist.destroy_process_group()  # else gloo's threads may be ended in the middle of something
 
 
 def result(folder: Path, case: str) -> Any:
