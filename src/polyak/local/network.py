@@ -167,16 +167,17 @@ class LocalNetwork(nn.Module):
             )
 
     def check_state(self, state_dict: Mapping[str, Any]) -> None:
-        """Refuse a state of other names, cuts or shapes.
+        """Refuse a state of other cuts, names or shapes.
 
         Raises:
             ValueError: in that case; names the first.
         """
         here = self.state_dict()
+        if "_extra_state" in state_dict:  # another number of blocks has other names too, but this says why
+            self.set_extra_state(state_dict["_extra_state"])
         if odd := sorted(state_dict.keys() ^ here.keys()):
             where = "is only in the checkpoint" if odd[0] in state_dict else "is not in the checkpoint"
             raise ValueError(f"the checkpoint is of another network or other auxiliary networks: {odd[0]} {where}")
-        self.set_extra_state(state_dict["_extra_state"])
         for name, value in here.items():
             shape = getattr(state_dict[name], "shape", None)
             if isinstance(value, Tensor) and value.shape != shape:
