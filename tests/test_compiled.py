@@ -62,6 +62,29 @@ def test_a_compiler_that_fails_is_told_once_and_nothing_is_lost(monkeypatch: pyt
     torch.testing.assert_close(out, 2 * (parts[0] + parts[1]))
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_an_error_while_it_first_runs_is_passed_on(late: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch._inductor.output_code import CompiledFxGraph
+
+    def exhausted(*_: object) -> None:
+        raise MemoryError("no memory here")
+
+    function = compiled()
+    if late:  # the graph has run, but what torch keeps to itself has changed
+        monkeypatch.setattr(_compiled, "_longest_row", exhausted)
+        out, parts, factor = arguments(16)
+        function(out, parts, factor)
+        torch.testing.assert_close(out, 2 * (parts[0] + parts[1]))
+        assert function.direct is None
+    else:
+        monkeypatch.setattr(CompiledFxGraph, "__call__", exhausted)
+        out, parts, factor = arguments(16)
+        with pytest.raises(MemoryError):
+            function(out, parts, factor)
+        assert not out.any()
+    assert not _compiled.failed()
+
+
 def test_an_error_of_a_later_call_is_not_taken_for_a_compiler_that_fails() -> None:
     function = compiled()
     function(*arguments(16))

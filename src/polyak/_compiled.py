@@ -38,7 +38,7 @@ class Compiled:
     """A function that is compiled by its first call.
 
     Args:
-        plain: ``f(*arguments)`` of dense, detached arrays, alone or in tuples and lists, and of integers, which are the
+        plain: ``f(*arguments)`` of dense, detached, distinct arrays, alone or in tuples and lists, and of integers, the
             same in number, dtype and device at every call. It returns tensors, or writes and returns None.
         title: of the code; dynamo counts recompilations per code object, so every function gets one of its own.
         written: the tensors among given arguments that are written, the first of which has the largest shape.
@@ -71,7 +71,7 @@ class Compiled:
         return self.direct is not None and self.direct.serves(self.written(args)[0])
 
     def _first(self, args: tuple[Any, ...]) -> Any:
-        """Compile; if that fails, say so once and run plain from then on. Compilation fails before anything runs."""
+        """Compile; if that fails, which it does before anything runs, say so once and run plain from then on."""
         global _failed
         names = self.plain.__code__.co_varnames[: self.plain.__code__.co_argcount]
         watch = _Watch(names, self.coefficients)
@@ -85,6 +85,8 @@ class Compiled:
             with shapes.patch(use_duck_shape=False):  # type: ignore[attr-defined]
                 result = watch.first(through, args)
         except Exception as error:
+            if watch.calls:  # it was compiled, and fails as it runs
+                raise
             _failed = True
             reason = str(error).strip().splitlines()[0] if str(error).strip() else ""
             warnings.warn(
@@ -93,7 +95,11 @@ class Compiled:
                 stacklevel=2,
             )
             return self.plain(*args)
-        self._through, self.direct = through, watch.direct(args, result, self.written)
+        self._through = through
+        try:
+            self.direct = watch.direct(args, result, self.written)
+        except Exception:  # it reads what torch keeps to itself; without it calls are slower, and as right
+            self.direct = None
         return result
 
 
@@ -138,7 +144,8 @@ class _Watch:
         self.getters: list[Getter | None] = []
         self.examples: list[Any] = []
         self.coefficients: Any = None
-        self.calls: list[tuple[Any, list[Any], Any]] = []
+        self.calls: list[tuple[Any, list[Any]]] = []
+        self.outputs: Any = None
 
     def backend(self, module: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         """The backend that torch.compile is given."""
@@ -159,10 +166,9 @@ class _Watch:
         plain = CompiledFxGraph.__call__
 
         def spy(graph: Any, inputs: Any) -> Any:
-            given = list(inputs)
-            result = plain(graph, inputs)
-            self.calls.append((graph, given, result))
-            return result
+            self.calls.append((graph, list(inputs)))
+            self.outputs = plain(graph, inputs)
+            return self.outputs
 
         with mock.patch.object(CompiledFxGraph, "__call__", spy):
             return through(*args)
@@ -174,10 +180,10 @@ class _Watch:
         longest_row = _longest_row(self.examples, self.coefficients)
         if longest_row is None:
             return None
-        graph, given, outputs = self.calls[0]
+        graph, given = self.calls[0]
         getters = [getter for getter in self.getters if getter is not None]
         expected = [getter(args) for getter in getters]
-        if not _same(expected, given) or not _same(result or (), outputs or ()):
+        if not _same(expected, given) or not _same(result or (), self.outputs or ()):
             return None
         return Direct(graph.current_callable, getters, longest_row, written)
 

@@ -412,6 +412,26 @@ def test_other_targets_are_the_criterions_own_business():
     local_backward(network, x, torch.rand(5, 4))
     local_backward(network, x, numbers, criterion=lambda a, b: a.mean() + b.sum())
 
+    class Mixed(nn.CrossEntropyLoss):
+        def forward(self, logits, targets):
+            return sum(super(Mixed, self).forward(logits, one) for one in targets)
+
+    local_backward(network, x, (torch.zeros(5, dtype=torch.long), torch.ones(5, dtype=torch.long)), criterion=Mixed())
+
+
+@pytest.mark.filterwarnings("ignore:one block")
+def test_a_label_for_each_word_of_a_sentence():
+    class Words(nn.Module):
+        def forward(self, x):
+            return x.flatten(0, 1)
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8), Words(), nn.Linear(8, 4))
+    network = LocalNetwork(model, 1, Greedy(), example=torch.rand(2, 3, 6))
+    x, labels = torch.rand(5, 3, 6), torch.arange(15) % 4
+    expected = F.cross_entropy(model(x), labels).item()
+    assert local_backward(network, x, labels).loss.item() == pytest.approx(expected)
+
 
 @pytest.mark.parametrize("convert", [lambda n: n.model, lambda n: n], ids=["model", "network"])
 def test_a_model_converted_after_the_cut_is_refused(convert):

@@ -161,6 +161,19 @@ def test_another_checkpoint_is_refused(options, name):
     assert ema.step == 0
 
 
+@pytest.mark.parametrize("count", [None, 2.5, -1, "3"])
+def test_a_checkpoint_with_other_counts_is_refused(count):
+    model = net()
+    ema = EMA(model, 0.5, start="teacher")
+    wander(model, 1)
+    ema.update()
+    before = {name: x.clone() for name, x in ema.averages[0].items()}
+    stored = {**ema.state_dict(), "averages": [{n: x + 1 for n, x in before.items()}], "seen": count}
+    with pytest.raises(ValueError, match="seen="):
+        ema.load_state_dict(stored)
+    assert_equal(ema.averages[0], before)
+
+
 def test_a_checkpoint_of_other_tensors_is_refused():
     ema = EMA(net(), 0.9)
     before = state(ema.module)

@@ -75,6 +75,27 @@ def test_the_average_of_an_untied_tensor_goes_its_own_way(by, teacher):
         assert not ema.module.again.weight.requires_grad
 
 
+def test_states_are_of_the_averaged_model_as_it_is():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1)).double()
+    ema = EMA(model, 0.5, start="teacher")
+    stored = {**ema.state_dict(), "averages": [{n: x.clone() for n, x in ema.averages[0].items()}]}
+    ema.module[0] = nn.Linear(3, 3).double().requires_grad_(False)
+    assert torch.equal(ema.state_dict()["averages"][0]["0.weight"], ema.module[0].weight)
+    ema.load_state_dict(stored)
+    assert torch.equal(ema.module[0].weight, stored["averages"][0]["0.weight"])
+
+
+def test_a_model_untied_since_the_last_update_is_swapped():
+    model = net()
+    ema = EMA(model, 0.5, start="teacher")
+    ema.update()
+    model.again.weight = nn.Parameter(torch.zeros(6, 6, dtype=torch.float64))
+    past = ema.averages[0]["inner.weight"].clone()
+    with ema.swapped():
+        assert torch.equal(model.again.weight, past) and torch.equal(model.inner.weight, past)
+    assert not model.again.weight.any()
+
+
 def test_an_untied_tensor_of_another_shape_is_refused_and_nothing_is_untied():
     model = net()
     ema = EMA(model, 0.5, start="teacher")

@@ -254,6 +254,20 @@ def test_resumed_is_uninterrupted_bit_for_bit(dtype):
         assert_equal(got, want)
 
 
+def test_the_noise_of_a_second_average_resumes_bit_for_bit():
+    model = net(torch.float32)
+    one, other = (
+        EMA(model, [0.9, 0.99], teacher=[net(torch.float32), net(torch.bfloat16)], seed=seed) for seed in (0, 5)
+    )
+    one.update()
+    other.load_state_dict(one.state_dict())
+    for step in range(3):
+        wander(model, step)
+        one.update()
+        other.update()
+    assert_equal(other.averages[1], one.averages[1])
+
+
 def test_rebuilt_after_the_run_is_what_was_tracked():
     """A power average of width 0.07 from snapshots of 0.05 and 0.10."""
     model = line(*[0.0] * 16)

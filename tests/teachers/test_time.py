@@ -24,6 +24,14 @@ def put(model: nn.Linear, value: float) -> None:
         model.weight.fill_(value)
 
 
+@pytest.mark.parametrize("batch_size", [0, 2.5, math.inf, "8"])
+def test_a_batch_size_is_a_whole_number(batch_size):
+    ema = EMA(line(), HalfLife(100.0))
+    with pytest.raises(ValueError, match="batch_size must be an int >= 1"):
+        ema.update(batch_size)
+    assert (ema.step, ema.seen, ema.updates) == (0, 0, 0)
+
+
 def run(ema: EMA, sizes: list[int] = BATCHES, first: int = 0) -> list[float]:
     """Values 1, 4, 9 ... one an update; the (first) average after each."""
     found = []

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import TrainerState
 
+from polyak.teachers import EMA, checkpoint
 from polyak.teachers.transformers import EMACallback
 from tests.optim import ranks
 from tests.optim.training import assert_same
@@ -73,6 +74,12 @@ def test_averages_of_a_training_that_failed_are_left_behind(tmp_path: Path, when
 
 class FullyShardedDataParallel(nn.Sequential):
     """Has the name of FSDP1, whose parameters are flat shards."""
+
+
+def test_nothing_is_saved_while_the_averages_are_swapped() -> None:
+    ema = EMA(net(), 0.9)
+    with ema.swapped(), pytest.raises(RuntimeError, match="swapped"):
+        checkpoint.gather(ema, keep=True)
 
 
 @pytest.mark.parametrize("kind", ["FSDP1", "ZeRO-3"])

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from polyak.teachers import EMA, Constant, Cosine, HalfLife, Power, Ramp, Schedule, Uniform, Warmup
 from tests.devices import DEVICES
@@ -81,6 +82,25 @@ def test_trajectory(name, resume_at, device):
         for tensor in NAMES:
             got = getattr(ema.module, tensor)
             torch.testing.assert_close(got.data.cpu(), expected[f"p/{tensor}"][t], rtol=rtol, atol=1e-2 * rtol)
+
+
+@pytest.mark.parametrize("averaged", [False, True])
+def test_buffers_of_torch(averaged):
+    """torch's AveragedModel copies buffers, or with use_buffers averages them, integer ones too: here never."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4)).double()
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=averaged)
+    ours = EMA(model, 0.9, buffers="average" if averaged else "copy")
+    for _ in range(5):
+        model(torch.randn(8, 3, dtype=torch.float64) + 2)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(torch.randn_like(p))
+        theirs.update_parameters(model)
+        ours.update()
+    for name, value in theirs.module.state_dict().items():
+        if value.is_floating_point():
+            torch.testing.assert_close(ours.module.state_dict()[name], value, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("case", [0, 1])

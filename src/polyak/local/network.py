@@ -48,7 +48,7 @@ class LocalNetwork(nn.Module):
         auxiliaries: the auxiliary networks of blocks 1 to :math:`K - 1`.
         cuts: :math:`c_1, \dots, c_K`.
         listed: the layers as they were listed.
-        num_classes: C of a model's output (N, C); ``None`` for other shapes.
+        num_classes: C of a model's output (N, C) for N samples; ``None`` for other shapes.
 
     Raises:
         TypeError: if the layers cannot be listed.
@@ -82,7 +82,8 @@ class LocalNetwork(nn.Module):
             traced = trace(units, names, example)
         _compare(self.model, units, example)
         self.cuts = fixed_cuts or _choose(self.listed, num_blocks, cuts, traced, example, auxiliary)
-        self.num_classes = traced.outputs[-1].shape[1] if traced.outputs[-1].ndim == 2 else None
+        last = traced.outputs[-1]
+        self.num_classes = last.shape[1] if last.ndim == 2 and len(last) == len(example) else None
         self.blocks = tuple(_blocks(self.listed, self.cuts))
         _refuse_shared(self.blocks)
         self._places = list(_places(self.model, self.blocks))

@@ -194,9 +194,10 @@ class BlockPipeline:
             if tensor.numel() == 0:
                 continue
             if rank == self._rank:
+                value = tensor.detach().cpu()
                 for to in range(self._world):
                     if to != rank:
-                        self._send(tensor, to)
+                        self._send(value, to)
                 self._settle()
             else:
                 value = torch.empty(tensor.shape, dtype=tensor.dtype)

@@ -23,20 +23,20 @@ def save(ema: EMA) -> dict[str, Any]:
 
 
 def gather(ema: EMA, keep: bool) -> dict[str, Any]:
-    """As :func:`save`, with the whole of sharded tensors, on the CPU; to be called on all ranks.
+    """As :meth:`EMA.state_dict`, with the whole of sharded tensors, on the CPU; to be called on all ranks.
 
     Args:
         ema: the averages.
         keep: whether this rank wants the averages; the others only send their shards.
     """
-    averages: list[dict[str, Tensor]] = [{} for _ in ema.averages]
-    for average, whole in zip(ema.averages, averages, strict=True):
+    state = ema.state_dict()
+    averages: list[dict[str, Tensor]] = [{} for _ in state["averages"]]
+    for average, whole in zip(state["averages"], averages, strict=True):
         for name, tensor in average.items():
-            value = tensor.detach()
-            value = value.full_tensor().cpu() if is_dtensor(value) else value  # type: ignore[attr-defined]
+            value = tensor.full_tensor() if is_dtensor(tensor) else tensor
             if keep:
-                whole[name] = value
-    return {**save(ema), "averages": averages}
+                whole[name] = value.cpu() if is_dtensor(tensor) else value
+    return {**state, "averages": averages}
 
 
 def scatter(ema: EMA, state: dict[str, Any]) -> dict[str, Any]:
@@ -57,15 +57,19 @@ def scatter(ema: EMA, state: dict[str, Any]) -> dict[str, Any]:
 def progress(ema: EMA) -> dict[str, Any]:
     """All of a state but the averages."""
     return {
-        **{count.removeprefix("_"): getattr(ema, count) for count in _COUNTS},
+        **{_public(count): getattr(ema, count) for count in _COUNTS},
         "pending": ema.pending,
         "noise": ema._noise.get_state() if _is_rounded(ema) else None,
         "made_with": _made_with(ema),
     }
 
 
+def _public(count: str) -> str:
+    return count.removeprefix("_")
+
+
 def _is_rounded(ema: EMA) -> bool:
-    return any(tensor.dtype == torch.bfloat16 for tensor in ema.averages[0].values())
+    return any(tensor.dtype == torch.bfloat16 for average in ema.averages for tensor in average.values())
 
 
 def _made_with(ema: EMA) -> dict[str, Any]:
@@ -100,9 +104,12 @@ def load(ema: EMA, state: dict[str, Any]) -> None:
 
 def check_progress(ema: EMA, state: dict[str, Any], more: set[str]) -> None:
     """Whether a state is of an EMA like this one, and has ``more`` keys than those of :func:`progress`."""
-    wanted = {*(count.removeprefix("_") for count in _COUNTS), "pending", "noise", "made_with", *more}
+    wanted = {*map(_public, _COUNTS), "pending", "noise", "made_with", *more}
     if state.keys() != wanted:
         raise ValueError(f"state must have the keys {sorted(wanted)}, got {sorted(state)}")
+    odd = [name for name in map(_public, _COUNTS) if type(state[name]) is not int or state[name] < 0]
+    if odd:
+        raise ValueError(f"state must count with whole numbers, got {odd[0]}={state[odd[0]]!r}")
     own, given = _made_with(ema), state["made_with"]
     wrong = [f"{key} {given.get(key)!r} and not {own[key]!r}" for key in own if given.get(key) != own[key]]
     if wrong:
@@ -112,7 +119,7 @@ def check_progress(ema: EMA, state: dict[str, Any], more: set[str]) -> None:
 def take_progress(ema: EMA, state: dict[str, Any]) -> None:
     """Go on counting from a state that has been checked."""
     for count in _COUNTS:
-        setattr(ema, count, int(state[count.removeprefix("_")]))
+        setattr(ema, count, state[_public(count)])
     ema.pending = bool(state["pending"])
     if state["noise"] is not None:
         ema._noise.set_state(state["noise"])

@@ -67,8 +67,9 @@ class EMA:
         ValueError: if an argument is out of range, or tensors do not fit; names them.
         TypeError: if ``schedule`` or ``teacher`` is of another type.
 
-    What differs from others: names are matched, not positions; torch leaves all buffers unless told to average all,
-    and forgets the schedule in checkpoints; timm averages floating buffers; ema-pytorch ignores integer ones.
+    What differs from others: names are matched, not positions; torch copies all buffers unless told to average all,
+    integers too, and forgets the schedule in checkpoints; timm averages floating buffers; ema-pytorch ignores integer
+    ones.
     """
 
     def __init__(
@@ -141,7 +142,7 @@ class EMA:
     @property
     def averages(self) -> list[dict[str, Tensor]]:
         """The averaged tensors by name, one dictionary for each schedule; not copies."""
-        return [replica.read() for replica in self._replicas]
+        return [replica.renewed().read() for replica in self._replicas]
 
     @torch.no_grad()
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -160,7 +161,7 @@ class EMA:
         """Move the averages towards the online model.
 
         Args:
-            batch_size: samples of the step, >= 1, of all ranks: the unit of time of :class:`HalfLife` and
+            batch_size: samples of the step, an int >= 1, of all ranks: the unit of time of :class:`HalfLife` and
                 :class:`Power`, whose times are calls where it is not given, as by :meth:`attach`. Others count calls.
 
         Raises:
@@ -169,7 +170,7 @@ class EMA:
             RuntimeError: inside of :meth:`swapped`.
         """
         self._refuse_while_swapped("update")
-        require(batch_size >= 1, "batch_size", batch_size, "at least 1")
+        require(isinstance(batch_size, int) and batch_size >= 1, "batch_size", batch_size, "an int >= 1")
         step, seen = self.step + 1, self.seen + batch_size
         if (step - 1) % self.update_every == 0:
             plan = self._plan()
@@ -191,9 +192,15 @@ class EMA:
         if self.buffers == "copy" and not self._warned:
             self._warned = warn_if_overwritten([r.module for r in self._replicas if r.module is not None])
         if self._known is None or not self._known.holds():
-            self._sources, self._replicas = follow(self._sources, self._replicas)
+            self._follow()
             self._known = Plan(self._sources, self._replicas, self.buffers, self.execution == "auto", self._noise)
         return self._known
+
+    def _follow(self) -> None:
+        """Take up the models as they are now."""
+        models = [*(source for source, _ in self._sources), *self._replicas]
+        if not all(model.is_unchanged() for model in models):
+            self._sources, self._replicas = follow(self._sources, self._replicas)
 
     def _may_absorb(self, plan: Plan) -> bool:
         if self.nonfinite == "absorb" or plan.is_finite():
@@ -258,6 +265,7 @@ class EMA:
             ValueError: if the tensors do not fit.
         """
         self._refuse_while_swapped("swapped")
+        self._follow()
         model = self.model if model is None else model
         replica = Replica(model)
         check_fit(replica.read(), self._replicas[which].read(), "model")
@@ -296,4 +304,5 @@ class EMA:
             ValueError: if names, shapes, schedules or options differ; lists them. Nothing has been changed then.
         """
         self._refuse_while_swapped("load_state_dict")
+        self._follow()
         checkpoint.load(self, state)

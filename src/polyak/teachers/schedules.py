@@ -163,7 +163,8 @@ class Ramp(Schedule):
 class HalfLife(Schedule):
     r"""Half-life with a ramp-up, as in EDM (arXiv:2206.00364): :math:`\beta_t = 2^{-a/\min(h,\,r t)}`.
 
-    :math:`t` is the progress including the update and :math:`a` that since the last one.
+    :math:`t` is the progress including the update and :math:`a` that since the last one. So it is in EDM2's code
+    (``TraditionalEMA``); EDM's moves the average before it counts the batch, so its ramp is one batch behind.
 
     Args:
         half_life: :math:`h`, greater than 0, in calls of ``update()``, or in samples where these are told the batch
