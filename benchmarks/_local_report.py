@@ -65,21 +65,37 @@ def goals(costs: list[Row]) -> list[str]:
 
 
 def picture(costs: list[Row], runs: list[Row], caption: str) -> str:
-    """Share of end-to-end's activation memory against test accuracy, as SVG; one line a method, one point a K."""
+    """Share of end-to-end's activation memory against test accuracy, as SVG; a panel a network, a point a K."""
+    width, height = 760, 460
+    depths = list(dict.fromkeys(r["depth"] for r in runs))
+    colours = dict(zip(dict.fromkeys(r["method"] for r in runs), COLOURS, strict=False))
+    panels = []
+    for i, depth in enumerate(depths):
+        drawn = _panel(costs, [r for r in runs if r["depth"] == depth], caption, colours, width, height)
+        panels += [f'<g transform="translate(0 {i * height})">', *drawn, "</g>"]
+    total = height * max(1, len(depths))
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {total}" font-family="sans-serif">'
+    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *panels, "</svg>\n"])
+
+
+def _panel(
+    costs: list[Row], runs: list[Row], caption: str, colours: dict[str, str], width: int, height: int
+) -> list[str]:
     memory = {(r["depth"], r["blocks"], r["method"]): r["memory_share"] for r in costs}
     points: dict[str, list[tuple[float, float, str]]] = {}
     for (depth, blocks, method), errors in grouped(runs).items():
         if (depth, blocks, method) in memory:
-            label = f"ResNet-{depth}, K = {blocks}"
-            points.setdefault(method, []).append((memory[depth, blocks, method], 100 - mean(errors), label))
+            point = memory[depth, blocks, method], 100 - mean(errors), f"K = {blocks}"
+            points.setdefault(method, []).append(point)
     values = [y for found in points.values() for _, y, _ in found]
     low = 10 * math.floor(min(values, default=0) / 10)
-    width, height, left, bottom = 760, 460, 60, 50
+    left, bottom = 60, 50
 
     def place(x: float, y: float) -> tuple[float, float]:
         return left + x * (width - left - 180), height - bottom - (y - low) / (100 - low) * (height - bottom - 40)
 
-    body = [_text(left, 22, caption, 13)]
+    seeds = len({r["seed"] for r in runs})
+    body = [_text(left, 22, f"ResNet-{runs[0]['depth']}, {caption}, {seeds} seed{'s'[: seeds > 1]}", 13)]
     for i in range(6):
         x, y = place(i / 5, low)
         body.append(_text(x - 12, y + 20, f"{20 * i} %", 11))
@@ -88,9 +104,8 @@ def picture(costs: list[Row], runs: list[Row], caption: str) -> str:
         body.append(f'<path d="M{x:.1f} {y:.1f}H{place(1, 0)[0]:.1f}" stroke="#dddddd"/>')
     body.append(_text(left + 120, height - 10, "activation memory, of end-to-end training", 12))
     for i, (method, found) in enumerate(points.items()):
-        body += _series(method, sorted(found), COLOURS[i % len(COLOURS)], 50 + 20 * i, width - 165, place)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" font-family="sans-serif">'
-    return "\n".join([head, '<rect width="100%" height="100%" fill="white"/>', *body, "</svg>\n"])
+        body += _series(method, sorted(found), colours[method], 50 + 20 * i, width - 165, place)
+    return body
 
 
 def _series(

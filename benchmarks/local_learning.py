@@ -160,8 +160,7 @@ def main() -> None:
     print(cost_table(spent), *goals(spent), accuracy_table(runs), sep="\n")
     report = {"machine": machine(args.device), "cost": spent, "accuracy": runs}
     args.json.write_text(json.dumps(report, indent=1) + "\n")
-    caption = f"{data.name}, {args.epochs} epochs, {len({r['seed'] for r in runs})} seeds"
-    args.plot.write_text(picture(spent, runs, caption))
+    args.plot.write_text(picture(spent, runs, f"{data.name}, {args.epochs} epochs"))
 
 
 def _cell(row: dict[str, Any]) -> Cell:
