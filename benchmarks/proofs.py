@@ -257,19 +257,19 @@ PROOFS: dict[str, Callable[[], dict[str, Any]]] = {
 }
 
 
-def main() -> None:
+def main(proofs: dict[str, Callable[[], Any]], path: Path, about: str | None) -> None:
     """Run the chosen proofs and add them to the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default=",".join(PROOFS), help="comma-separated proofs")
-    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser = argparse.ArgumentParser(description=about)
+    parser.add_argument("--only", default=",".join(proofs), help="comma-separated proofs")
+    parser.add_argument("--json", type=Path, default=path)
     args = parser.parse_args()
     results = json.loads(args.json.read_text()) if args.json.exists() else {}
     for name in args.only.split(","):
-        results[name] = PROOFS[name]()
+        results[name] = proofs[name]()
         print(name, json.dumps(results[name], indent=2), flush=True)
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main(PROOFS, RESULTS, __doc__)

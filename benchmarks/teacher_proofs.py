@@ -5,15 +5,13 @@ Prints each proof's figures and writes them as JSON. The outcome is recorded wha
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
-from proofs import digits
+from proofs import digits, main
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -158,20 +156,6 @@ def hard_negatives() -> dict[str, Any]:
 PROOFS = {"ema": average, "posthoc": posthoc, "moco": moco, "hard_negatives": hard_negatives}
 
 
-def main() -> None:
-    """Run the chosen proofs and add them to the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default=",".join(PROOFS), help="comma-separated proofs")
-    parser.add_argument("--json", type=Path, default=RESULTS)
-    args = parser.parse_args()
-    torch.set_num_threads(1)  # the tensors here are small
-    results = json.loads(args.json.read_text()) if args.json.exists() else {}
-    for name in args.only.split(","):
-        results[name] = PROOFS[name]()
-        print(name, json.dumps(results[name], indent=2), flush=True)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=2) + "\n")
-
-
 if __name__ == "__main__":
-    main()
+    torch.set_num_threads(1)  # the tensors here are small
+    main(PROOFS, RESULTS, __doc__)

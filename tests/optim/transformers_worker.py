@@ -38,6 +38,14 @@ def optimizer_of(method: str, model: nn.Module) -> tuple[polyak.optim.Optimizer,
     return optimizer, torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
 
 
+def arguments_of(folder: Path, accumulate: str) -> TrainingArguments:
+    return TrainingArguments(
+        folder, max_steps=STEPS, per_device_train_batch_size=BATCH, gradient_accumulation_steps=int(accumulate),
+        save_strategy="steps", save_steps=SAVE_EVERY, use_cpu=True, report_to=[], disable_tqdm=True, seed=7,
+        logging_strategy="no", dataloader_pin_memory=False,
+    )  # fmt: skip
+
+
 class PowerCut(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
         if state.global_step == CUT:
@@ -47,13 +55,8 @@ class PowerCut(TrainerCallback):
 def fit(folder: Path, method: str, accumulate: str, resume: bool | str = False, cut: bool = False) -> Any:
     """Train by transformers' own loop."""
     model = model_of()
-    arguments = TrainingArguments(
-        folder, max_steps=STEPS, per_device_train_batch_size=BATCH, gradient_accumulation_steps=int(accumulate),
-        save_strategy="steps", save_steps=SAVE_EVERY, use_cpu=True, report_to=[], disable_tqdm=True, seed=7,
-        logging_strategy="no", dataloader_pin_memory=False,
-    )  # fmt: skip
     trainer = Trainer(
-        model, arguments, train_dataset=samples(), optimizers=optimizer_of(method, model),
+        model, arguments_of(folder, accumulate), train_dataset=samples(), optimizers=optimizer_of(method, model),
         callbacks=[PowerCut()] if cut else None,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)

@@ -3,17 +3,16 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from polyak.teachers import Warmup
 from polyak.teachers.transformers import FILE, EMACallback
 from tests.optim import ranks
 from tests.optim.transformers_worker import (
-    BATCH,
     CUT,
     SAVE_EVERY,
-    STEPS,
     PowerCut,
+    arguments_of,
     model_of,
     optimizer_of,
     samples,
@@ -26,16 +25,11 @@ CHECKPOINT = f"checkpoint-{CUT // SAVE_EVERY * SAVE_EVERY}"
 def fit(folder: Path, when: str, accumulate: str, resume: bool | str = False, cut: bool = False, **more: Any) -> Any:
     """Train by transformers' own loop."""
     model = model_of()
-    arguments = TrainingArguments(
-        folder, max_steps=STEPS, per_device_train_batch_size=BATCH, gradient_accumulation_steps=int(accumulate),
-        save_strategy="steps", save_steps=SAVE_EVERY, use_cpu=True, report_to=[], disable_tqdm=True, seed=7,
-        logging_strategy="no", dataloader_pin_memory=False,
-    )  # fmt: skip
     follower = EMACallback([Warmup(0.9), 0.8], when=when, **more)
     callbacks = [follower, PowerCut()] if cut else [follower]
     trainer = Trainer(
-        model, arguments, train_dataset=samples(), eval_dataset=samples(), optimizers=optimizer_of("adamw", model),
-        callbacks=callbacks,
+        model, arguments_of(folder, accumulate), train_dataset=samples(), eval_dataset=samples(),
+        optimizers=optimizer_of("adamw", model), callbacks=callbacks,
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
     averages = [{name: value.detach().clone() for name, value in average.items()} for average in follower.ema.averages]
