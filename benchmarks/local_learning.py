@@ -13,7 +13,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from _local import METHODS, Data, Step, cifar10, digits32, train
@@ -26,10 +26,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from polyak.local import ActivationMeter, Greedy, LocalNetwork, cifar_resnet
 
 RESULTS = Path(__file__).parent / "results"
-# What is run on each network: numbers of blocks, methods, seeds.
-PLAN: dict[int, tuple[tuple[int, ...], tuple[str, ...], int]] = {
-    32: ((2, 4, 8, 16), tuple(METHODS), 5),
-    110: ((16,), ("end-to-end", "dgl", "man", "trained layer only", "EMA only", "man with linear head"), 1),
+
+
+class Plan(NamedTuple):
+    """What is run on a network."""
+
+    blocks: tuple[int, ...]
+    methods: tuple[str, ...]
+    seeds: int
+    lr: float
+
+
+CONTROLS = ("end-to-end", "dgl", "man", "trained layer only", "EMA only", "man with linear head")
+PLAN = {
+    32: Plan((2, 4, 8, 16), tuple(METHODS), 5, 0.1),
+    110: Plan((16,), CONTROLS, 1, 0.02),  # at 0.1 a network so deep does not get under way without a warm-up
 }
 Cell = tuple[int, int, str]
 
@@ -43,7 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="how many; by default 5 for ResNet-32 and 1 for ResNet-110")
     parser.add_argument("--epochs", type=int, default=15)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--lr", type=float, default=0.1)
+    parser.add_argument("--lr", type=float, help="by default 0.1 for ResNet-32 and 0.02 for ResNet-110")
     parser.add_argument("--cost-batch", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--device", default="cpu")
@@ -57,10 +68,10 @@ def arguments() -> argparse.Namespace:
 def cells(args: argparse.Namespace) -> Iterator[Cell]:
     """Network, number of blocks and method of everything asked for; end-to-end training is one block."""
     for depth in map(int, args.depths.split(",")):
-        blocks, methods, _ = PLAN.get(depth, PLAN[32])
-        wanted = [m for m in args.methods.split(",") if m in methods]
+        plan = PLAN.get(depth, PLAN[32])
+        wanted = [m for m in args.methods.split(",") if m in plan.methods]
         yield from ((depth, 1, m) for m in wanted if METHODS[m] is None)
-        chosen = tuple(map(int, args.blocks.split(","))) if args.blocks else blocks
+        chosen = tuple(map(int, args.blocks.split(","))) if args.blocks else plan.blocks
         yield from ((depth, k, m) for k in chosen for m in wanted if METHODS[m] is not None)
 
 
@@ -119,16 +130,16 @@ def accuracies(args: argparse.Namespace, store: Store, data: Data) -> None:
     device = torch.device(args.device)
     x, x_test = (t.to(device, memory_format=torch.channels_last) for t in (data.x, data.x_test))  # a quarter faster
     moved = Data(data.name, x, data.y.to(device), x_test, data.y_test.to(device))
-    for seed in range(args.seeds or max(p[2] for p in PLAN.values())):
+    for seed in range(args.seeds or max(plan.seeds for plan in PLAN.values())):
         for depth, blocks, method in cells(args):
-            key = _run_key(args, data) | {"depth": depth, "blocks": blocks, "method": method, "seed": seed}
-            if seed >= (args.seeds or PLAN.get(depth, PLAN[32])[2]) or store.find(**key):
+            key = _run_key(args, data, depth) | {"blocks": blocks, "method": method, "seed": seed}
+            if seed >= (args.seeds or PLAN.get(depth, PLAN[32]).seeds) or store.find(**key):
                 continue
             torch.manual_seed(seed)
             model = cifar_resnet(depth, data.classes).to(device, memory_format=torch.channels_last)
             recipe = METHODS[method]
             cut = {} if recipe is None else {"cuts": _same_cuts(depth, blocks, data.x[:2])}
-            store.add(key, train(model, recipe, moved, seed, args.epochs, args.batch, args.lr, **cut))
+            store.add(key, train(model, recipe, moved, seed, args.epochs, args.batch, key["lr"], **cut))
             print(json.dumps(store.rows[-1]), flush=True)
 
 
@@ -138,8 +149,11 @@ def _same_cuts(depth: int, blocks: int, example: Tensor) -> tuple[int, ...]:
         return LocalNetwork(cifar_resnet(depth), blocks, Greedy(), example=example).cuts
 
 
-def _run_key(args: argparse.Namespace, data: Data) -> dict[str, Any]:
-    return {"part": "accuracy", "data": data.name, "epochs": args.epochs, "batch": args.batch, "lr": args.lr}
+def _run_key(args: argparse.Namespace, data: Data, depth: int) -> dict[str, Any]:
+    lr = PLAN.get(depth, PLAN[32]).lr if args.lr is None else args.lr
+    return {
+        "part": "accuracy", "data": data.name, "epochs": args.epochs, "batch": args.batch, "lr": lr, "depth": depth,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -156,7 +170,8 @@ def main() -> None:
     order = {cell: i for i, cell in enumerate(cells(args))}
     found = store.find(part="cost", device=args.device, batch=args.cost_batch)
     spent = sorted((r for r in found if _cell(r) in order), key=lambda r: order[_cell(r)])
-    runs = sorted((r for r in store.find(**_run_key(args, data)) if _cell(r) in order), key=lambda r: order[_cell(r)])
+    made = [r for depth in map(int, args.depths.split(",")) for r in store.find(**_run_key(args, data, depth))]
+    runs = sorted((r for r in made if _cell(r) in order), key=lambda r: order[_cell(r)])
     print(cost_table(spent), *goals(spent), accuracy_table(runs), sep="\n")
     report = {"machine": machine(args.device), "cost": spent, "accuracy": runs}
     args.json.write_text(json.dumps(report, indent=1) + "\n")
