@@ -257,7 +257,8 @@ def test_resumed_is_uninterrupted_bit_for_bit(dtype):
 def test_the_noise_of_a_second_average_resumes_bit_for_bit():
     model = net(torch.float32)
     one, other = (
-        EMA(model, [0.9, 0.99], teacher=[net(torch.float32), net(torch.bfloat16)], seed=seed) for seed in (0, 5)
+        EMA(model, [0.9, 0.99], teacher=[net(torch.float32).eval(), net(torch.bfloat16).eval()], seed=seed)
+        for seed in (0, 5)
     )
     one.update()
     other.load_state_dict(one.state_dict())
