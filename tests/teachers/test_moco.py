@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from polyak.teachers import Cosine, HardNegativeMoCo, MoCo, hard_negatives, projection_head
+from tests.devices import DEVICES
 from tests.optim import ranks
 from tests.teachers.nets import arrays, manifest, state, wander
 
@@ -37,9 +38,11 @@ def views(n: int = 4, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randn(2, n, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)))
 
 
-def test_recorded_steps():
+@pytest.mark.parametrize("device", DEVICES)
+def test_recorded_steps(device):
     found, h = arrays("moco-v2-step"), manifest("moco-v2-step")
-    moco = MoCo(Encoder(), dim=h["dim"], queue_size=h["K"], momentum=h["m"], temperature=h["T"]).double()
+    found = {name: value.to(device) for name, value in found.items()}
+    moco = MoCo(Encoder(), dim=h["dim"], queue_size=h["K"], momentum=h["m"], temperature=h["T"]).double().to(device)
     start = {name.removeprefix("in/q/"): x for name, x in found.items() if name.startswith("in/q/")}
     moco.encoder.load_state_dict(start)
     moco.key_encoder.load_state_dict(start)
