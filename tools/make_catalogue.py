@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import polyak.optim
+from polyak.declare import Hyper
 from polyak.optim.create import arguments
-from polyak.optim.spec import Hyper
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
 HEAD = """# Methods

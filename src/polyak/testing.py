@@ -9,7 +9,7 @@ import torch
 from torch.nn import Parameter
 
 from polyak.optim.create import get
-from polyak.optim.engine import Optimizer
+from polyak.optim.engine.optimizer import Optimizer
 
 Manifest = Mapping[str, Any]
 Mapped = tuple[str, dict[str, Any]]

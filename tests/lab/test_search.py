@@ -4,8 +4,8 @@ import pytest
 from torch import nn
 
 from polyak import optim
+from polyak.declare import UNIT, Choice, Hyper, Range
 from polyak.lab.search import settings
-from polyak.optim.spec import UNIT, Choice, Hyper, Range
 
 
 class Method(optim.AdamW):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import polyak.optim as optim
-from polyak.optim import kernels
+from polyak.optim.engine import kernels
 
 SHAPES = [(200, 200), (150, 131), (7, 5), (33,), (300, 70), (70, 300)]
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import polyak.optim
 from polyak.optim import Optimizer
-from polyak.optim.member import SMALL
+from polyak.optim.engine.member import SMALL
 
 WIDE = SMALL // 2 + 100  # two rows of it go through a kernel in place, one is gathered
 STEPS = 6

@@ -13,6 +13,7 @@ from rich import box
 from rich.table import Table
 
 from polyak import optim
+from polyak.declare import Choice, Hyper, Range
 from polyak.lab import terminal
 from polyak.lab.comparison import check_report_path, plan, write_report
 from polyak.lab.comparison import compare as run_comparison
@@ -21,7 +22,6 @@ from polyak.lab.problems import BUILTIN
 from polyak.lab.store import Store
 from polyak.lab.table import number, setting
 from polyak.optim.create import arguments
-from polyak.optim.spec import Choice, Hyper, Range
 
 METHODS = "sgd,adamw,adan,lion,muon,cadamw"
 

@@ -13,10 +13,10 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+from polyak.declare import Choice, Range, SearchSpace
 from polyak.lab.errors import require
 from polyak.optim.create import arguments
-from polyak.optim.engine import Optimizer
-from polyak.optim.spec import Choice, Range, SearchSpace
+from polyak.optim.engine.optimizer import Optimizer
 
 SEED = 0
 

@@ -10,19 +10,19 @@ from typing import Any
 
 from torch import nn
 
-from polyak.optim.adabelief import AdaBelief
-from polyak.optim.adamp import SGDP, AdamP
-from polyak.optim.adan import Adan
-from polyak.optim.ademamix import AdEMAMix
-from polyak.optim.cautious import CSGDM, CAdamW, CAdan, CLion
-from polyak.optim.classic import SGD, Adam, AdamW
-from polyak.optim.engine import EngineOptions, Optimizer
-from polyak.optim.grams import Grams
+from polyak.declare import Hyper
+from polyak.optim.engine.optimizer import EngineOptions, Optimizer
 from polyak.optim.groups import Role, decay_groups
-from polyak.optim.lion import Lion
-from polyak.optim.muon import Muon
-from polyak.optim.spec import Hyper
-from polyak.optim.tam import TAM, AdaTAM, AdaTAMW
+from polyak.optim.methods.adabelief import AdaBelief
+from polyak.optim.methods.adamp import SGDP, AdamP
+from polyak.optim.methods.adan import Adan
+from polyak.optim.methods.ademamix import AdEMAMix
+from polyak.optim.methods.cautious import CSGDM, CAdamW, CAdan, CLion
+from polyak.optim.methods.classic import SGD, Adam, AdamW
+from polyak.optim.methods.grams import Grams
+from polyak.optim.methods.lion import Lion
+from polyak.optim.methods.muon import Muon
+from polyak.optim.methods.tam import TAM, AdaTAM, AdaTAMW
 
 METHODS: dict[str, type[Optimizer]] = {
     method.slug: method

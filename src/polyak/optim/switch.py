@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyak.optim.checkpoint import cast_memory
 from polyak.optim.create import arguments, get
-from polyak.optim.engine import Optimizer
-from polyak.optim.member import STEP
+from polyak.optim.engine.checkpoint import cast_memory
+from polyak.optim.engine.member import STEP
+from polyak.optim.engine.optimizer import Optimizer
 
 _ENGINE = ("execution", "check_finite")
 

@@ -1,0 +1,1 @@
+"""The engine: runs chains of rules as ``torch.optim.Optimizer``."""

@@ -1,0 +1,288 @@
+"""The engine: a ``torch.optim.Optimizer`` that runs a chain of rules."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack
+from typing import Any, ClassVar, TypedDict, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+from typing_extensions import Self
+
+from polyak.declare import Hyper, Paper, SearchSpace
+from polyak.optim.engine import checkpoint, diagnose
+from polyak.optim.engine.execute import check_totals, drive
+from polyak.optim.engine.execution import Execution, checked, in_force
+from polyak.optim.engine.plan import GroupPlan
+from polyak.optim.engine.rule import Chain, Options, check_complete
+
+TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
+
+_chains: dict[tuple[Any, ...], Chain] = {}
+
+
+class EngineOptions(TypedDict, total=False):
+    """How an optimizer runs; the same for every method.
+
+    ``execution``: ``"auto"`` (compiled where it is worth it), ``"eager"`` (one tensor after the other), ``"batched"``
+    (flat arrays, no compiler) or ``"compiled"``; the environment variable ``POLYAK_EXECUTION`` overrides it.
+    ``maximize``: ascend. ``check_finite``: refuse a step with a non-finite gradient, naming the parameter.
+    """
+
+    execution: Execution
+    maximize: bool
+    check_finite: bool
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Any chain of rules as a PyTorch optimizer.
+
+    Args:
+        params: what any ``torch.optim`` optimizer takes: parameters, named parameters or groups.
+        rules: the chain; see :func:`polyak.optim.chain`.
+        execution, maximize, check_finite: see :class:`EngineOptions`.
+        **hyperparameters: values for the hyperparameters that the chain's rules declare.
+
+    Raises:
+        ValueError: an empty or duplicate parameter list, a hyperparameter out of its range, an incomplete chain.
+        TypeError: an unknown hyperparameter (the known ones are listed), complex parameters.
+    """
+
+    slug: ClassVar[str] = ""
+    paper: ClassVar[Paper] = Paper("", 0)
+    equation: ClassVar[str] = ""
+    memories: ClassVar[str] = ""
+    hypers: ClassVar[tuple[Hyper, ...]] = ()
+    search_space: ClassVar[SearchSpace] = {}
+    vectors: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(
+        self,
+        params: ParamsT,
+        rules: Chain | None = None,
+        *,
+        execution: Execution = "auto",
+        maximize: bool = False,
+        check_finite: bool = False,
+        **hyperparameters: Any,
+    ) -> None:
+        if rules is not None:
+            check_complete(rules)
+        self._rules = rules
+        self.execution: Execution = checked(execution)
+        self.check_finite = check_finite
+        self._plans: list[GroupPlan] | None = None
+        defaults = self._defaults(hyperparameters)
+        defaults["maximize"] = bool(maximize)
+        defaults["method"] = self._method()
+        self._ready = False
+        super().__init__(_materialized(params, self._owner()), defaults)
+        self._ready = True
+        self._planned()
+
+    @classmethod
+    def recipe(cls, options: Options) -> Chain:
+        """The chain of a group with these options; named methods override it."""
+        raise NotImplementedError
+
+    def chain_of(self, group: Options) -> Chain:
+        """The chain that a parameter group runs."""
+        if self._rules is not None:
+            return self._rules
+        key = (type(self), *(h.signature(group[h.name]) for h in self.declared()), group.get("use_muon"))
+        found = _chains.get(key)
+        if found is None:
+            found = _chains[key] = self.recipe(group)
+        return found
+
+    def declared(self) -> tuple[Hyper, ...]:
+        """The hyperparameters of this optimizer: the method's, or those of the chain's rules."""
+        return self.hypers if self._rules is None else self._rules.hypers
+
+    def _owner(self) -> str:
+        return type(self).__name__
+
+    def _method(self) -> str:
+        return self.slug or "+".join(rule.name for rule in self._rules or ())
+
+    def _defaults(self, given: dict[str, Any]) -> dict[str, Any]:
+        known = {h.name: h for h in self.declared()}
+        for name in given:
+            if name in TORCH_SWITCHES:
+                raise TypeError(f"{self._owner()}: {name!r} is a switch of torch.optim; here execution= decides")
+            if name not in known:
+                raise TypeError(f"{self._owner()} has no argument {name!r}; it has {sorted(known)}")
+        return {name: given.get(name, hyper.default) for name, hyper in known.items()}
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options fall back to the constructor's. Checks all before anything changes."""
+        group = dict(param_group)
+        listed = group.get("params")
+        if isinstance(listed, Iterable) and not isinstance(listed, (Tensor, set, list)):
+            group["params"] = list(listed)
+        self._check_group({**self.defaults, **group})
+        count = len(self.param_groups)
+        super().add_param_group(group)
+        self._plans = None
+        if self._ready:
+            try:
+                self._planned()
+            except Exception:
+                del self.param_groups[count:]
+                raise
+
+    def _check_group(self, group: dict[str, Any]) -> None:
+        for hyper in self.declared():
+            hyper.check(group[hyper.name], self._owner())
+        self.check_options(group)
+        params = group["params"]
+        params = [params] if isinstance(params, Tensor) else list(params)
+        tensors = [p[1] if isinstance(p, tuple) else p for p in params]
+        if len({id(p) for p in tensors}) != len(tensors):
+            raise ValueError(f"{self._owner()}: a parameter appears twice in one group")
+        for i, p in enumerate(tensors):
+            if isinstance(p, Tensor) and p.is_complex():
+                raise TypeError(
+                    f"{self._owner()}: parameter {i} is complex; pass torch.view_as_real(parameter) instead"
+                )
+
+    def check_options(self, group: Options) -> None:
+        """Refuse combinations of hyperparameters; methods with such rules override it."""
+
+    def _planned(self) -> list[GroupPlan]:
+        if self._plans is None or len(self._plans) != len(self.param_groups):
+            listed = {id(p) for group in self.param_groups for p in group["params"]}
+            for stranger in [p for p in self.state if id(p) not in listed]:  # state_dict() would stumble over it
+                del self.state[stranger]
+            self._elements = sum(p.numel() for group in self.param_groups for p in group["params"])
+            chosen, _ = in_force(self.execution, self._elements)
+            self._plans = [GroupPlan(self, i, chosen) for i in range(len(self.param_groups))]
+            check_totals(unit.questions for plan in self._plans for unit in plan.units)
+            self._states = [*map(id, self.state.values())]
+        return self._plans
+
+    def _current_plans(self) -> list[GroupPlan]:
+        """Plans that describe the optimizer as it is now, with the gradients read."""
+        plans = self._planned()
+        chosen, _ = in_force(self.execution, self._elements)
+        moved = self._states != [*map(id, self.state.values())]
+        if moved or any([not plan.refresh(chosen) for plan in plans]):  # a list: every plan looks at its gradients
+            self._plans = None
+            plans = self._planned()
+            for plan in plans:
+                plan.refresh(chosen)
+        return plans
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """Perform one optimization step.
+
+        Args:
+            closure: re-evaluates the model and returns the loss; called once, with gradients enabled.
+
+        Raises:
+            RuntimeError: a sparse gradient, or with ``check_finite`` a non-finite one; nothing has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plans = self._current_plans()
+        if self.check_finite:
+            diagnose.refuse_non_finite(plans)
+        with _without_autocast(plans):
+            drive([r for plan in plans for r in plan.runs()])
+        for plan in plans:
+            plan.count_step()
+        return loss
+
+    def explain(self) -> str:
+        """Which path every group takes, and why: one line a kind of tensor."""
+        plans = self._planned()
+        chosen, reason = in_force(self.execution, self._elements)
+        lines = [f"{self._owner()}: {chosen} ({reason})"]
+        return "\n".join(lines + [line for plan in plans for line in plan.describe(chosen)])
+
+    def diagnostics(self) -> dict[str, dict[str, float]]:
+        """Read-outs of the step that the gradients present now would give, by parameter; see :mod:`diagnose`."""
+        plans = self._current_plans()
+        with _without_autocast(plans):
+            return diagnose.read(plans)
+
+    @torch.no_grad()
+    def _forget(self) -> None:
+        """Zero all memories and counters."""
+        for state in self.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+
+    def state_bytes(self) -> int:
+        """Bytes of optimizer state on this rank."""
+        return checkpoint.state_bytes(self)
+
+    @classmethod
+    def state_bytes_per_parameter(cls, **hyperparameters: Any) -> float:
+        """Bytes of state per float32 matrix weight with these hyperparameters (default: the method's defaults)."""
+        options = {h.name: h.default for h in cls.hypers} | hyperparameters
+        return float(sum(4 for slot in cls.recipe(options).slots if slot.shape == "param"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """As ``torch.optim``; memories that share a buffer are copied out, so that each is saved alone."""
+        return checkpoint.compact(super().state_dict())
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this method, or of torch.optim where names, shapes and options fit.
+
+        Raises:
+            ValueError: another method, other groups, shapes or options; names the mismatch and changes nothing.
+        """
+        checkpoint.load(self, state_dict)
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = ("defaults", "param_groups", "execution", "check_finite", "_rules")
+        mine = {name: self.__dict__[name] for name in kept if name in self.__dict__}
+        return {**mine, "state": checkpoint.compact_states(self.state)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self._plans = None
+        super().__setstate__(state)
+        self._ready = True
+
+    def __copy__(self) -> Self:
+        raise TypeError("copy.copy would share state between two optimizers; use copy.deepcopy")
+
+
+def _materialized(params: ParamsT, owner: str) -> Any:
+    if isinstance(params, Tensor):
+        raise TypeError(f"{owner}: params must be an iterable of tensors, not one tensor; wrap it in a list")
+    listed = list(params)
+    if not listed:
+        raise ValueError(f"{owner} got an empty parameter list")
+    if all(isinstance(p, dict) for p in listed) and not any(True for g in listed for _ in _listed(g)):
+        warnings.warn(f"{owner}: all parameter groups are empty", UserWarning, stacklevel=4)
+    return listed
+
+
+def _listed(group: Any) -> Iterator[Any]:
+    params = group["params"]
+    if isinstance(params, Tensor):
+        return iter([params])
+    if not isinstance(params, (list, tuple)):
+        params = group["params"] = list(params)
+    return iter(params)
+
+
+def _without_autocast(plans: list[GroupPlan]) -> ExitStack:
+    """A step inside an autocast region must not compute in bfloat16."""
+    off = ExitStack()
+    for device in {d for plan in plans for d in plan.devices if torch.is_autocast_enabled(d)}:
+        off.enter_context(torch.autocast(device, enabled=False))
+    return off

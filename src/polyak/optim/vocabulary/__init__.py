@@ -1,0 +1,1 @@
+"""Rules that several methods share, one family a file."""

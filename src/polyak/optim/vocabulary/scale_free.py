@@ -1,0 +1,81 @@
+"""Rules about norms: projection away from scale-invariant weights, and clipping."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyak.declare import NON_NEGATIVE, UNIT, Hyper
+from polyak.optim.engine.context import Context, Flow
+from polyak.optim.engine.rule import Options, Rule, factory
+from polyak.optim.vocabulary import hypers
+
+DELTA = Hyper("delta", 0.1, NON_NEGATIVE, "threshold of the cosine test, times 1/sqrt(columns); 0 switches it off")
+WD_RATIO = Hyper("wd_ratio", 0.1, UNIT, "factor on the weight decay of scale-invariant weights")
+
+
+def _cosine(gw: Tensor, gg: Tensor, ww: Tensor, eps: float) -> Tensor:
+    return gw.abs() / (gg.sqrt().clamp(min=eps) * ww.sqrt().clamp(min=eps))
+
+
+@factory
+def project(eps: float = 1e-8, only_decay: bool = False) -> Rule:
+    """Remove from the direction its component along a weight that looks scale invariant (arXiv:2006.08217).
+
+    A weight does if its gradient is nearly orthogonal to it: in all rows (``shape[0]``) or, failing that, as a whole,
+    ``|cos(g, p)| < delta / sqrt(columns)``. Rows, or the whole, are then projected, and weight decay is weakened by
+    ``wd_ratio``. Tensors with fewer than 2 dimensions are left alone.
+
+    Args:
+        eps: the smallest norm.
+        only_decay: weaken the decay and leave the direction, which something else has projected.
+    """
+
+    def scalars(h: Options, t: int) -> dict[str, Any]:
+        return {"delta": h["delta"], "wd_ratio": h["wd_ratio"]}
+
+    def worst(gw: Tensor, gg: Tensor, ww: Tensor, uw: Tensor) -> Tensor:
+        return _cosine(gw, gg, ww, eps)
+
+    def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
+        r = c.rows(x.g * x.p, x.g * x.g, x.p * x.p, x.u * x.p, worst=worst)
+        columns = x.p.shape[-1]
+        _, _, ww_row, uw_row = r.row
+        gw, gg, ww, uw = r.whole
+        by_row = r.worst < c.delta / math.sqrt(columns)
+        by_layer = ~by_row & (_cosine(gw, gg, ww, eps) < c.delta / c.numel.sqrt())
+        square = torch.where(by_row, (ww_row.sqrt() + eps).square(), (ww.sqrt() + eps).square())
+        radial = torch.where(by_row, uw_row, uw) / square
+        found = by_row | by_layer
+        c.note("projected", found.to(x.u.dtype))
+        u = x.u if only_decay else x.u - torch.where(found, radial, 0.0) * x.p
+        factor = torch.where(found, c.wd_ratio.to(x.u.dtype), 1.0)
+        return x.but(u=u, decay=factor), {}
+
+    def is_matrix(shape: torch.Size) -> bool:
+        return len(shape) >= 2
+
+    return Rule("project", update, scalars, hypers=(DELTA, WD_RATIO), applies=is_matrix, reads_memory=True)
+
+
+@factory
+def clip_norm() -> Rule:
+    """Clip the gradient by its norm over all tensors: ``g <- g * min(1, max_grad_norm / (norm + eps))``.
+
+    The gradient that later rules remember and compare with is the clipped one; ``p.grad`` is not touched.
+    """
+
+    def scalars(h: Options, t: int) -> dict[str, Any]:
+        return {"limit": h["max_grad_norm"], "eps": h.get("eps", 1e-8)}
+
+    def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
+        norm = c.total(x.u * x.u).sqrt()
+        factor = (c.limit / (norm + c.eps)).clamp(max=1.0)
+        c.note("clip_factor", factor)
+        return x.but(u=x.u * factor, g=x.g * factor), {}
+
+    limit = Hyper("max_grad_norm", 1.0, NON_NEGATIVE, "largest norm of the gradient over all tensors")
+    return Rule("clip_norm", update, scalars, hypers=(limit, hypers.eps(1e-8)))

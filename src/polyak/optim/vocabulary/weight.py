@@ -1,0 +1,69 @@
+"""Rules that write the weight: weight decay and the step."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from torch import Tensor
+
+from polyak.declare import Hyper
+from polyak.optim.engine.context import Context, Flow
+from polyak.optim.engine.rule import Options, Rule, factory
+from polyak.optim.vocabulary import hypers
+
+DecayForm = Literal["decoupled", "coupled", "proximal", "fixed", "initial_lr"]
+
+
+@factory
+def descend(lr: float = 1e-3) -> Rule:
+    """The step: ``w <- w - lr * u``. ``lr`` is the default learning rate."""
+
+    def scalars(h: Options, t: int) -> dict[str, Any]:
+        return {"lr": h["lr"]}
+
+    def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
+        return x.but(w=x.w - c.lr * x.u), {}
+
+    return Rule("descend", update, scalars, hypers=(hypers.lr(lr),), writes="step")
+
+
+@factory
+def decay(form: DecayForm = "decoupled", over_momentum: bool = False) -> Rule:
+    """Weight decay, in the form and at the place that a method has it.
+
+    Args:
+        form: ``"decoupled"`` ``w <- w * (1 - lr * wd)`` (AdamW); ``"fixed"`` ``w <- w * (1 - wd)``;
+            ``"initial_lr"`` ``w <- w * (1 - lr / initial_lr * wd)``, decay relative to the lr that the group started
+            with; ``"proximal"`` ``w <- w / (1 + lr * wd)``, placed behind the step (Adan); ``"coupled"``
+            ``u <- u + wd * p``, L2 regularization, placed before the memories.
+        over_momentum: divide by ``1 - momentum`` (SGDP), so that the strength is that of SGD's L2 decay.
+    """
+
+    def strength(h: Options) -> Any:
+        wd = h["weight_decay"]
+        if over_momentum:
+            wd = wd / (1 - h["momentum"])
+        if form == "initial_lr":
+            return wd * h["lr"] / h.get("initial_lr", h["lr"]) if h.get("initial_lr", h["lr"]) else 0.0
+        return wd if form in ("coupled", "fixed") else wd * h["lr"]
+
+    def scalars(h: Options, t: int) -> dict[str, Any]:
+        return {"strength": strength(h)}
+
+    def couple(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
+        return x.but(u=x.u + c.strength * x.p), {}
+
+    def shrink(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
+        return x.but(w=x.w - c.strength * x.decay * x.w), {}
+
+    def divide(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
+        return x.but(w=x.w / (1 + c.strength)), {}
+
+    forms = {"coupled": couple, "proximal": divide}
+    declared: tuple[Hyper, ...] = (
+        (hypers.weight_decay(),) if form in ("coupled", "fixed") else (hypers.weight_decay(), hypers.lr(1e-3))
+    )
+    if over_momentum:
+        declared += (hypers.momentum(0.9),)
+    writes: Literal["", "decay"] = "" if form == "coupled" else "decay"
+    return Rule(f"decay_{form}", forms.get(form, shrink), scalars, hypers=declared, writes=writes)
