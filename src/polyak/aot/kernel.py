@@ -15,8 +15,9 @@ class Kernel:
 
     ``run(tensors)`` takes a list of exactly what the source's inputs say, and trusts the caller with it: tensors of
     those dtypes and sizes on the kernel's device, dense, aligned to 16 bytes, no two in the same memory unless the
-    function allows it. It returns a list of the function's results; where that returns None, the list means nothing. Versions of tensors
-    that it writes are not counted: see :func:`torch.autograd.graph.increment_version`.
+    function allows it, on accelerators of less than 2**31 elements. It returns a list of the function's results; where
+    the function returns None, the list means nothing. Versions of tensors that it writes are not counted, see
+    :func:`torch.autograd.graph.increment_version`.
     """
 
     __slots__ = ("__weakref__", "path", "run")
