@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from polyak.aot import Array
 from polyak.optim.engine.rule import Chain, Slot
 
 if TYPE_CHECKING:
@@ -33,6 +34,11 @@ class Kept:
         return (self.slot.name,)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether its tensors are laid out like the weight."""
+        return self.slot.shape == "param"
+
+    @property
     def draws(self) -> bool:
         """Whether keeping it rounds at random."""
         return False
@@ -48,10 +54,10 @@ class Kept:
         """Keep a new value."""
         parts[0].copy_(value.reshape(parts[0].shape) if self.slot.shape in ("row", "column") else value)
 
-    def arrays(self, weight: torch.dtype, whole: tuple[str | None, ...]) -> Iterator[tuple[torch.dtype, Any]]:
-        """Dtype and dimensions of each part."""
-        dims: dict[Any, tuple[str | None, ...]] = {"param": whole, "scalar": (), "row": ("rows",)}
-        yield self.slot.dtype_for(weight), dims.get(self.slot.shape, ("columns",))
+    def arrays(self, weight: torch.dtype, whole: tuple[str | int, ...]) -> Iterator[Array]:
+        """The parts as a kernel takes them."""
+        dims: dict[Any, tuple[str | int, ...]] = {"param": whole, "scalar": (), "row": ("rows",)}
+        yield Array(self.slot.dtype_for(weight), dims.get(self.slot.shape, ("columns",)))
 
     def new(self, param: Tensor) -> dict[str, Tensor]:
         """Fresh tensors."""

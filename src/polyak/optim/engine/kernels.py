@@ -13,14 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyak.aot import Source
+from polyak.aot import Array, Source
 from polyak.optim.engine.context import Asked, Dialogue, Flow, Rows
 from polyak.optim.engine.keeping import Kept, Rounding, kahan, write
 from polyak.optim.engine.rule import Chain, Rule
 
 Names = tuple[tuple[str, ...], ...]
-Dims = tuple[str | None, ...]
-Array = tuple[torch.dtype, Dims]
+Dims = tuple[str | int, ...]
 NEVER_STORED = (("realize_opcount_threshold", 10**6), ("realize_reads_threshold", 10**6))
 """Inductor would store a value that two loops need, as large as the weight; computing it twice is as fast."""
 
@@ -121,19 +120,19 @@ def _write(form: Form, tensors: Sequence[Tensor], w: Tensor, new: dict[str, Tens
 
 
 def signature(form: Form) -> Iterator[Array]:
-    """Dtype and dimensions of every tensor of a kernel."""
+    """Every tensor of a kernel."""
     whole: Dims = ("rows", "columns") if form.in_rows else ("n",)
-    yield form.weight, whole
-    yield form.gradient, whole
-    yield torch.float64, (None,)
+    yield Array(form.weight, whole)
+    yield Array(form.gradient, whole)
+    yield Array(torch.float64, (sum(map(len, form.names)) + 1,))
     if form.has_facts:
-        yield torch.float64, (None,)
+        yield Array(torch.float64, (2,))
     for kept in form.kept:
         yield from kept.arrays(form.weight, whole)
     if form.rounding == "kahan":
-        yield form.weight, whole
+        yield Array(form.weight, whole)
     for _ in form.chain.inputs:
-        yield torch.float64, ()
+        yield Array(torch.float64)
     outside = [q for q in form.chain.questions({}) if not (form.inside and q.is_local)]
     for question in outside[: form.level]:
         yield from _answer_arrays(question.kind, question.width, high(form.weight), whole)
@@ -141,11 +140,11 @@ def signature(form: Form) -> Iterator[Array]:
 
 def _answer_arrays(kind: str, width: int, dtype: torch.dtype, whole: Dims) -> Iterator[Array]:
     if kind == "rows":
-        yield from [(dtype, ("rows", None))] * width + [(torch.float64, ())] * (width + 1)
+        yield from [Array(dtype, ("rows", 1))] * width + [Array(torch.float64)] * (width + 1)
     elif kind == "columns":
-        yield from [(dtype, (None, "columns"))] * width
+        yield from [Array(dtype, (1, "columns"))] * width
     else:
-        yield from [(dtype, whole) if kind == "matrix" else (torch.float64, ())] * width
+        yield from [Array(dtype, whole) if kind == "matrix" else Array(torch.float64)] * width
 
 
 def pack(answer: Any) -> list[Tensor]:
@@ -174,27 +173,14 @@ def _unpacked(form: Form, tensors: list[Tensor]) -> list[Any]:
 
 def source(form: Form, small: bool, device: torch.device) -> Source:
     """What :mod:`polyak.aot` compiles; ``small``: for tensors that one thread is best for."""
-    arrays = list(signature(form))
-    sizes = {"n": 2**10 if small else 2**16, "rows": 2**5 if small else 2**8, "columns": 2**5 if small else 2**8 + 4}
-    fixed = [sum(map(len, form.names)) + 1, 2]
-
-    def examples() -> tuple[Tensor, ...]:
-        vectors = iter(fixed)
-        made = []
-        for dtype, dims in arrays:
-            shape = [sizes[d] if d else (next(vectors) if dims == (None,) else 1) for d in dims]
-            made.append(torch.zeros(shape, dtype=dtype, device=device))
-        return tuple(made)
-
     title = "+".join(rule.name for rule in form.chain) + f" {str(form.weight).removeprefix('torch.')}"
     return Source(
         name=title if form.level is None else f"{title} {form.level}",
         function=function(form),
-        examples=examples,
-        dynamic=tuple(dims for _, dims in arrays),
+        inputs=tuple(signature(form)),
+        device=device,
         identity=_identity(form),
         threads="one" if small else "all",
-        device=device,
         settings=NEVER_STORED,
     )
 

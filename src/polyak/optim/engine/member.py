@@ -103,7 +103,7 @@ class Member:
         self.keeping.complete(self)
         self.memories = [self.state[key] for key in self.keys]
         self.array = self.as_array(self.value)
-        self.parts = [self._part(local(m)) for m in self.memories]
+        self._take_parts()
         self.written = [self.array, *self.parts]
         facts = torch.tensor([self.param.numel(), self.salt], dtype=torch.float64, device="cpu")
         self.facts = facts.to(self.value.device)
@@ -113,8 +113,10 @@ class Member:
             is_fake = type(self.value) is not Tensor
             self.state[STEP] = torch.zeros(()) if is_fake else torch.frombuffer(self.counter, dtype=torch.float32)[0]
 
-    def _part(self, memory: Tensor) -> Tensor:
-        return self.as_array(memory) if memory.ndim and memory.shape == self.value.shape else memory
+    def _take_parts(self) -> None:
+        whole = [kept.is_whole for kept in self.kept for _ in kept.keys] + [True] * (self.rounding == "kahan")
+        here = [local(m) for m in self.memories]
+        self.parts = [self.as_array(t) if is_whole else t for t, is_whole in zip(here, whole, strict=True)]
 
     def as_array(self, t: Tensor) -> Tensor:
         """A tensor laid out like the weight as the array that kernels see; where that has gaps, a copy."""
@@ -143,7 +145,7 @@ class Member:
         """Copy weight and memories anew, where kernels do not work in place."""
         if not self.direct and self.numel:
             self.array = self.value.reshape(self.shape)
-            self.parts = [self._part(local(m)) for m in self.memories]
+            self._take_parts()
 
     @property
     def is_compilable(self) -> bool:

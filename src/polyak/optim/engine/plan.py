@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from operator import attrgetter, is_
 from typing import Any, Protocol
 
@@ -12,6 +12,7 @@ from torch.autograd.graph import increment_version
 
 from polyak import aot
 from polyak.optim.engine import units
+from polyak.optim.engine.calls import Call, Line, lines
 from polyak.optim.engine.keeping import Keeping
 from polyak.optim.engine.member import SMALL, STEP, Member, is_sharded, local
 from polyak.optim.engine.rule import Chain, Options
@@ -34,25 +35,6 @@ class Planned(Protocol):
 
     def keeping_of(self, group: Options) -> Keeping:
         """How a group's memories are kept."""
-
-
-class Call:
-    """A member's whole step: one call of a compiled kernel, in place."""
-
-    def __init__(self, member: Member, dtype: torch.dtype, run: Callable[[list[Tensor]], Any], facts: bool) -> None:
-        self.member, self.dtype, self.run = member, dtype, run
-        self.array, self.strides = member.array, member.strides
-        self.vector = member.array.ndim == member.value.ndim
-        self.tail = [*([member.facts] if facts else []), *member.parts]
-
-    def inputs(self, g: Tensor, moment: Moment) -> list[Tensor]:
-        """What the kernel takes."""
-        if g.stride() != self.strides or g.is_neg():
-            g = self.member.gradient(g)
-        elif not self.vector:
-            g = self.member.as_array(g)
-        given = moment.inputs.values() if self.member.chain.inputs else ()
-        return [self.array, g, moment.scalars, *self.tail, *given]
 
 
 def _placed_like(g: Any, p: Any) -> Tensor:
@@ -84,6 +66,7 @@ class GroupPlan:
         self.units = list(units.build([m for m in self.members.values() if m.numel or m.sharded], *self._ways()))
         self.devices = {m.value.device.type for m in self.members.values()}
         self._direct: dict[int, Call] = {}
+        self._lines: list[Line] = []
         if not dry:
             self._take(grads)
 
@@ -91,6 +74,8 @@ class GroupPlan:
         """Take the memories from the state, and remember where all lies."""
         for m in self.members.values():
             m.bind()
+        self._weights = [m.param for m in self.members.values()]
+        self._distributed = any(hasattr(p, "placements") for p in self._weights)
         self._slots = [(m.state, key) for m in self.members.values() for key in m.keys]
         self._held = [state[key] for state, key in self._slots]
         self._counters = [m for m in self.members.values() if m.counter is not None]
@@ -123,11 +108,12 @@ class GroupPlan:
 
     def _look(self) -> tuple[list[Any], ...]:
         """Where weights and memories lie: two tensors of one address, shape and stride are the same elements."""
-        tensors = [m.param for m in self.members.values()] + self._held
-        if any(m.sharded or hasattr(m.param, "placements") for m in self.members.values()):
-            tensors = [local(t) for t in tensors]
-        steps = list(map(_ADDRESS, self._steps))
-        return list(map(_ADDRESS, tensors)), list(map(_STRIDE, tensors)), list(map(_SHAPE, tensors)), steps
+        weights, memories = self._weights, self._held
+        if self._distributed:
+            weights, memories = [local(t) for t in weights], [local(t) for t in memories]
+        addresses = [*map(_ADDRESS, weights), *map(_ADDRESS, memories), *map(_ADDRESS, self._steps)]
+        # of memories only those that replace others have another stride or shape, and these are other tensors
+        return addresses, list(map(_STRIDE, weights)), list(map(_SHAPE, weights))
 
     def refresh(self, execution: str, grads: list[Tensor | None]) -> bool:
         """Take the gradients; False if the plan no longer describes the optimizer."""
@@ -145,7 +131,7 @@ class GroupPlan:
         ):
             return False
         if self.mode != (mode := self._mode(execution)):
-            self.mode, self._direct = mode, {}
+            self.mode, self._direct, self._lines = mode, {}, []
         try:
             held = [state[key] for state, key in self._slots]
             steps = [m.state[STEP] for m in self._counters]
@@ -160,23 +146,36 @@ class GroupPlan:
     def runs(self, inputs: dict[str, Tensor], only: int | None = None) -> Iterator[Run]:
         """This step's runs (or that of one parameter). What is one call of a compiled kernel is done on the way."""
         moments: dict[Any, Moment] = {}
-        written: list[Tensor] = []
+        done = self._run_lines(moments, inputs) if only is None and self._calls else set()
+        complete = True
         for unit in self.units:
-            if only is not None and all(m.index != only for m in unit.members):
-                continue
             first = unit.first
-            if self._calls and first.one_call and self.grads[first.index] is None:
+            if first.index in done or (only is not None and all(m.index != only for m in unit.members)):
                 continue
-            if self._calls and first.one_call and self._call(first, moments, inputs):
-                written += first.written
-            else:
-                yield from self._runs_of(unit, moments, inputs)
-        increment_version(written)
+            if self._calls and first.one_call:
+                g = self.grads[first.index]
+                complete = complete and g is not None
+                if g is None or self._call(first, g, moments, inputs):
+                    continue
+            yield from self._runs_of(unit, moments, inputs)
+        if complete and only is None and self._calls and not self._lines:
+            self._lines = lines(list(self._direct.values()))
 
-    def _call(self, m: Member, moments: dict[Any, Moment], inputs: dict[str, Tensor]) -> bool:
+    def _run_lines(self, moments: dict[Any, Moment], inputs: dict[str, Tensor]) -> set[int]:
+        """Indices of the members that were stepped in lines."""
+        done: set[int] = set()
+        for line in self._lines:
+            grads = line.take(self.grads)
+            if grads is None:
+                continue
+            moment = self._moment(moments, line.members[0], inputs)
+            line.run(grads, moment.scalars, moment.given(self.chain))
+            increment_version(line.arrays)
+            done.update(line.indices)
+        return done
+
+    def _call(self, m: Member, g: Tensor, moments: dict[Any, Moment], inputs: dict[str, Tensor]) -> bool:
         """Do a member's step by one call of its kernel, if that is possible."""
-        g = self.grads[m.index]
-        assert g is not None
         moment = self._moment(moments, m, inputs)
         call = self._direct.get(m.index)
         if call is None or call.dtype is not g.dtype:
@@ -185,7 +184,9 @@ class GroupPlan:
             if kernel is None:
                 return False
             call = self._direct[m.index] = Call(m, g.dtype, kernel, form.has_facts)
-        call.run(call.inputs(g, moment))
+            self._lines = []
+        call(g, moment.scalars, moment.given(m.chain))
+        increment_version(m.array)
         return True
 
     def _runs_of(self, unit: Unit, moments: dict[Any, Moment], inputs: dict[str, Tensor]) -> Iterator[Run]:

@@ -17,6 +17,7 @@ from polyak.optim.engine import kernels
 from polyak.optim.engine.context import Question, settle
 from polyak.optim.engine.kernels import Form, high
 from polyak.optim.engine.member import SMALL, Member
+from polyak.optim.engine.rule import Chain
 
 SLICE = 12 * 1024
 """Elements at a time without a compiler, where every operation makes an array."""
@@ -41,6 +42,10 @@ class Moment(NamedTuple):
     names: kernels.Names
     scalars: Tensor
     inputs: dict[str, Tensor]
+
+    def given(self, chain: Chain) -> list[Tensor]:
+        """The inputs that a chain reads."""
+        return [self.inputs[name] for name in chain.inputs]
 
 
 class Piece:
@@ -87,9 +92,8 @@ class Piece:
     def tensors(self, form: Form, moment: Moment, answers: Answers) -> list[Tensor]:
         """What the kernel takes."""
         facts = [self.first.facts] if form.has_facts else []
-        given = [moment.inputs[name] for name in form.chain.inputs]
         brought = [t for answer in answers for t in kernels.pack(answer)]
-        return [self.p, self.g, moment.scalars, *facts, *self.parts, *given, *brought]
+        return [self.p, self.g, moment.scalars, *facts, *self.parts, *moment.given(form.chain), *brought]
 
     def _cut(self, form: Form, moment: Moment, answers: Answers, c: slice) -> list[Tensor]:
         """What the kernel takes of a slice; vectors of coefficients and what is one number are for all slices."""
