@@ -36,7 +36,7 @@ class AdamP(Optimizer):
         params: parameters, named parameters or groups.
         lr: learning rate, >= 0.
         betas: each in [0, 1).
-        eps: >= 0.
+        eps: >= 0, also the smallest norm of test and projection.
         weight_decay: >= 0, decoupled.
         delta: :math:`\delta` >= 0; 0 switches the projection off.
         wd_ratio: in [0, 1].
@@ -117,7 +117,7 @@ class SGDP(Optimizer):
     memories = "momentum_buffer"
     hypers: ClassVar[tuple[Hyper, ...]] = (
         hypers.lr(1e-1), hypers.momentum(0.0), DAMPENING, hypers.weight_decay(), NESTEROV,
-        Hyper("eps", 1e-8, NON_NEGATIVE, "smallest norm", static=True), DELTA, WD_RATIO,
+        Hyper("eps", 1e-8, NON_NEGATIVE, "smallest norm"), DELTA, WD_RATIO,
         hypers.flag("project_buffer", False, "keep the projected buffer"),
     )  # fmt: skip
     search_space: ClassVar[SearchSpace] = SGD_SEARCH
@@ -145,13 +145,12 @@ class SGDP(Optimizer):
     @classmethod
     def recipe(cls, options: Options) -> Chain:
         """See :class:`Optimizer`."""
-        projection = project(options["eps"])
         dampening = options["dampening"] != 0
         ball = heavy_ball(options["nesterov"], dampening, dampen_first=True, keep_read_out=options["project_buffer"])
         end = chain(decay("decoupled", over_momentum=True), descend())
         if options["project_buffer"]:
-            return chain(ball.at("momentum_buffer", projection), project(options["eps"], only_decay=True), end)
-        return chain(ball, projection, end)
+            return chain(ball.at("momentum_buffer", project()), project(only_decay=True), end)
+        return chain(ball, project(), end)
 
     def check_options(self, group: Options) -> None:
         """The alias in the authors' code exists only without nesterov."""
