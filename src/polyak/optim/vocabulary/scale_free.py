@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from polyak.declare import NON_NEGATIVE, UNIT, Hyper
+from polyak.declare import NON_NEGATIVE, UNIT, Eps, MaxGradNorm, hyper
 from polyak.optim.engine.context import Context, Flow
 from polyak.optim.engine.rule import Options, Rule, factory
-from polyak.optim.vocabulary import hypers
 
-DELTA = Hyper("delta", 0.1, NON_NEGATIVE, "threshold of the cosine test, times 1/sqrt(columns); 0 switches it off")
-WD_RATIO = Hyper("wd_ratio", 0.1, UNIT, "factor on the weight decay of scale-invariant weights")
+Delta = Annotated[float, NON_NEGATIVE, "threshold of the cosine test, times 1/sqrt(columns); 0 switches it off"]
+WdRatio = Annotated[float, UNIT, "factor on the weight decay of scale-invariant weights"]
 
 
 def _cosine(gw: Tensor, gg: Tensor, ww: Tensor, eps: Tensor) -> Tensor:
@@ -60,7 +59,7 @@ def project(only_decay: bool = False) -> Rule:
     def is_matrix(shape: torch.Size) -> bool:
         return len(shape) >= 2
 
-    known = (hypers.eps(1e-8), DELTA, WD_RATIO)
+    known = (hyper("eps", Eps, 1e-8), hyper("delta", Delta, 0.1), hyper("wd_ratio", WdRatio, 0.1))
     return Rule("project", update, scalars, hypers=known, applies=is_matrix, reads_memory=True)
 
 
@@ -80,5 +79,5 @@ def clip_norm() -> Rule:
         c.note("clip_factor", factor)
         return x.but(u=x.u * factor, g=x.g * factor), {}
 
-    limit = Hyper("max_grad_norm", 1.0, NON_NEGATIVE, "largest norm of the gradient over all tensors")
-    return Rule("clip_norm", update, scalars, hypers=(limit, hypers.eps(1e-8)))
+    known = (hyper("max_grad_norm", MaxGradNorm, 1.0), hyper("eps", Eps, 1e-8))
+    return Rule("clip_norm", update, scalars, hypers=known)
