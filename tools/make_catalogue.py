@@ -40,13 +40,21 @@ def _argument(hyper: Hyper) -> str:
     return f"| `{hyper.name}` | `{hyper.default!r}` | {allowed}{either} | {hyper.doc} |\n"
 
 
+def _state(name: str) -> str:
+    kept = [
+        f"- `{slot.name}`: {slot.holds}{condition and f' ({condition})'}\n"
+        for slot, condition in polyak.optim.get(name).memories()
+    ]
+    return f"State:\n\n{''.join(kept)}\n"
+
+
 def section(name: str) -> str:
     """The method's section."""
     method = polyak.optim.get(name)
     table = "".join(_argument(h) for h in arguments(method).values())
     return (
         f"\n## {name}\n\n`polyak.optim.{method.__name__}`: [{method.paper.title}]({method.paper.link}), "
-        f"{method.paper.year}.\n\n```text\n{method.equation}\n```\n\nState: {method.memories}.\n"
+        f"{method.paper.year}.\n\n```text\n{method.equation}\n```\n\n{_state(name)}"
         f"Verified by: {', '.join(method.vectors)}.\n\n"
         f"| argument | default | allowed | |\n|---|---|---|---|\n{table}"
     )

@@ -55,13 +55,30 @@ HALF_OPEN_UNIT = Interval(0.0, 1.0, high_open=True)
 
 
 @dataclass(frozen=True)
+class Range:
+    """A continuous dimension of a search space, from ``low`` to ``high``, by default on a logarithmic scale."""
+
+    low: float
+    high: float
+    log: bool = True
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A discrete dimension of a search space. Values may be tuples (e.g. whole ``betas``)."""
+
+    values: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
 class Hyper:
     """One hyperparameter of a method: its name, default, allowed values and meaning.
 
     ``allowed`` is an :class:`Interval` (for a number, or for each entry of a tuple whose length is that of the
     default), a tuple of the values allowed, or :class:`Described`. ``optional`` admits ``None``. A ``static``
     hyperparameter selects code rather than entering an equation; ``"zero"`` means that only whether it is zero (or
-    None) does.
+    None) does. ``search`` is where a search looks. An argument that ``fills`` another option gives its value in the
+    groups that a method's main rule does not take.
     """
 
     name: str
@@ -70,6 +87,8 @@ class Hyper:
     doc: str = ""
     optional: bool = False
     static: bool | Literal["zero"] = False
+    search: Range | Choice | None = None
+    fills: str = ""
 
     def signature(self, value: Any) -> Any:
         """What of the value selects code; hashable."""
@@ -135,22 +154,6 @@ class Paper:
     def link(self) -> str:
         """The address of the paper."""
         return f"https://arxiv.org/abs/{self.arxiv}" if self.arxiv else self.url
-
-
-@dataclass(frozen=True)
-class Range:
-    """A continuous dimension of a search space, from ``low`` to ``high``, by default on a logarithmic scale."""
-
-    low: float
-    high: float
-    log: bool = True
-
-
-@dataclass(frozen=True)
-class Choice:
-    """A discrete dimension of a search space. Values may be tuples (e.g. whole ``betas``)."""
-
-    values: tuple[Any, ...]
 
 
 SearchSpace = Mapping[str, Range | Choice]

@@ -135,7 +135,7 @@ def show(name: Annotated[str, typer.Argument(help="A method, see `polyak list`."
     out = terminal.console()
     paper = method.paper
     out.print(f"[bold]{name}[/]  {paper.title} ({paper.year}), {paper.link}\n", soft_wrap=True)
-    out.print(textwrap.indent(textwrap.dedent(method.equation).strip("\n"), "    "), markup=False, soft_wrap=True)
+    out.print(textwrap.indent(method.equation, "    "), markup=False, soft_wrap=True)
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("argument", "default", "allowed", "tuned over", "meaning"):
         made.add_column(heading)
@@ -143,7 +143,9 @@ def show(name: Annotated[str, typer.Argument(help="A method, see `polyak list`."
         searched = _dimension(method.search_space.get(argument))
         made.add_row(argument, str(hyper.default), _allowed(hyper), searched, hyper.doc)
     out.print(made)
-    out.print(f"state: {method.state_bytes_per_parameter():g} bytes per float32 parameter ({method.memories})")
+    out.print(f"state: {method.state_bytes_per_parameter():g} bytes per float32 parameter")
+    for slot, condition in method.memories():
+        out.print(f"    {slot.name}: {slot.holds}{condition and f' ({condition})'}", markup=False, soft_wrap=True)
     out.print(f"verified by: {', '.join(method.vectors) or 'no vectors'}", markup=False)
 
 

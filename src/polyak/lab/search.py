@@ -16,14 +16,14 @@ from typing import Any
 from polyak.declare import Choice, Range, SearchSpace
 from polyak.lab.errors import require
 from polyak.optim.create import arguments
-from polyak.optim.engine.optimizer import Optimizer
+from polyak.optim.method import Method
 
 SEED = 0
 
 Setting = dict[str, Any]
 
 
-def settings(method: type[Optimizer], trials: int) -> list[Setting]:
+def settings(method: type[Method], trials: int) -> list[Setting]:
     """The hyperparameters of trials ``0 .. trials - 1`` of a method."""
     defaults = arguments(method)
     published = {name: defaults[name].default for name in method.search_space}

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 Role = Literal["matrix", "vector", "embedding", "head"]
 ROLES: tuple[Role, ...] = ("matrix", "vector", "embedding", "head")
+REST = "rest"  # of groups: several roles in one
+GROUP_ROLES = (*ROLES, REST)
 HEADS = ("*lm_head*", "*head", "head.*", "*.head.*", "*classifier*", "fc.weight", "*output_projection*")
 EMBEDDINGS = ("*embed*", "*wte*", "*wpe*", "*pos_emb*", "*cls_token*")
 
@@ -57,20 +59,16 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
     return any(fnmatch.fnmatch(name.lower(), pattern) for pattern in patterns)
 
 
-def split_matrices(params: Any, overrides: Mapping[str, Role] | None = None) -> list[dict[str, Any]]:
-    """Groups with ``use_muon``: hidden matrices, and the rest. Explicit groups are returned as they are."""
+def split_roles(params: Any, main: tuple[Role, ...], overrides: Mapping[str, Role] | None = None) -> list[Any]:
+    """Groups with a ``role``: one for each of ``main``, and the rest. Explicit groups are returned as they are."""
     if isinstance(params, nn.Module):
-        roles = roles_of(params, overrides)
+        by_name: Mapping[str, Role] = roles_of(params, overrides)
         named = [(name, p) for name, p in params.named_parameters() if p.requires_grad]
-        return _two_groups(
-            [(n, p) for n, p in named if roles[n] == "matrix"], [e for e in named if roles[e[0]] != "matrix"]
-        )
+        return _grouped(named, [by_name[name] for name, _ in named], main)
     listed: list[Any] = list(params) if not isinstance(params, Tensor) else [params]
     if any(isinstance(entry, dict) for entry in listed):
         return listed
-    matrices = [entry for entry in listed if _is_hidden(entry)]
-    chosen = {id(entry) for entry in matrices}
-    return _two_groups(matrices, [entry for entry in listed if id(entry) not in chosen])
+    return _grouped(listed, ["matrix" if _is_hidden(entry) else "vector" for entry in listed], main)
 
 
 def _is_hidden(entry: Any) -> bool:
@@ -80,17 +78,20 @@ def _is_hidden(entry: Any) -> bool:
     return p.ndim >= 2 and not _matches(name, EMBEDDINGS) and not _matches(name, HEADS)
 
 
-def _two_groups(matrices: list[Any], rest: list[Any]) -> list[dict[str, Any]]:
-    groups = [{"params": matrices, "use_muon": True}, {"params": rest, "use_muon": False}]
-    return [group for group in groups if group["params"]]
+def _grouped(entries: list[Any], roles: list[Role], main: tuple[Role, ...]) -> list[dict[str, Any]]:
+    groups: dict[str, list[Any]] = {role: [] for role in (*main, REST)}
+    for entry, role in zip(entries, roles, strict=True):
+        groups[role if role in main else REST].append(entry)
+    return [{"params": listed, "role": role} for role, listed in groups.items() if listed]
 
 
 def decay_groups(
     module: nn.Module,
     weight_decay: float | None,
     no_decay_1d: bool,
-    matrices: bool,
+    main: tuple[Role, ...] = (),
     overrides: Mapping[str, Role] | None = None,
+    aux_weight_decay: float | None = None,
 ) -> list[dict[str, Any]]:
     """Groups of a module's trainable parameters, each shared parameter once.
 
@@ -98,23 +99,26 @@ def decay_groups(
         module: the model.
         weight_decay: for the decayed groups; None leaves the method's default.
         no_decay_1d: no decay on tensors with fewer than 2 dimensions (biases, norms).
-        matrices: keep hidden matrices apart from the rest, marked by ``use_muon``.
+        main: roles that a matrix method keeps apart; its groups then have a ``role``.
         overrides: role by name pattern.
+        aux_weight_decay: for the decayed groups of other roles; None is ``weight_decay``.
     """
     roles = roles_of(module, overrides)
-    kinds: dict[tuple[bool, bool], list[tuple[str, Tensor]]] = {}
+    order = {role: i for i, role in enumerate((*main, REST))}
+    kinds: dict[tuple[str, bool], list[tuple[str, Tensor]]] = {}
     for name, p in module.named_parameters():
         if p.requires_grad:
-            key = (matrices and roles[name] == "matrix", not (no_decay_1d and p.ndim < 2))
-            kinds.setdefault(key, []).append((name, p))
+            role = roles[name] if roles[name] in main else REST
+            kinds.setdefault((role, not (no_decay_1d and p.ndim < 2)), []).append((name, p))
     groups = []
-    for (hidden, decayed), params in sorted(kinds.items(), key=lambda item: item[0], reverse=True):
+    for (role, decayed), params in sorted(kinds.items(), key=lambda item: (order[item[0][0]], not item[0][1])):
         group: dict[str, Any] = {"params": params}
-        if matrices:
-            group["use_muon"] = hidden
+        if main:
+            group["role"] = role
+        own = aux_weight_decay if main and role == REST and aux_weight_decay is not None else weight_decay
         if not decayed:
             group["weight_decay"] = 0.0
-        elif weight_decay is not None:
-            group["weight_decay"] = weight_decay
+        elif own is not None:
+            group["weight_decay"] = own
         groups.append(group)
     return groups

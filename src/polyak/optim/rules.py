@@ -1,10 +1,17 @@
-"""The vocabulary: rules to chain. One family a file."""
+"""The vocabulary: rules to chain. Made by tools/make_lists.py from the files; not edited by hand."""
 
-from polyak.optim.vocabulary.adaptive import adabelief, adam, adan, adatam, ademamix
-from polyak.optim.vocabulary.balls import heavy_ball, momentum_ema, torque_aware
+from polyak.optim.methods.adabelief import adabelief
+from polyak.optim.methods.adan import adan
+from polyak.optim.methods.adatam import adatam
+from polyak.optim.methods.ademamix import ademamix
+from polyak.optim.methods.grams import grams
+from polyak.optim.methods.lion import lion
+from polyak.optim.methods.tam import torque_aware
+from polyak.optim.vocabulary.adaptive import adam
+from polyak.optim.vocabulary.balls import heavy_ball, momentum_ema
 from polyak.optim.vocabulary.matrices import orthogonalize
 from polyak.optim.vocabulary.scale_free import clip_norm, project
-from polyak.optim.vocabulary.signs import cautious, grams, lion
+from polyak.optim.vocabulary.signs import cautious
 from polyak.optim.vocabulary.weight import decay, descend
 
 __all__ = [

@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyak.optim.create import arguments, get
+from polyak.optim.create import get
 from polyak.optim.engine.checkpoint import cast_memory
 from polyak.optim.engine.member import STEP
 from polyak.optim.engine.optimizer import Optimizer
+from polyak.optim.method import Method
 
 _ENGINE = ("execution", "check_finite")
 
@@ -54,17 +55,16 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
     return new
 
 
-def _given(method: type[Optimizer], group: dict[str, Any], hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """The new values that concern a group: of an auxiliary group those named ``aux_...``, if the method has any."""
+def _given(method: type[Method], group: dict[str, Any], hyperparameters: dict[str, Any]) -> dict[str, Any]:
+    """The new values that concern a group: of an auxiliary group those of the arguments that fill its options."""
+    filled = {h.name: h.fills for h in method.arguments if h.fills}
+    if filled and group.get("role", method.roles[0]) not in method.roles:
+        return {filled.get(k, k): v for k, v in hyperparameters.items() if k in filled or k == "maximize"}
     known = {h.name for h in method.hypers} | {"maximize"}
-    if "aux_lr" in arguments(method) and not group.get("use_muon", True):
-        return {
-            k.removeprefix("aux_"): v for k, v in hyperparameters.items() if k.startswith("aux_") or k == "maximize"
-        }
     return {k: v for k, v in hyperparameters.items() if k in known}
 
 
-def _portable(method: type[Optimizer], optimizer: Optimizer, group: dict[str, Any]) -> set[str]:
+def _portable(method: type[Method], optimizer: Optimizer, group: dict[str, Any]) -> set[str]:
     """Options of a group that mean the same in the other method, and what schedulers and the user put there."""
     names = set(group) - {h.name for h in optimizer.declared()} - {"params", "method"}
     for hyper in method.hypers:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
-from polyak.declare import Hyper, Paper, SearchSpace
+from polyak.declare import Hyper
 from polyak.optim.engine import checkpoint, diagnose
 from polyak.optim.engine.execution import Execution, checked, in_force
 from polyak.optim.engine.keeping import Keeping
@@ -53,12 +53,7 @@ class Optimizer(torch.optim.Optimizer):
     """
 
     slug: ClassVar[str] = ""
-    paper: ClassVar[Paper] = Paper("", 0)
-    equation: ClassVar[str] = ""
-    memories: ClassVar[str] = ""
     hypers: ClassVar[tuple[Hyper, ...]] = ()
-    search_space: ClassVar[SearchSpace] = {}
-    vectors: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self,
@@ -94,7 +89,7 @@ class Optimizer(torch.optim.Optimizer):
         """The chain that a parameter group runs."""
         if self._rules is not None:
             return self._rules
-        key = (type(self), *(h.signature(group[h.name]) for h in self.declared()), group.get("use_muon"))
+        key = (type(self), *(h.signature(group[h.name]) for h in self.declared()), group.get("role"))
         found = _chains.get(key)
         if found is None:
             found = _chains[key] = self.recipe(group)

@@ -2,97 +2,109 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import Any, ClassVar, Literal
+import math
+from typing import Annotated, Any, Literal
 
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
+import torch
+from torch import Tensor
 
-from polyak.declare import Choice, Hyper, Paper, Range, SearchSpace
-from polyak.optim.engine.optimizer import EngineOptions, Optimizer
-from polyak.optim.engine.rule import Chain, Options, chain
-from polyak.optim.rules import adabelief, decay, descend
-from polyak.optim.vocabulary import hypers
+from polyak.declare import Betas, Choice, Eps, Lr, Paper, Range, WeightDecay
+from polyak.memory.averages import debias, ema
+from polyak.optim.engine.context import Flow, Places
+from polyak.optim.engine.rule import Chain, Options, Rule, Slot, chain, factory
+from polyak.optim.method import Method
+from polyak.optim.vocabulary.weight import decay, descend
 
-DecayForm = Literal["decoupled", "coupled", "fixed"]
+
+def rectification(beta2: float, t: int) -> float | None:
+    """RAdam's variance rectification times ``sqrt(1 - b2^t)`` (arXiv:1908.03265); None while it is undefined."""
+    rho_inf = 2 / (1 - beta2) - 1
+    rho = rho_inf - 2 * t * beta2**t / debias(beta2, t)
+    if rho < 5 or rho_inf <= 4:
+        return None
+    ratio = (rho - 4) / (rho_inf - 4) * (rho - 2) / rho * rho_inf / (rho_inf - 2)
+    return math.sqrt(debias(beta2, t) * ratio)
 
 
-class AdaBelief(Optimizer):
-    r"""AdaBelief (Zhuang et al., arXiv:2010.07468): large steps where the momentum predicts the gradient well.
+@factory
+def adabelief(
+    rectify: bool = True, amsgrad: bool = False, degenerated_to_sgd: bool = True, accumulate_eps: bool = True
+) -> Rule:
+    """AdaBelief's direction: ``m / sqrt(s)``, ``s`` an average of ``(g - m)^2`` (arXiv:2010.07468).
 
-    .. math:: m \leftarrow \beta_1 m + (1-\beta_1) g, \quad
-        s \leftarrow \beta_2 s + (1-\beta_2)(g - m)^2 + \epsilon, \quad
-        p \leftarrow p - \gamma\, \hat m / (\sqrt{\hat s} + \epsilon)
+    Args:
+        rectify: RAdam's rule; while it is undefined the direction is ``m`` (``degenerated_to_sgd``) or 0.
+        amsgrad: divide by the largest ``s`` so far; without effect under ``rectify``, as in the authors' code.
+        accumulate_eps: eps stays in ``s`` at every step, as in paper and code; off adds it only to the root.
+    """
 
-    and with ``rectify`` RAdam's variance rectification. Defaults are those of the authors' package 0.2; the paper's
-    results use ``rectify=False``. eps is about the square of Adam's: 1e-16 where Adam is better than SGD, 1e-8 where
-    SGD is. Do not clamp gradients elementwise (``g - m`` becomes 0); clipping by norm is fine.
+    def scalars(h: Options, t: int) -> dict[str, Any]:
+        b1, b2 = (float(b) for b in h["betas"])
+        c1 = debias(b1, t)
+        values = {"rate1": 1 - b1, "rate2": 1 - b2, "eps": h["eps"]}
+        if not rectify:
+            return values | {"adaptive": 1 / c1, "plain": 0.0, "root": 1 / math.sqrt(debias(b2, t))}
+        r = rectification(b2, t)
+        plain = 1 / c1 if r is None and degenerated_to_sgd else 0.0
+        return values | {"adaptive": 0.0 if r is None else r / c1, "plain": plain, "root": 1.0}
+
+    def update(x: Flow, s: Any, c: Places) -> tuple[Flow, dict[str, Tensor]]:
+        m = ema(s.exp_avg, x.u, c.rate1)
+        var = ema(s.exp_avg_var, (x.u - m).square(), c.rate2)
+        if accumulate_eps:
+            var = var + c.eps
+        new = {"exp_avg": m, "exp_avg_var": var}
+        if amsgrad:
+            new["max_exp_avg_var"] = torch.maximum(s.max_exp_avg_var, var)
+        belief = new["max_exp_avg_var"] if amsgrad and not rectify else var
+        u = c.adaptive * m / (belief.sqrt() * c.root + c.eps)
+        u = torch.where(c.adaptive > 0, u, c.plain * m) if rectify else u
+        return x.but(u=c.place("exp_avg", u)), new
+
+    slots: tuple[Slot, ...] = (
+        Slot("exp_avg", "average of the gradient", "signed"),
+        Slot("exp_avg_var", "average of the gradient's squared deviation from it", "positive"),
+    )
+    slots += (Slot("max_exp_avg_var", "the largest such average so far", "positive"),) if amsgrad else ()
+    known = AdaBelief.reads("betas", "eps")
+    return Rule("adabelief", update, scalars, slots, known, timed=True, places=("exp_avg",))
+
+
+class AdaBelief(Method):
+    """AdaBelief (Zhuang et al., arXiv:2010.07468): large steps where the momentum predicts the gradient well.
+
+    ::
+
+        m <- b1 * m + (1 - b1) * g
+        s <- b2 * s + (1 - b2) * (g - m)^2 + eps
+        p <- p * (1 - lr * weight_decay) - lr * m^ / (sqrt(s^) + eps)   (rectified as RAdam by default)
+
+    Defaults are those of the authors' package 0.2; the paper's results use ``rectify=False``. eps is about the square
+    of Adam's: 1e-16 where Adam is better than SGD, 1e-8 where SGD is. Do not clamp gradients elementwise (``g - m``
+    becomes 0); clipping by norm is fine. Settings in which the method degenerates are warned of.
 
     Differs from the authors' code: coupled decay does not change ``p.grad``; states are float32 for every
     half-precision weight (1e-16 is 0 in float16); nothing is printed.
-
-    Args:
-        params: parameters, named parameters or groups.
-        lr: learning rate, >= 0.
-        betas: each in [0, 1); a warning under ``rectify`` if ``betas[1] <= 0.6``, where it never takes effect.
-        eps: >= 0, added to ``s`` at every step and to the root.
-        weight_decay: >= 0.
-        decay_form: "decoupled", "coupled" (into the gradient) or "fixed" (not scaled by lr).
-        amsgrad: divide by the largest ``s`` so far; no effect on rectified steps.
-        rectify: RAdam's rectification.
-        degenerated_to_sgd: step along ``m`` while the rectification is undefined, instead of standing still.
-        accumulate_eps: off (not the authors') adds eps to the root only.
-        **engine: ``execution``, ``maximize``, ``check_finite``.
-
-    Raises:
-        ValueError: an argument out of its range.
     """
 
     slug = "adabelief"
     paper = Paper("AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients", 2020, "2010.07468")
-    equation = (
-        "m <- b1 * m + (1 - b1) * g\ns <- b2 * s + (1 - b2) * (g - m)^2 + eps\n"
-        "p <- p * (1 - lr * weight_decay) - lr * m^ / (sqrt(s^) + eps)   (rectified as RAdam by default)"
-    )
-    memories = "exp_avg: average of the gradient; exp_avg_var: of its squared deviation (amsgrad: max_exp_avg_var)"
-    hypers: ClassVar[tuple[Hyper, ...]] = (
-        hypers.lr(1e-3),
-        hypers.betas(0.9, 0.999),
-        hypers.eps(1e-16),
-        hypers.weight_decay(),
-        hypers.choice("decay_form", "decoupled", ("decoupled", "coupled", "fixed"), "form of weight decay"),
-        hypers.flag("amsgrad", False, "divide by the largest s so far"),
-        hypers.flag("rectify", True, "RAdam's variance rectification"),
-        hypers.flag("degenerated_to_sgd", True, "momentum step while the rectification is undefined"),
-        hypers.flag("accumulate_eps", True, "keep eps in the memory"),
-    )
-    search_space: ClassVar[SearchSpace] = {
-        "lr": Range(1e-4, 3e-2), "eps": Choice((1e-16, 1e-12, 1e-8)), "weight_decay": Range(1e-4, 1e-1),
-    }  # fmt: skip
-    vectors: ClassVar[tuple[str, ...]] = ("adabelief", "adabelief-rectify", "adabelief-coupled", "adabelief-amsgrad")
+    vectors = ["adabelief", "adabelief-rectify", "adabelief-coupled", "adabelief-amsgrad"]
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-16,
-        weight_decay: float = 0.0,
-        decay_form: DecayForm = "decoupled",
-        amsgrad: bool = False,
-        rectify: bool = True,
-        degenerated_to_sgd: bool = True,
-        accumulate_eps: bool = True,
-        **engine: Unpack[EngineOptions],
-    ) -> None:
-        super().__init__(
-            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, decay_form=decay_form, amsgrad=amsgrad,
-            rectify=rectify, degenerated_to_sgd=degenerated_to_sgd, accumulate_eps=accumulate_eps, **engine,
-        )  # fmt: skip
+    lr: Annotated[Lr, Range(1e-4, 3e-2)] = 1e-3
+    betas: Betas = (0.9, 0.999)
+    eps: Annotated[Eps, Choice((1e-16, 1e-12, 1e-8)), "added to s at every step and to the root"] = 1e-16
+    weight_decay: Annotated[WeightDecay, Range(1e-4, 1e-1)] = 0.0
+    decay_form: Annotated[Literal["decoupled", "coupled", "fixed"], "form of weight decay; fixed: without lr"] = (
+        "decoupled"
+    )
+    amsgrad: Annotated[bool, "divide by the largest s so far; no effect on rectified steps"] = False
+    rectify: Annotated[bool, "RAdam's variance rectification"] = True
+    degenerated_to_sgd: Annotated[bool, "step along m while the rectification is undefined, or stand still"] = True
+    accumulate_eps: Annotated[bool, "keep eps in s; off (not the authors') adds it to the root only"] = True
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
-        """See :class:`Optimizer`."""
         names = ("rectify", "amsgrad", "degenerated_to_sgd", "accumulate_eps")
         chosen: dict[str, Any] = {name: options[name] for name in names}
         return chain(decay(options["decay_form"]), adabelief(**chosen), descend())
@@ -100,9 +112,9 @@ class AdaBelief(Optimizer):
     def check_options(self, group: Options) -> None:
         """Warn about settings in which the method degenerates."""
         if group["rectify"] and group["betas"][1] <= 0.6:
-            warnings.warn("AdaBelief: with betas[1] <= 0.6 no step is ever rectified", UserWarning, stacklevel=5)
+            self.advise("with betas[1] <= 0.6 no step is ever rectified")
         if group["eps"] == 0:
-            warnings.warn("AdaBelief: eps = 0 divides by zero once g equals its average", UserWarning, stacklevel=5)
+            self.advise("eps = 0 divides by zero once g equals its average")
 
     def reset(self) -> None:
         """Zero all memories and counters."""

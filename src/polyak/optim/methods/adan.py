@@ -2,107 +2,103 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import ClassVar
+import math
+from typing import Annotated, Any
 
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
+from torch import Tensor
 
-from polyak.declare import NON_NEGATIVE, Hyper, Paper, Range, SearchSpace
-from polyak.optim.engine.optimizer import EngineOptions, Optimizer
-from polyak.optim.engine.rule import Chain, Options, chain
-from polyak.optim.rules import adan, clip_norm, decay, descend
-from polyak.optim.vocabulary import hypers
-
-ADAN_HYPERS: tuple[Hyper, ...] = (
-    hypers.lr(1e-3),
-    hypers.betas(0.98, 0.92, 0.99),
-    hypers.eps(1e-8),
-    hypers.weight_decay(),
-    Hyper("max_grad_norm", 0.0, NON_NEGATIVE, "clip by the norm over all tensors; 0: off", static="zero"),
-    hypers.flag("no_prox", False, "AdamW's weight decay instead of the proximal one"),
-)
-ADAN_EQUATION = (
-    "d <- g - g_prev (0 at the first step)\nm <- b1 * m + (1 - b1) * g\nv <- b2 * v + (1 - b2) * d\n"
-    "n <- b3 * n + (1 - b3) * (g + b2 * d)^2\nu <- (m^ + b2 * v^) / (sqrt(n^) + eps)   (^: bias corrected)\n"
-    "p <- (p - lr * u) / (1 + lr * weight_decay)"
-)
+from polyak.declare import Betas3, Eps, Lr, MaxGradNorm, Paper, Range, WeightDecay
+from polyak.memory.averages import debias, ema
+from polyak.optim.engine.context import Flow, Places
+from polyak.optim.engine.rule import Chain, Options, Rule, Slot, chain, factory
+from polyak.optim.method import Method
+from polyak.optim.vocabulary.scale_free import clip_norm
+from polyak.optim.vocabulary.weight import decay, descend
 
 
-def adan_chain(options: Options, direction: Chain) -> Chain:
-    """Adan around ``direction``: optional clipping before, the chosen weight decay, the step."""
-    clip = (clip_norm(),) if options["max_grad_norm"] else ()
-    if options["no_prox"]:
-        return chain(*clip, decay("decoupled"), direction, descend())
-    return chain(*clip, direction, descend(), decay("proximal"))
+@factory
+def adan() -> Rule:
+    """Adan's direction: averages of the gradient, of its difference and of the squared look-ahead (arXiv:2208.06677).
+
+    ``d = g - g_prev; m <- ema(g); v <- ema(d); n <- ema((g + b2 * d)^2); u = (m^ + b2 * v^) / (sqrt(n^) + eps)``
+    where ``^`` is bias correction and ``d = 0`` at the first step.
+    """
+
+    def scalars(h: Options, t: int) -> dict[str, Any]:
+        b1, b2, b3 = (float(b) for b in h["betas"])
+        return {
+            "rate1": 1 - b1, "rate2": 1 - b2, "rate3": 1 - b3, "ahead": b2, "eps": h["eps"],
+            "seen": float(t > 1), "of_m": 1 / debias(b1, t), "of_v": b2 / debias(b2, t),
+            "root": 1 / math.sqrt(debias(b3, t)),
+        }  # fmt: skip
+
+    def update(x: Flow, s: Any, c: Places) -> tuple[Flow, dict[str, Tensor]]:
+        g = x.u
+        d = c.seen * (g - s.previous_grad)
+        m = ema(s.exp_avg, g, c.rate1)
+        v = ema(s.exp_avg_diff, d, c.rate2)
+        n = ema(s.exp_avg_sq, (g + c.ahead * d).square(), c.rate3)
+        root = n.sqrt() * c.root + c.eps
+        u = c.place("exp_avg", c.of_m * m / root) + c.place("exp_avg_diff", c.of_v * v / root)
+        return x.but(u=u), {"exp_avg": m, "exp_avg_diff": v, "exp_avg_sq": n, "previous_grad": g}
+
+    slots = (
+        Slot("exp_avg", "average of the gradient", "signed"),
+        Slot("exp_avg_diff", "average of its difference", "signed"),
+        Slot("exp_avg_sq", "average of the squared look-ahead", "positive"),
+        Slot("previous_grad", "the last gradient"),
+    )
+    known = Adan.reads("betas", "eps")
+    return Rule("adan", update, scalars, slots, known, timed=True, places=("exp_avg", "exp_avg_diff"))
 
 
-class Adan(Optimizer):
-    r"""Adaptive Nesterov momentum (Xie et al., arXiv:2208.06677).
+class Adan(Method):
+    """Adaptive Nesterov momentum (Xie et al., arXiv:2208.06677).
 
-    With :math:`d_k = g_k - g_{k-1}` (0 at the first step)
+    ::
 
-    .. math:: m \leftarrow \beta_1 m + (1-\beta_1) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) d, \quad
-        n \leftarrow \beta_3 n + (1-\beta_3)(g + \beta_2 d)^2, \quad
-        p \leftarrow \frac{p - \gamma (\hat m + \beta_2 \hat v) / (\sqrt{\hat n} + \epsilon)}{1 + \gamma\lambda}
+        d <- g - g_prev (0 at the first step)
+        m <- b1 * m + (1 - b1) * g
+        v <- b2 * v + (1 - b2) * d
+        n <- b3 * n + (1 - b3) * (g + b2 * d)^2
+        u <- (m^ + b2 * v^) / (sqrt(n^) + eps)   (^: bias corrected)
+        p <- (p - lr * u) / (1 + lr * weight_decay)
 
-    The betas are retention rates; the paper's are one minus these. The paper uses 5 to 10 times Adam's lr.
+    The betas are retention rates; the paper's are one minus these. The paper uses 5 to 10 times Adam's lr, and a
+    weight decay of 0.02.
 
     Differs from the authors' code: counters are per parameter; one clipping norm for all groups, with each group's
     ``eps`` and ``max_grad_norm``; ``p.grad`` is not scaled in place. A gradient that is not finite enters
     three memories: use ``check_finite`` or a GradScaler.
-
-    Args:
-        params: parameters, named parameters or groups.
-        lr: learning rate :math:`\gamma`, >= 0.
-        betas: :math:`(\beta_1, \beta_2, \beta_3)`, each in [0, 1).
-        eps: :math:`\epsilon` >= 0, outside the root.
-        weight_decay: :math:`\lambda` >= 0; the paper uses 0.02.
-        max_grad_norm: clip the gradient by its norm over all tensors of all groups; 0 switches it off.
-        no_prox: AdamW's form of weight decay.
-        **engine: ``execution``, ``maximize``, ``check_finite``.
-
-    Raises:
-        ValueError: an argument out of its range; betas that are not three.
     """
 
     slug = "adan"
     paper = Paper("Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models", 2022, "2208.06677")
-    equation = ADAN_EQUATION
-    memories = "exp_avg, exp_avg_diff, exp_avg_sq: three averages; previous_grad: the last gradient"
-    hypers = ADAN_HYPERS
-    search_space: ClassVar[SearchSpace] = {"lr": Range(3e-4, 1e-1), "weight_decay": Range(1e-4, 1e-1)}
-    vectors: ClassVar[tuple[str, ...]] = ("adan", "adan-noprox", "adan-clip")
+    vectors = ["adan", "adan-noprox", "adan-clip"]
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float, float] = (0.98, 0.92, 0.99),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        max_grad_norm: float = 0.0,
-        no_prox: bool = False,
-        **engine: Unpack[EngineOptions],
-    ) -> None:
-        super().__init__(
-            params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, max_grad_norm=max_grad_norm,
-            no_prox=no_prox, **engine,
-        )  # fmt: skip
+    lr: Annotated[Lr, Range(3e-4, 1e-1)] = 1e-3
+    betas: Betas3 = (0.98, 0.92, 0.99)
+    eps: Annotated[Eps, "added to the root"] = 1e-8
+    weight_decay: Annotated[WeightDecay, Range(1e-4, 1e-1)] = 0.0
+    max_grad_norm: MaxGradNorm = 0.0
+    no_prox: Annotated[bool, "AdamW's weight decay instead of the proximal one"] = False
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
-        """See :class:`Optimizer`."""
-        return adan_chain(options, chain(adan()))
+        clip = (clip_norm(),) if options["max_grad_norm"] else ()
+        if options["no_prox"]:
+            return chain(*clip, decay("decoupled"), cls.direction(options), descend())
+        return chain(*clip, cls.direction(options), descend(), decay("proximal"))
+
+    @classmethod
+    def direction(cls, options: Options) -> Rule:
+        """The rule in the middle of the chain; variants put read-outs behind its memories."""
+        return adan()
 
     def check_options(self, group: Options) -> None:
         """The paper's convention for betas is a likely mistake."""
         if group["betas"][0] < 0.5:
-            warnings.warn(
-                f"{self._owner()}: betas[0] = {group['betas'][0]} looks like the paper's 1 - beta; here 0.98 is usual",
-                UserWarning,
-                stacklevel=5,
-            )
+            self.advise(f"betas[0] = {group['betas'][0]} looks like the paper's 1 - beta; here 0.98 is usual")
 
     def restart(self) -> None:
         """Forget all memories and counters, as the paper's restart condition asks; the next step is a first step."""

@@ -2,94 +2,106 @@
 
 from __future__ import annotations
 
-import warnings
-from typing import ClassVar
+import math
+from typing import Annotated, Any
 
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
+from torch import Tensor
 
-from polyak.declare import NON_NEGATIVE, Choice, Hyper, Paper, Range, SearchSpace
-from polyak.optim.engine.optimizer import EngineOptions, Optimizer
-from polyak.optim.engine.rule import Chain, Options, chain
-from polyak.optim.rules import ademamix, decay, descend
-from polyak.optim.vocabulary import hypers
+from polyak.declare import NON_NEGATIVE, STATIC_IF_ZERO, Betas3, Choice, Eps, Lr, Paper, Range, WeightDecay
+from polyak.memory.averages import debias, ema
+from polyak.optim.engine.context import Flow, Places
+from polyak.optim.engine.rule import Chain, Options, Rule, Slot, chain, factory
+from polyak.optim.method import Method
+from polyak.optim.vocabulary.weight import decay, descend
 
-WARMUP = "steps to reach its full value; None or 0: at once"
+SLOW = Choice(((0.9, 0.999, 0.99), (0.9, 0.999, 0.999), (0.9, 0.999, 0.9999)))
 
 
-class AdEMAMix(Optimizer):
-    r"""AdEMAMix (Pagliardini et al., arXiv:2409.03137): better use of very old gradients.
+def slow_beta(start: float, end: float, t: int, warmup: float | None) -> float:
+    """AdEMAMix's ``beta3(t)``: the half-life grows linearly from that of ``start`` to that of ``end``.
 
-    .. math:: m_1 \leftarrow \beta_1 m_1 + (1-\beta_1) g, \quad m_2 \leftarrow \beta_3(t) m_2 + (1-\beta_3(t)) g, \quad
-        p \leftarrow (1-\gamma\lambda)p - \gamma\,\frac{\hat m_1 + \alpha(t) m_2}{\sqrt{\hat v} + \epsilon}
+    The 1e-8 is the authors': it makes ``start = 0`` legal and shifts values by about 1e-8.
+    """
+    if not warmup or t >= warmup:
+        return end
 
-    :math:`m_2` is not bias corrected, on purpose. The schedules follow the saved step, counted from 1, and survive a
-    resume. ``alpha`` also enlarges the step, by up to ``1 + alpha``: lower the lr. Runs shorter than
-    :math:`1/(1-\beta_3)` steps hardly see :math:`m_2`. The paper uses alpha 5 to 8 and
-    both warm-ups as long as the run.
+    def life(b: float) -> float:
+        return math.log(0.5) / math.log(b + 1e-8) - 1
+
+    share = t / warmup
+    return float(0.5 ** (1 / ((1 - share) * life(start) + share * life(end) + 1)))
+
+
+@factory
+def ademamix(fast: bool = True) -> Rule:
+    """AdEMAMix's direction: a fast average and ``alpha`` times a slow one over Adam's root (arXiv:2409.03137).
 
     Args:
-        params: parameters, named parameters or groups.
-        lr: learning rate :math:`\gamma`, >= 0.
-        betas: :math:`(\beta_1, \beta_2, \beta_3)`, each in [0, 1); :math:`\beta_1 = 0` saves a buffer.
-        alpha: weight of the slow average, >= 0.
-        beta3_warmup: steps over which the half-life grows linearly from that of beta1 to that of beta3.
-        alpha_warmup: steps over which alpha grows linearly from 0.
-        eps: :math:`\epsilon` >= 0.
-        weight_decay: :math:`\lambda` >= 0, decoupled; the paper uses 0.1.
-        **engine: ``execution``, ``maximize``, ``check_finite``.
+        fast: keep the fast average; off (``betas[0] = 0``) reads the gradient itself and saves a buffer.
+    """
 
-    Raises:
-        ValueError: an argument out of its range; betas that are not three.
+    def scalars(h: Options, t: int) -> dict[str, Any]:
+        b1, b2, b3 = (float(b) for b in h["betas"])
+        warmup = h["alpha_warmup"]
+        alpha = h["alpha"] * t / warmup if warmup and t < warmup else h["alpha"]
+        return {
+            "rate1": 1 - b1, "rate2": 1 - b2, "rate3": 1 - slow_beta(b1, b3, t, h["beta3_warmup"]), "alpha": alpha,
+            "step": 1 / debias(b1, t), "root": 1 / math.sqrt(debias(b2, t)), "eps": h["eps"],
+        }  # fmt: skip
+
+    def update(x: Flow, s: Any, c: Places) -> tuple[Flow, dict[str, Tensor]]:
+        slow = ema(s.exp_avg_slow, x.u, c.rate3)
+        v = ema(s.exp_avg_sq, x.u * x.u, c.rate2)
+        new = {"exp_avg_slow": slow, "exp_avg_sq": v}
+        m = x.u
+        if fast:
+            m = new["exp_avg"] = ema(s.exp_avg, x.u, c.rate1)
+        mixed = c.place("exp_avg", c.step * m) + c.place("exp_avg_slow", c.alpha * slow)
+        return x.but(u=mixed / (v.sqrt() * c.root + c.eps)), new
+
+    slots: tuple[Slot, ...] = (Slot("exp_avg", "fast average of the gradient", "signed"),) if fast else ()
+    slots += (
+        Slot("exp_avg_slow", "slow average of the gradient", "signed"),
+        Slot("exp_avg_sq", "average of its square", "positive"),
+    )
+    known = AdEMAMix.reads("betas", "alpha", "beta3_warmup", "alpha_warmup", "eps")
+    return Rule("ademamix", update, scalars, slots, known, timed=True, places=("exp_avg", "exp_avg_slow"))
+
+
+class AdEMAMix(Method):
+    """AdEMAMix (Pagliardini et al., arXiv:2409.03137): better use of very old gradients.
+
+    ::
+
+        m1 <- b1 * m1 + (1 - b1) * g
+        m2 <- b3(t) * m2 + (1 - b3(t)) * g
+        v <- b2 * v + (1 - b2) * g^2
+        p <- p * (1 - lr * weight_decay) - lr * (m1^ + alpha(t) * m2) / (sqrt(v^) + eps)
+
+    ``m2`` is not bias corrected, on purpose. Over ``beta3_warmup`` steps its half-life grows linearly from that of b1
+    to that of b3, over ``alpha_warmup`` alpha grows linearly from 0; both follow the saved step, counted from 1, and
+    survive a resume. ``alpha`` also enlarges the step, by up to ``1 + alpha``: lower the lr. Runs shorter than
+    ``1 / (1 - b3)`` steps hardly see ``m2``. The paper uses alpha 5 to 8, both warm-ups as long as the run and a
+    weight decay of 0.1. ``b1 = 0`` saves a buffer.
     """
 
     slug = "ademamix"
     paper = Paper("The AdEMAMix Optimizer: Better, Faster, Older", 2024, "2409.03137")
-    equation = (
-        "m1 <- b1 * m1 + (1 - b1) * g\nm2 <- b3(t) * m2 + (1 - b3(t)) * g\nv <- b2 * v + (1 - b2) * g^2\n"
-        "p <- p * (1 - lr * weight_decay) - lr * (m1^ + alpha(t) * m2) / (sqrt(v^) + eps)"
-    )
-    memories = "exp_avg (none if betas[0] = 0), exp_avg_slow, exp_avg_sq"
-    hypers: ClassVar[tuple[Hyper, ...]] = (
-        hypers.lr(1e-3),
-        hypers.betas(0.9, 0.999, 0.9999, static="zero"),
-        Hyper("alpha", 2.0, NON_NEGATIVE, "weight of the slow average"),
-        Hyper("beta3_warmup", None, NON_NEGATIVE, WARMUP, optional=True),
-        Hyper("alpha_warmup", None, NON_NEGATIVE, WARMUP, optional=True),
-        hypers.eps(1e-8),
-        hypers.weight_decay(),
-    )
-    search_space: ClassVar[SearchSpace] = {
-        "lr": Range(1e-4, 1e-2), "alpha": Choice((2.0, 5.0, 8.0)), "weight_decay": Range(1e-4, 1e-1),
-        "betas": Choice(((0.9, 0.999, 0.99), (0.9, 0.999, 0.999), (0.9, 0.999, 0.9999))),
-    }  # fmt: skip
-    vectors: ClassVar[tuple[str, ...]] = ("ademamix", "ademamix-warmup", "ademamix-beta1zero")
+    vectors = ["ademamix", "ademamix-warmup", "ademamix-beta1zero"]
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float, float] = (0.9, 0.999, 0.9999),
-        alpha: float = 2.0,
-        beta3_warmup: float | None = None,
-        alpha_warmup: float | None = None,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        **engine: Unpack[EngineOptions],
-    ) -> None:
-        super().__init__(
-            params, lr=lr, betas=betas, alpha=alpha, beta3_warmup=beta3_warmup, alpha_warmup=alpha_warmup, eps=eps,
-            weight_decay=weight_decay, **engine,
-        )  # fmt: skip
+    lr: Annotated[Lr, Range(1e-4, 1e-2)] = 1e-3
+    betas: Annotated[Betas3, STATIC_IF_ZERO, SLOW] = (0.9, 0.999, 0.9999)
+    alpha: Annotated[float, NON_NEGATIVE, Choice((2.0, 5.0, 8.0)), "weight of the slow average"] = 2.0
+    beta3_warmup: Annotated[float | None, NON_NEGATIVE, "steps until betas[2] is in full; None or 0: at once"] = None
+    alpha_warmup: Annotated[float | None, NON_NEGATIVE, "steps until alpha is in full; None or 0: at once"] = None
+    eps: Eps = 1e-8
+    weight_decay: Annotated[WeightDecay, Range(1e-4, 1e-1)] = 0.0
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
-        """See :class:`Optimizer`."""
         return chain(decay("decoupled"), ademamix(fast=options["betas"][0] != 0), descend())
 
     def check_options(self, group: Options) -> None:
         """A slow average that is faster than the fast one is a likely mistake."""
         if group["betas"][2] < group["betas"][0]:
-            warnings.warn(
-                "AdEMAMix: betas[2] < betas[0]: the slow average is the faster one", UserWarning, stacklevel=5
-            )
+            self.advise("betas[2] < betas[0]: the slow average is the faster one")

@@ -2,151 +2,64 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Annotated, Any
 
-from torch.optim.optimizer import ParamsT
-from typing_extensions import Unpack
+from torch import Tensor
 
-from polyak.declare import Choice, Hyper, Paper, Range, SearchSpace
-from polyak.optim.engine.optimizer import EngineOptions, Optimizer
-from polyak.optim.engine.rule import Chain, Options, chain
-from polyak.optim.methods.classic import ADAM_SEARCH
-from polyak.optim.rules import adatam, decay, descend, torque_aware
-from polyak.optim.vocabulary import hypers
-from polyak.optim.vocabulary.balls import DECAY_RATE
-
-PAPER = Paper("Torque-Aware Momentum", 2024, "2412.18790")
-COSINE = "S <- <m, g> / (|m| |g|); s <- decay_rate * s + (1 - decay_rate) * S; d <- (1 + s) / 2\n"
-SCOPE = hypers.choice("scope", "tensor", ("tensor", "global"), "one cosine a tensor, or one over all tensors")
-Scope = Literal["tensor", "global"]
+from polyak.declare import Choice, Eps, Lr, Momentum, Paper, Range, WeightDecay
+from polyak.memory.averages import heavy_ball as roll
+from polyak.optim.engine.context import Context, Flow
+from polyak.optim.engine.rule import Chain, Options, Rule, Slot, chain, factory
+from polyak.optim.method import Method
+from polyak.optim.vocabulary.torque import COSINE, DecayRate, Scope, torque
+from polyak.optim.vocabulary.weight import decay, descend
 
 
-class TAM(Optimizer):
-    r"""Torque-aware momentum (arXiv:2412.18790).
+@factory
+def torque_aware(everywhere: bool = False) -> Rule:
+    """Torque-aware momentum: ``m <- momentum * m + (eps + d) * u`` with ``d = (1 + s) / 2``, see :func:`torque`."""
 
-    .. math:: s \leftarrow \gamma s + (1-\gamma)\cos(m, g), \quad d = (1+s)/2, \quad
-        m \leftarrow \beta m + (\epsilon + d) g, \quad p \leftarrow p - \eta m
+    def scalars(h: Options, t: int) -> dict[str, Any]:
+        return {"momentum": h["momentum"], "rate": 1 - h["decay_rate"], "half": 0.5 + h["eps"]}
+
+    def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
+        cosine = torque(s.momentum_buffer, x.u, s.cosine_avg, c.rate, c, everywhere)
+        damping = c.half + 0.5 * cosine
+        c.note("cosine", cosine)
+        c.note("damping", damping)
+        m = roll(s.momentum_buffer, x.u, c.momentum, damping)
+        return x.but(u=m), {"momentum_buffer": m, "cosine_avg": cosine}
+
+    slots = (Slot("momentum_buffer", "the damped heavy ball", "signed"), COSINE)
+    return Rule("torque_aware", update, scalars, slots, TAM.reads("momentum", "decay_rate", "eps"))
+
+
+class TAM(Method):
+    """Torque-aware momentum (arXiv:2412.18790).
+
+    ::
+
+        S <- <m, g> / (|m| |g|); s <- decay_rate * s + (1 - decay_rate) * S; d <- (1 + s) / 2
+        m <- momentum * m + (eps + d) * g
+        p <- p - lr * m
 
     The cosine is that of the previous momentum and the gradient, over one tensor; it is 0 where either is zero, and
     not absorbed where it is not finite. The first step is half of SGD's. In noise d is about 1/2, so an lr twice that
-    of SGD with momentum gives the same step. There is no authors' code; pytorch_optimizer's TAM is another rule.
-
-    Args:
-        params: parameters, named parameters or groups.
-        lr: learning rate :math:`\eta`, >= 0.
-        momentum: :math:`\beta` in [0, 1).
-        decay_rate: :math:`\gamma` in [0, 1).
-        eps: :math:`\epsilon` >= 0.
-        weight_decay: >= 0, added to the gradient before the cosine.
-        scope: "tensor", or "global" for one cosine over all tensors (every tensor keeps a copy of s).
-        **engine: ``execution``, ``maximize``, ``check_finite``.
-
-    Raises:
-        ValueError: an argument out of its range.
+    of SGD with momentum gives the same step. With ``scope="global"`` every tensor keeps a copy of s. There is no
+    authors' code; pytorch_optimizer's TAM is another rule.
     """
 
     slug = "tam"
-    paper = PAPER
-    equation = COSINE + "m <- momentum * m + (eps + d) * g\np <- p - lr * m"
-    memories = "momentum_buffer; cosine_avg: one number a tensor"
-    hypers: ClassVar[tuple[Hyper, ...]] = (
-        hypers.lr(1e-2), hypers.momentum(0.9), DECAY_RATE, hypers.eps(1e-8), hypers.weight_decay(), SCOPE,
-    )  # fmt: skip
-    search_space: ClassVar[SearchSpace] = {
-        "lr": Range(2e-3, 2.0), "momentum": Choice((0.8, 0.9, 0.95)), "weight_decay": Range(1e-6, 1e-2),
-    }  # fmt: skip
-    vectors: ClassVar[tuple[str, ...]] = ("tam-card",)
+    paper = Paper("Torque-Aware Momentum", 2024, "2412.18790")
+    vectors = ["tam-card"]
 
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-2,
-        momentum: float = 0.9,
-        decay_rate: float = 0.9,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        scope: Scope = "tensor",
-        **engine: Unpack[EngineOptions],
-    ) -> None:
-        super().__init__(
-            params, lr=lr, momentum=momentum, decay_rate=decay_rate, eps=eps, weight_decay=weight_decay, scope=scope,
-            **engine,
-        )  # fmt: skip
+    lr: Annotated[Lr, Range(2e-3, 2.0)] = 1e-2
+    momentum: Annotated[Momentum, Choice((0.8, 0.9, 0.95))] = 0.9
+    decay_rate: DecayRate = 0.9
+    eps: Annotated[Eps, "added to the damping"] = 1e-8
+    weight_decay: Annotated[WeightDecay, Range(1e-6, 1e-2), "added to the gradient before the cosine"] = 0.0
+    scope: Scope = "tensor"
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
-        """See :class:`Optimizer`."""
         return chain(decay("coupled"), torque_aware(options["scope"] == "global"), descend())
-
-
-class AdaTAM(Optimizer):
-    r"""Adaptive torque-aware momentum (arXiv:2412.18790), with L2 regularization.
-
-    .. math:: m \leftarrow \beta_1 m + (\epsilon + d) g, \quad v \leftarrow \beta_2 v + (1-\beta_2) g^2, \quad
-        p \leftarrow p - \eta\, m / (\sqrt{v} + \epsilon)
-
-    with TAM's :math:`d`. Without ``dampen`` there is no :math:`1-\beta_1`: m is about 5 times Adam's, so the lr should
-    be as much smaller.
-
-    Args:
-        params: parameters, named parameters or groups.
-        lr: learning rate :math:`\eta`, >= 0.
-        betas: each in [0, 1).
-        decay_rate: in [0, 1).
-        eps: >= 0.
-        weight_decay: >= 0, added to the gradient before the cosine.
-        dampen: weigh the gradient by :math:`1-\beta_1` too.
-        bias_correction: Adam's bias corrections.
-        scope: "tensor" or "global".
-        **engine: ``execution``, ``maximize``, ``check_finite``.
-
-    Raises:
-        ValueError: an argument out of its range.
-    """
-
-    slug = "adatam"
-    paper = PAPER
-    equation = COSINE + "m <- b1 * m + (eps + d) * g\nv <- b2 * v + (1 - b2) * g^2\np <- p - lr * m / (sqrt(v) + eps)"
-    memories = "exp_avg, exp_avg_sq; cosine_avg: one number a tensor"
-    hypers: ClassVar[tuple[Hyper, ...]] = (
-        hypers.lr(1e-3), hypers.betas(0.9, 0.999), DECAY_RATE, hypers.eps(1e-8), hypers.weight_decay(),
-        hypers.flag("dampen", False, "weigh the gradient by 1 - betas[0]"),
-        hypers.flag("bias_correction", False, "Adam's bias corrections"), SCOPE,
-    )  # fmt: skip
-    search_space: ClassVar[SearchSpace] = ADAM_SEARCH | {"lr": Range(1e-5, 1e-2), "weight_decay": Range(1e-6, 1e-2)}
-    vectors: ClassVar[tuple[str, ...]] = ("adatam-card",)
-    decoupled: ClassVar[bool] = False
-
-    def __init__(
-        self,
-        params: ParamsT,
-        lr: float = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        decay_rate: float = 0.9,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
-        dampen: bool = False,
-        bias_correction: bool = False,
-        scope: Scope = "tensor",
-        **engine: Unpack[EngineOptions],
-    ) -> None:
-        super().__init__(
-            params, lr=lr, betas=betas, decay_rate=decay_rate, eps=eps, weight_decay=weight_decay, dampen=dampen,
-            bias_correction=bias_correction, scope=scope, **engine,
-        )  # fmt: skip
-
-    @classmethod
-    def recipe(cls, options: Options) -> Chain:
-        """See :class:`Optimizer`."""
-        direction = adatam(options["dampen"], options["bias_correction"], options["scope"] == "global")
-        return chain(decay("decoupled" if cls.decoupled else "coupled"), direction, descend())
-
-
-class AdaTAMW(AdaTAM):
-    """:class:`AdaTAM` with decoupled weight decay, ``p <- p * (1 - lr * weight_decay)`` before the step."""
-
-    slug = "adatamw"
-    equation = AdaTAM.equation.replace("p <- p -", "p <- p * (1 - lr * weight_decay) -")
-    search_space: ClassVar[SearchSpace] = ADAM_SEARCH | {"lr": Range(1e-5, 1e-2)}
-    vectors: ClassVar[tuple[str, ...]] = ("adatamw-card",)
-    decoupled: ClassVar[bool] = True

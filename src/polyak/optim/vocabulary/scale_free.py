@@ -3,51 +3,52 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from polyak.declare import NON_NEGATIVE, UNIT, Hyper
+from polyak.declare import NON_NEGATIVE, UNIT, Eps, MaxGradNorm, hyper
 from polyak.optim.engine.context import Context, Flow
 from polyak.optim.engine.rule import Options, Rule, factory
-from polyak.optim.vocabulary import hypers
 
-DELTA = Hyper("delta", 0.1, NON_NEGATIVE, "threshold of the cosine test, times 1/sqrt(columns); 0 switches it off")
-WD_RATIO = Hyper("wd_ratio", 0.1, UNIT, "factor on the weight decay of scale-invariant weights")
+Delta = Annotated[float, NON_NEGATIVE, "threshold of the cosine test, times 1/sqrt(columns); 0 switches it off"]
+WdRatio = Annotated[float, UNIT, "factor on the weight decay of scale-invariant weights"]
 
 
-def _cosine(gw: Tensor, gg: Tensor, ww: Tensor, eps: float) -> Tensor:
+def _cosine(gw: Tensor, gg: Tensor, ww: Tensor, eps: Tensor) -> Tensor:
     return gw.abs() / (gg.sqrt().clamp(min=eps) * ww.sqrt().clamp(min=eps))
 
 
 @factory
-def project(eps: float = 1e-8, only_decay: bool = False) -> Rule:
+def project(only_decay: bool = False) -> Rule:
     """Remove from the direction its component along a weight that looks scale invariant (arXiv:2006.08217).
 
     A weight does if its gradient is nearly orthogonal to it: in all rows (``shape[0]``) or, failing that, as a whole,
     ``|cos(g, p)| < delta / sqrt(columns)``. Rows, or the whole, are then projected, and weight decay is weakened by
-    ``wd_ratio``. Tensors with fewer than 2 dimensions are left alone.
+    ``wd_ratio``. Tensors with fewer than 2 dimensions are left alone. The hyperparameter ``eps`` is the smallest norm
+    of the test, and is added to the weight's norm in the projection.
 
     Args:
-        eps: the smallest norm.
         only_decay: weaken the decay and leave the direction, which something else has projected.
     """
 
     def scalars(h: Options, t: int) -> dict[str, Any]:
-        return {"delta": h["delta"], "wd_ratio": h["wd_ratio"]}
+        return {"delta": h["delta"], "wd_ratio": h["wd_ratio"], "eps": h["eps"]}
 
-    def worst(gw: Tensor, gg: Tensor, ww: Tensor, uw: Tensor) -> Tensor:
+    def worst(gw: Tensor, gg: Tensor, ww: Tensor, uw: Tensor, eps: Tensor) -> Tensor:
         return _cosine(gw, gg, ww, eps)
 
     def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
-        r = c.rows(x.g * x.p, x.g * x.g, x.p * x.p, x.u * x.p, worst=worst)
+        # As a column of its own, whose sum over a row is itself: a row function sees sums and no coefficients.
+        eps = torch.ones_like(x.p[..., :1], dtype=torch.float64) * c.eps
+        r = c.rows(x.g * x.p, x.g * x.g, x.p * x.p, x.u * x.p, eps, worst=worst)
         columns = x.p.shape[-1]
-        _, _, ww_row, uw_row = r.row
-        gw, gg, ww, uw = r.whole
+        _, _, ww_row, uw_row, _ = r.row
+        gw, gg, ww, uw, _ = r.whole
         by_row = r.worst < c.delta / math.sqrt(columns)
-        by_layer = ~by_row & (_cosine(gw, gg, ww, eps) < c.delta / c.numel.sqrt())
-        square = torch.where(by_row, (ww_row.sqrt() + eps).square(), (ww.sqrt() + eps).square())
+        by_layer = ~by_row & (_cosine(gw, gg, ww, c.eps) < c.delta / c.numel.sqrt())
+        square = torch.where(by_row, (ww_row.sqrt() + c.eps).square(), (ww.sqrt() + c.eps).square())
         radial = torch.where(by_row, uw_row, uw) / square
         found = by_row | by_layer
         c.note("projected", found.to(x.u.dtype))
@@ -58,7 +59,8 @@ def project(eps: float = 1e-8, only_decay: bool = False) -> Rule:
     def is_matrix(shape: torch.Size) -> bool:
         return len(shape) >= 2
 
-    return Rule("project", update, scalars, hypers=(DELTA, WD_RATIO), applies=is_matrix, reads_memory=True)
+    known = (hyper("eps", Eps, 1e-8), hyper("delta", Delta, 0.1), hyper("wd_ratio", WdRatio, 0.1))
+    return Rule("project", update, scalars, hypers=known, applies=is_matrix, reads_memory=True)
 
 
 @factory
@@ -77,5 +79,5 @@ def clip_norm() -> Rule:
         c.note("clip_factor", factor)
         return x.but(u=x.u * factor, g=x.g * factor), {}
 
-    limit = Hyper("max_grad_norm", 1.0, NON_NEGATIVE, "largest norm of the gradient over all tensors")
-    return Rule("clip_norm", update, scalars, hypers=(limit, hypers.eps(1e-8)))
+    known = (hyper("max_grad_norm", MaxGradNorm, 1.0), hyper("eps", Eps, 1e-8))
+    return Rule("clip_norm", update, scalars, hypers=known)

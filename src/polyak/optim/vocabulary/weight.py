@@ -6,10 +6,9 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from polyak.declare import Hyper
+from polyak.declare import Hyper, Lr, Momentum, WeightDecay, hyper
 from polyak.optim.engine.context import Context, Flow
 from polyak.optim.engine.rule import Options, Rule, factory
-from polyak.optim.vocabulary import hypers
 
 DecayForm = Literal["decoupled", "coupled", "proximal", "fixed", "initial_lr"]
 
@@ -24,7 +23,7 @@ def descend(lr: float = 1e-3) -> Rule:
     def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
         return x.but(w=x.w - c.lr * x.u), {}
 
-    return Rule("descend", update, scalars, hypers=(hypers.lr(lr),), writes="step")
+    return Rule("descend", update, scalars, hypers=(hyper("lr", Lr, lr),), writes="step")
 
 
 @factory
@@ -60,10 +59,10 @@ def decay(form: DecayForm = "decoupled", over_momentum: bool = False) -> Rule:
         return x.but(w=x.w / (1 + c.strength)), {}
 
     forms = {"coupled": couple, "proximal": divide}
-    declared: tuple[Hyper, ...] = (
-        (hypers.weight_decay(),) if form in ("coupled", "fixed") else (hypers.weight_decay(), hypers.lr(1e-3))
-    )
+    known: tuple[Hyper, ...] = (hyper("weight_decay", WeightDecay, 0.0),)
+    if form not in ("coupled", "fixed"):
+        known += (hyper("lr", Lr, 1e-3),)
     if over_momentum:
-        declared += (hypers.momentum(0.9),)
+        known += (hyper("momentum", Momentum, 0.9),)
     writes: Literal["", "decay"] = "" if form == "coupled" else "decay"
-    return Rule(f"decay_{form}", forms.get(form, shrink), scalars, hypers=declared, writes=writes)
+    return Rule(f"decay_{form}", forms.get(form, shrink), scalars, hypers=known, writes=writes)
