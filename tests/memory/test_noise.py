@@ -46,6 +46,14 @@ def test_seeds_near_each_other_give_unrelated_bits(seed, apart):
     assert (ones(a ^ b) - 0.5).abs().max() < FIVE_SIGMA / 2
 
 
+@pytest.mark.parametrize("apart", [1, 2**32])
+def test_seeds_do_not_shift_each_others_bits(apart):
+    a, b = bits(0), bits(apart)
+    assert torch.isin(a, b).double().mean() < 5 * N / 2**32 + 1e-4
+    means = torch.stack([uniform(bits(apart * t, 1024)).double().mean() for t in range(1024)])
+    assert means.mean().item() == pytest.approx(0.5, abs=5 * 12**-0.5 / 1024)
+
+
 def test_low_and_high_halves_are_unrelated():
     x = bits(3)
     assert correlation(x, x << 16) < FIVE_SIGMA

@@ -108,11 +108,18 @@ class Bfloat16:
 class Int8:
     r"""Eight bits a number and one float32 scale a block of 256.
 
-    With ``s`` the largest magnitude of the block, :math:`x \approx s\, \mathrm{sign}(c) (|c|/127)^2` for signed
-    memories, ``c`` in -127..127, and :math:`x \approx s\, (c/255)^4` for non-negative ones, ``c`` in 0..255. Between
+    With ``s`` the largest magnitude of the block, :math:`x \approx s\, \mathrm{sign}(c) (|c|/127)^4` for signed
+    memories, ``c`` in -127..127, and :math:`x \approx s\, (c/255)^8` for non-negative ones, ``c`` in 0..255. Between
     the two representable neighbours the choice is random with ``x`` as its mean.
 
-    A positive number is never stored as 0 (it would be divided by) but as the smallest one, ``s 255**-4``; in that last
+    The powers are those with the smallest error of Adam's ``m / sqrt(v)`` among the cheap ones, as the root mean square
+    relative to the exact one, with one memory stored, in a small convolutional network and in a byte-level transformer:
+    for ``m`` 0.23 and 0.98 at power 1, 0.056 and 0.087 at 2, 0.042 and 0.050 at 3, 0.044 and 0.053 at 4; for ``v`` 0.16
+    and 0.14 at 2, 0.092 and 0.070 at 4, 0.049 and 0.034 at 6, 0.050 and 0.026 at 8. An 8-bit float was no better (0.058
+    and 0.088 for ``m``, 0.075 and 0.046 for ``v``, each at its best split), bfloat16 has 0.005 to 0.009. A third power
+    has no root that rounds alike everywhere.
+
+    A positive number is never stored as 0 (it would be divided by) but as the smallest one, ``s 255**-8``; in that last
     corner the mean is too large. Zeros stay zero, nothing becomes negative. An infinity or NaN makes the numbers of its
     block that are not the infinity itself NaN: one scale serves all.
 
@@ -136,20 +143,22 @@ class Int8:
         """Codes raised to their power, times their block's scale."""
         codes, scale = parts
         c = codes.view(-1, BLOCK).float()
-        share = c * c.abs() * 127.0**-2 if self.signed else (c * c) * (c * c) * 255.0**-4
+        square = c * c
+        share = square * c * c.abs() * 127.0**-4 if self.signed else (square * square).square() * 255.0**-8
         return (share * scale.unsqueeze(1)).view(-1)
 
     def encode(self, value: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
         """Scales from the blocks' largest magnitudes; codes rounded at random between neighbouring powers."""
-        magnitude = value.view(-1, BLOCK).abs() if self.signed else value.view(-1, BLOCK).clamp(min=0)
+        blocks = value.view(-1, BLOCK)
+        magnitude = blocks.abs() if self.signed else blocks.clamp(min=0)
         scale = magnitude.amax(dim=1, keepdim=True)
         share = magnitude / torch.where(scale == 0, 1.0, scale)
         u = uniform(uniform_bits(value, seed)).view(-1, BLOCK)
-        code = _signed_code(share, u) if self.signed else _positive_code(share, u)
         if self.signed:
-            code = torch.where(value.view(-1, BLOCK) < 0, -code, code).to(torch.int8)
+            code = _code(share, u, 127, 2)
+            code = torch.where(blocks < 0, -code, code).to(torch.int8)
         else:
-            code = torch.maximum(code, (magnitude > 0).float()).to(torch.uint8)
+            code = torch.maximum(_code(share, u, 255, 3), (magnitude > 0).float()).to(torch.uint8)
         return code.view(-1), scale.view(-1)
 
 
@@ -212,18 +221,18 @@ def codec(name: str, signed: bool = True) -> Codec:
     return known[name]
 
 
-def _signed_code(share: Tensor, u: Tensor) -> Tensor:
-    """The code c with c**2 / 127**2 next to a share in [0, 1]: below it, or above it with the probability due."""
-    scaled = share * 127.0**2
-    below = scaled.sqrt().floor().clamp(max=126.0)
-    code = below + (u * (2 * below + 1) < scaled - below * below).float()
-    return torch.where(share.isnan(), 127.0, code)
+def _code(share: Tensor, u: Tensor, most: int, roots: int) -> Tensor:
+    """The code c with ``(c / most)**(2**roots)`` next to a share in [0, 1]: below it, or above with the chance due.
 
-
-def _positive_code(share: Tensor, u: Tensor) -> Tensor:
-    """The code c with c**4 / 255**4 next to a share in [0, 1], as :func:`_signed_code`."""
-    scaled = share * 255.0**4
-    below = scaled.sqrt().sqrt().floor().clamp(max=254.0)
-    low, high = below * below, (below + 1) * (below + 1)
-    code = below + (u * (high * high - low * low) < scaled - low * low).float()
-    return torch.where(share.isnan(), 255.0, code)
+    Square roots and products only: these round alike eagerly and compiled, which powers do not.
+    """
+    scaled = share * float(most) ** 2**roots
+    code = scaled
+    for _ in range(roots):
+        code = code.sqrt()
+    code = code.floor().clamp(max=most - 1.0)
+    low, high = code, code + 1
+    for _ in range(roots):
+        low, high = low * low, high * high
+    code = code + (u * (high - low) < scaled - low).float()
+    return torch.where(share.isnan(), float(most), code)

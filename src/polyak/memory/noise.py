@@ -37,8 +37,10 @@ def uniform_bits(like: Tensor, seed: Tensor) -> Tensor:
         raise ValueError(f"seed must be 0-dimensional, got {tuple(seed.shape)}")
     if seed.dtype != torch.int64:
         raise TypeError(f"seed must have dtype torch.int64, got {seed.dtype}")
-    low, high = seed.to(torch.int32), _mixed((seed >> 32).to(torch.int32))
-    return _mixed(torch.arange(like.shape[0], dtype=torch.int32, device=like.device) * _STRIDE + (low + high), high)
+    key = _mixed(seed.to(torch.int32) ^ _mixed((seed >> 32).to(torch.int32)))
+    index = torch.arange(like.shape[0], dtype=torch.int32, device=like.device)
+    # Added to the index alone, a key would shift the bits of one seed to make those of another.
+    return _mixed((index + key) * _STRIDE, key)
 
 
 def uniform(bits: Tensor) -> Tensor:
@@ -50,7 +52,7 @@ def uniform(bits: Tensor) -> Tensor:
     return _shifted(bits, 8).to(torch.float32) * 2.0**-24
 
 
-def _mixed(x: Tensor, between: Tensor | int = 1) -> Tensor:
+def _mixed(x: Tensor, between: Tensor | int = _STRIDE) -> Tensor:
     """A bijection of 32 bits in which each bit of ``x`` flips each bit of the result about half of the time."""
     x = (x ^ _shifted(x, 16)) * _FIRST + between
     x = (x ^ _shifted(x, 15)) * _SECOND
