@@ -102,7 +102,7 @@ def _switched_off() -> str | None:
         if os.environ.get(name) == "1":
             return f"{name}=1"
     config: Any = sys.modules.get("torch._dynamo.config")
-    return "torch._dynamo.config.disable" if config is not None and config.disable else None
+    return "torch._dynamo.config.disable" if getattr(config, "disable", False) else None
 
 
 def _disabled() -> str | None:
@@ -131,11 +131,10 @@ def _isolated(work: Callable[[threading.Event], T]) -> T | None:
     thread = threading.Thread(target=target, name="polyak-aot")
     try:
         thread.start()
-    except RuntimeError as error:  # the interpreter is about to end
+        thread.join()
+    except RuntimeError as error:  # no more threads, as when the interpreter is about to end
         say_once(f"nothing is compiled ({error}): {INSTEAD}")
         return None
-    try:
-        thread.join()
     except BaseException:
         cancelled.set()
         raise
