@@ -67,29 +67,36 @@ def text(program: torch.export.ExportedProgram) -> str:
     return "\n".join(parts)
 
 
-def build(source: Source, program: torch.export.ExportedProgram | None, target: Path, many: bool = False) -> None:
+def build(
+    source: Source,
+    program: torch.export.ExportedProgram | None,
+    target: Path,
+    *,
+    many: bool = False,
+    trusting: bool = True,
+) -> None:
     """Compile a source, traced already or not, into a new file.
 
-    ``many``: it is one of many, so that headers are compiled for all of them first.
+    Args:
+        source: what is compiled.
+        program: its graph, if it is traced already.
+        target: the file, whose name ends in ``.pt2``.
+        many: it is one of many, so headers are compiled for all of them first (16 s, then each takes 4 s less).
+        trusting: take it that the C++ compiler knows the CPU's instructions, which torch else tries out for 16 s.
     """
     from torch._inductor import aoti_compile_and_package
 
-    options = _options(source, many)
     program = program or trace(source)
     with _quiet():
-        try:
-            aoti_compile_and_package(program, package_path=str(target), inductor_configs=dict(options))
-        except Exception:
-            if not options.pop("cpp.vec_isa_ok", False):
-                raise
-            # without this promise torch tries out, for 16 s, which instructions the compiler knows
-            aoti_compile_and_package(program, package_path=str(target), inductor_configs=options)
+        aoti_compile_and_package(
+            program, package_path=str(target), inductor_configs=_options(source, many=many, trusting=trusting)
+        )
 
 
-def _options(source: Source, many: bool) -> dict[str, Any]:
+def _options(source: Source, *, many: bool, trusting: bool) -> dict[str, Any]:
     """Of torch._inductor.config; those that this torch does not know are left out, as they only save time."""
     wanted: dict[str, Any] = {
-        "cpp.vec_isa_ok": True,
+        "cpp.vec_isa_ok": True if trusting else None,
         "aot_inductor.precompile_headers": many,
         "aot_inductor.compile_wrapper_opt_level": "O1",  # O0 compiles 1 s faster, and every call costs 3 us more
         "aot_inductor.enable_line_tables": False,

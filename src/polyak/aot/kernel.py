@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+RUNNERS = 4  # threads that may be inside one kernel at once; more wait for each other
+
 
 class Kernel:
     """A compiled function.
@@ -36,7 +38,7 @@ def _runner(path: str, device: torch.device) -> Callable[[list[Tensor]], list[Te
         index = torch.cuda.current_device() if device.index is None else device.index
     loader: Any = getattr(getattr(torch._C, "_aoti", None), "AOTIModelPackageLoader", None)
     if loader is not None:  # what the documented way comes to, without 3 s of imports and 10 us a call
-        run: Callable[[list[Tensor]], list[Tensor]] = loader(path, "model", False, 1, index).run
+        run: Callable[[list[Tensor]], list[Tensor]] = loader(path, "model", False, RUNNERS, index).run
         return run
     from torch._inductor import aoti_load_package
 

@@ -51,6 +51,9 @@ class Source:
             run, ``"one"`` for code without any, where tensors are so small that waking threads costs more than the
             work. On CUDA they are the same.
         settings: pairs of an option of ``torch._inductor.config`` and its value, on top of those used for all.
+
+    Raises:
+        ValueError: ``threads`` or a size is not one of these.
     """
 
     name: str
@@ -60,6 +63,13 @@ class Source:
     identity: str | None = None
     threads: Literal["all", "one"] = "all"
     settings: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.threads not in ("all", "one"):
+            raise ValueError(f"threads must be 'all' or 'one', got {self.threads!r}")
+        for size in (size for array in self.inputs for size in array.shape):
+            if not (size.isidentifier() if isinstance(size, str) else size >= 1):
+                raise ValueError(f"inputs: a size is a number from 1 on or a name, got {size!r} in {self.name!r}")
 
     def key(self, graph: str | None = None) -> str:
         """32 hexadecimal digits that stand for everything a package depends on; ``graph`` takes identity's place."""

@@ -22,6 +22,7 @@ from polyak.aot.source import Source, version
 T = TypeVar("T")
 INSTEAD = "polyak runs the same updates without compiling (execution='batched')"
 WORD = 2.0  # seconds of waiting for another process until something is said
+GRACE = 0.2  # seconds in which a Ctrl-C that killed the compiler reaches the thread that waits for it
 MANY = 4  # sources from which compiling the headers first pays
 
 
@@ -101,7 +102,7 @@ def _switched_off() -> str | None:
         if os.environ.get(name) == "1":
             return f"{name}=1"
     config: Any = sys.modules.get("torch._dynamo.config")
-    return "torch._dynamo.config.disable" if config is not None and config.disable else None
+    return "torch._dynamo.config.disable" if getattr(config, "disable", False) else None
 
 
 def _disabled() -> str | None:
@@ -130,11 +131,10 @@ def _isolated(work: Callable[[threading.Event], T]) -> T | None:
     thread = threading.Thread(target=target, name="polyak-aot")
     try:
         thread.start()
-    except RuntimeError as error:  # the interpreter is about to end
+        thread.join()
+    except RuntimeError as error:  # no more threads, as when the interpreter is about to end
         say_once(f"nothing is compiled ({error}): {INSTEAD}")
         return None
-    try:
-        thread.join()
     except BaseException:
         cancelled.set()
         raise
@@ -149,7 +149,8 @@ def _obtaining(source: Source, many: bool) -> Callable[[threading.Event], Kernel
 
 def _obtain(source: Source, cancelled: threading.Event, many: bool = False) -> Kernel | None:
     """A kernel that is alive, or that of a package, or of a new package; None, with a word, if there can be none."""
-    if failed(source) is not None:
+    failures = _state.failures(source)
+    if source.key() in failures:
         return None
     try:
         program = None
@@ -165,8 +166,9 @@ def _obtain(source: Source, cancelled: threading.Event, many: bool = False) -> K
     except _Cancelled:
         return None
     except Exception as error:
-        reason = f"{type(error).__name__}: {first_line(error)}"
-        _state.failures(source)[source.key()] = reason
+        if cancelled.wait(GRACE):
+            return None
+        failures[source.key()] = reason = f"{type(error).__name__}: {first_line(error)}"
         say_once(f"{source.name} is not compiled ({reason}): {INSTEAD}")
         return None
 
@@ -225,7 +227,12 @@ def _make(source: Source, program: Any, key: str, cancelled: threading.Event, ma
     with TemporaryDirectory(dir=temporary(os.getpid())) as work:
         package = Path(work) / "package.pt2"
         with progress(f"compiling {source.name} (once on this machine)"):
-            build(source, program, package, many)
+            try:
+                build(source, program, package, many=many)
+            except Exception:  # perhaps as the compiler lacks what the CPU has, which takes 16 s to find out
+                if cancelled.wait(GRACE):
+                    raise _Cancelled from None
+                build(source, program, package, many=many, trusting=False)
         if cancelled.is_set():
             raise _Cancelled
         for shelf in _shelves():
