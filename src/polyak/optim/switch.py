@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from polyak.optim.create import get
 from polyak.optim.engine.checkpoint import cast_memory
@@ -50,8 +49,7 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
         old_group.clear()
         old_group.update(values)
     new.param_groups = optimizer.param_groups
-    new._plans = None
-    new._planned()
+    new.forget_plans(stepped=True)
     return new
 
 
@@ -79,14 +77,15 @@ def _portable(method: type[Method], optimizer: Optimizer, group: dict[str, Any])
 
 
 def _carry_memories(old: Optimizer, new: Optimizer) -> None:
-    for group in new.param_groups:
-        chain = new.chain_of(group)
+    """Copies of what both keep, in the slots' own form; what is missing the first step makes."""
+    for before_group, group in zip(old.param_groups, new.param_groups, strict=True):
+        chain, before_chain = new.chain_of(group), old.chain_of(before_group)
         for p in group["params"]:
             before = old.state.get(p, {})
-            after = new.state.get(p, {})
+            known = {one.slot.name: one for one in old.keeping_of(before_group).of(before_chain.for_shape(p.shape), p)}
             for slot in chain.for_shape(p.shape).slots:
-                value = before.get(slot.name)
-                if isinstance(value, Tensor) and slot.name in after and value.shape == after[slot.name].shape:
-                    after[slot.name].copy_(cast_memory(slot, p, value, slot.name))
-            if STEP in before and STEP in after:
-                after[STEP].copy_(before[STEP])
+                one = known.get(slot.name)
+                if one is not None and one.fits(before, p) and one.slot.shape == slot.shape:
+                    new.state[p][slot.name] = cast_memory(slot, p, one.read(before, p), slot.name).clone()
+            if STEP in before and chain.timed:
+                new.state[p][STEP] = before[STEP].clone()
