@@ -101,7 +101,8 @@ def failed(source: Source | None = None) -> str | None:
 
 def _placed(source: Source) -> Source:
     """A source whose device is that of this thread, where it names none: the thread that compiles has its own."""
-    if source.device.type != "cuda" or source.device.index is not None:
+    index: int | None = source.device.index  # which torch's stubs take for an int
+    if source.device.type != "cuda" or index is not None:
         return source
     return replace(source, device=torch.device("cuda", torch.cuda.current_device()))
 
