@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 FLOORS = {
-    **dict.fromkeys(("_compiled", "declare", "memory"), 0),
+    **dict.fromkeys(("_compiled", "aot", "declare", "memory"), 0),
     **dict.fromkeys(("optim", "nn", "teachers", "sampling", "decoding", "rl"), 1),
     **dict.fromkeys(("local", "federated", "distributed", "testing"), 2),
     "lab": 3,

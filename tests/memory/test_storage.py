@@ -11,7 +11,6 @@ from polyak.memory import (
     pack_bits,
     reconstruct,
     square_shape,
-    to_bfloat16_stochastic,
     unpack_bits,
 )
 
@@ -21,59 +20,6 @@ sides = st.integers(1, 12)
 
 def draw(seed, *shape):
     return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def bits(seed, shape):
-    return torch.randint(0, 2**16, shape, dtype=torch.int32, generator=torch.Generator().manual_seed(seed))
-
-
-def neighbours(x):
-    """The largest bfloat16 towards zero and the smallest away from it."""
-    pattern = x.view(torch.int32) & ~0xFFFF
-    return pattern.view(torch.float32), (pattern + 0x10000).view(torch.float32)
-
-
-@given(seeds, st.floats(1e-30, 1e30))
-def test_stochastic_rounding_goes_to_a_neighbour(seed, scale):
-    x = draw(seed, 64).mul(scale).float()
-    below, above = neighbours(x)
-    rounded = to_bfloat16_stochastic(x, bits(seed, x.shape))
-    assert rounded.dtype == torch.bfloat16
-    assert ((rounded.float() == below) | (rounded.float() == above)).all()
-
-
-@given(st.floats(-(2.0**100), 2.0**100, width=32).filter(lambda x: x == 0 or abs(x) > 1e-30))
-def test_stochastic_rounding_over_all_noise_has_the_exact_mean(value):
-    noise = torch.arange(2**16)
-    x = torch.full((2**16,), value)
-    below, _ = neighbours(x)
-    mean = (to_bfloat16_stochastic(x, noise).double() - below.double()).mean() + below[0].double()
-    assert mean.item() == value  # 2**16 equally likely outcomes, all sums exact in float64
-
-
-def test_stochastic_rounding_keeps_what_bfloat16_can_hold():
-    special = torch.tensor([0.0, -0.0, 1.0, -3.0, math.inf, -math.inf, math.nan, 2.0**100])
-    payload = torch.tensor([0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)  # NaNs
-    for noise in (0, 1, 0x7FFF, 0xFFFF, -1, 0x10000):
-        rounded = to_bfloat16_stochastic(special, torch.full((8,), noise))
-        torch.testing.assert_close(rounded.float(), special, rtol=0, atol=0, equal_nan=True)
-        assert to_bfloat16_stochastic(payload, torch.full((3,), noise)).isnan().all()
-
-
-def test_noise_counts_by_its_low_bits_alone():
-    x, noise = torch.randn(100), torch.randint(0, 2**16, (100,))
-    for other in (noise - 2**16, noise + 2**40, noise.int(), noise.to(torch.uint16), noise.to(torch.int16)):
-        assert torch.equal(to_bfloat16_stochastic(x, other), to_bfloat16_stochastic(x, noise))
-
-
-def test_a_bfloat16_average_moves_only_with_stochastic_rounding():
-    nearest = stochastic = torch.ones(1000, dtype=torch.bfloat16)
-    for seed in range(100):
-        target = torch.zeros(1000)
-        nearest = ema(nearest.float(), target, 1e-3).to(torch.bfloat16)
-        stochastic = to_bfloat16_stochastic(ema(stochastic.float(), target, 1e-3), bits(seed, (1000,)))
-    assert (nearest == 1.0).all()
-    assert stochastic.float().mean().item() == pytest.approx(0.999**100, abs=2e-3)
 
 
 @given(st.integers(1, 5000))
@@ -163,19 +109,6 @@ def test_smmf_trajectory(name, tensor, sign_bits, vector):
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: to_bfloat16_stochastic(torch.ones(2), torch.ones(2)), TypeError, "noise must have an integer dtype"),
-        (
-            lambda: to_bfloat16_stochastic(torch.ones(2), torch.ones(2).bool()),
-            TypeError,
-            "noise must .* got torch.bool",
-        ),
-        (
-            lambda: to_bfloat16_stochastic(torch.ones(2), torch.ones(2).char()),
-            TypeError,
-            "noise must .* got torch.int8",
-        ),
-        (lambda: to_bfloat16_stochastic(torch.ones(2).int(), torch.ones(2).int()), TypeError, "x must have a real"),
-        (lambda: to_bfloat16_stochastic(torch.ones(2), torch.ones(3).int()), ValueError, r"noise must be .*got \(3,\)"),
         (lambda: square_shape(0), ValueError, "numel must be at least 1, got 0"),
         (lambda: factorize(torch.ones(3)), ValueError, r"matrix must be 2-dimensional, got \(3,\)"),
         (lambda: factorize(torch.ones(3, 3), 2), ValueError, "sign_bits must be None, 1 or 8, got 2"),

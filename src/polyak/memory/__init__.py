@@ -5,16 +5,22 @@
 * :mod:`~polyak.memory.geometry`: projections, angles, agreement of signs.
 * :mod:`~polyak.memory.matrix`: Newton-Schulz and the exact polar factor.
 * :mod:`~polyak.memory.history`: windows and ring buffers.
-* :mod:`~polyak.memory.storage`: stochastic rounding, factored storage.
+* :mod:`~polyak.memory.storage`: square-matricized factors and packed signs.
+* :mod:`~polyak.memory.noise`: random bits from an index and a seed.
+* :mod:`~polyak.memory.rounding`: stochastic rounding, Kahan's compensated sum.
+* :mod:`~polyak.memory.codecs`: the forms in which a memory is kept between steps.
 
 Nothing here holds state, reads or writes files, or draws random numbers.
 """
 
 from polyak.memory.averages import beta_of_half_life, debias, ema, ema_, half_life, heavy_ball
+from polyak.memory.codecs import Bfloat16, Codec, Factored, Float32, Int8, codec
 from polyak.memory.geometry import agreement, cosine, dot, norm, project, reject, rms, sign_times_magnitude
 from polyak.memory.history import push, ring_in_order, ring_valid_count, ring_write, ring_write_truncating
 from polyak.memory.matrix import COEFFICIENTS, CoefficientSet, as_matrix, newton_schulz, polar
+from polyak.memory.noise import uniform, uniform_bits
 from polyak.memory.profiles import gamma_of_sigma_rel, posthoc_weights, sigma_rel_of_gamma
+from polyak.memory.rounding import kahan_add, round_stochastic, to_bfloat16_stochastic
 from polyak.memory.schedules import (
     constant_beta,
     cosine_beta,
@@ -30,17 +36,22 @@ from polyak.memory.storage import (
     pack_bits,
     reconstruct,
     square_shape,
-    to_bfloat16_stochastic,
     unpack_bits,
 )
 
 __all__ = [
     "COEFFICIENTS",
+    "Bfloat16",
+    "Codec",
     "CoefficientSet",
+    "Factored",
     "Factors",
+    "Float32",
+    "Int8",
     "agreement",
     "as_matrix",
     "beta_of_half_life",
+    "codec",
     "constant_beta",
     "cosine",
     "cosine_beta",
@@ -53,6 +64,7 @@ __all__ = [
     "half_life",
     "half_life_beta",
     "heavy_ball",
+    "kahan_add",
     "newton_schulz",
     "norm",
     "pack_bits",
@@ -69,11 +81,14 @@ __all__ = [
     "ring_write",
     "ring_write_truncating",
     "rms",
+    "round_stochastic",
     "sigma_rel_of_gamma",
     "sign_times_magnitude",
     "square_shape",
     "to_bfloat16_stochastic",
+    "uniform",
     "uniform_beta",
+    "uniform_bits",
     "unpack_bits",
     "warmup_beta",
 ]

@@ -1,9 +1,7 @@
-r"""Forms in which a memory is kept between steps, other than as it is.
+r"""Square-matricized factors (SMMF, arXiv:2412.08894): a memory kept as two vectors and a bit for each sign.
 
-* bfloat16 with stochastic rounding: half the bytes, and small updates survive in the mean. Rounding to nearest would
-  lose every update under 2**-9 of the value, which freezes an average with ``beta`` above about 0.996.
-* square-matricized factors (SMMF, arXiv:2412.08894): a tensor of n entries seen as a near-square matrix and kept as its
-  row and column sums, plus one bit an entry where it has signs: about n/8 bytes instead of 4 n.
+A tensor of n entries is seen as a near-square matrix and kept as its row and column sums, plus one bit an entry where
+it has signs: about n/8 bytes instead of 4 n.
 """
 
 from __future__ import annotations
@@ -18,9 +16,6 @@ from torch import Tensor
 from polyak.memory._check import require
 from polyak.memory._dtype import at_least_float32
 
-_LOW_BITS = 0xFFFF
-"""The bits of a float32 that a bfloat16 does not have."""
-
 
 class Factors(NamedTuple):
     """A matrix as row factor, column factor and, for a signed matrix, its signs."""
@@ -28,34 +23,6 @@ class Factors(NamedTuple):
     row: Tensor
     col: Tensor
     sign: Tensor | None = None
-
-
-def to_bfloat16_stochastic(x: Tensor, noise: Tensor) -> Tensor:
-    r"""Round to bfloat16, up with the probability that makes the expected result :math:`x`.
-
-    The 16 bits that bfloat16 lacks are added to 16 random bits; the carry decides. Values that bfloat16 can hold are
-    kept, infinities and NaN stay what they are, and a value beyond the largest bfloat16 may round to infinity.
-
-    Args:
-        x: real floating tensor; taken in float32, so float64 is first rounded to that.
-        noise: integer tensor of ``x``'s shape whose low 16 bits are uniformly random; the other bits are ignored.
-
-    Returns:
-        bfloat16 tensor of ``x``'s shape.
-
-    Raises:
-        TypeError: if ``x`` is not real floating or ``noise`` not an integer tensor of 16 or more bits.
-        ValueError: if the shapes differ.
-    """
-    if not x.is_floating_point():
-        raise TypeError(f"x must have a real floating dtype, got {x.dtype}")
-    if noise.is_floating_point() or noise.is_complex() or noise.dtype.itemsize < 2:
-        raise TypeError(f"noise must have an integer dtype of at least 16 bits, got {noise.dtype}")
-    require(noise.shape == x.shape, "noise", tuple(noise.shape), f"of x's shape {tuple(x.shape)}")
-    exact = x.float()
-    carried = exact.view(torch.int32) + (noise.to(torch.int32) & _LOW_BITS)
-    rounded = (carried & ~_LOW_BITS).view(torch.float32)
-    return torch.where(torch.isfinite(exact), rounded, exact).to(torch.bfloat16)
 
 
 @functools.lru_cache(maxsize=4096)

@@ -1,20 +1,18 @@
-"""Saving and loading optimizer state: compact copies out, checked and cast by slot in."""
+"""Saving and loading optimizer state: checked and cast by slot; all checks come before the first change."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from polyak.declare import Hyper
 from polyak.optim.engine.member import STEP, local
-from polyak.optim.engine.rule import Chain, Slot
-
-if TYPE_CHECKING:
-    from polyak.optim.engine.optimizer import Optimizer
+from polyak.optim.engine.rule import Chain, Options, Slot
 
 # options of torch.optim groups that say how, not what, is computed
 IGNORED = {
@@ -30,28 +28,39 @@ IGNORED = {
 }
 
 
-def _compact(value: Any) -> Any:
-    """A tensor that is a piece of a larger storage, copied out; anything else as it is."""
-    if not isinstance(value, Tensor):
-        return value
-    here = local(value)
-    if here.untyped_storage().nbytes() <= here.numel() * here.itemsize:
-        return value
-    return value.detach().clone()
+class Checkpointed(Protocol):
+    """What saving and loading need of an optimizer."""
+
+    param_groups: list[dict[str, Any]]
+    state: Any
+    _optimizer_load_state_dict_pre_hooks: dict[int, Any]
+    _optimizer_load_state_dict_post_hooks: dict[int, Any]
+
+    def chain_of(self, group: Options) -> Chain:
+        """The chain that a group runs."""
+
+    def declared(self) -> tuple[Hyper, ...]:
+        """The hyperparameters."""
+
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Refuse a group with options out of range."""
+
+    def forget_plans(self, stepped: bool) -> None:
+        """The state is another one."""
 
 
-def compact_states(states: Any) -> Any:
-    """A copy of ``optimizer.state`` (or its packed form) whose tensors own their memory."""
-    out: Any = defaultdict(dict) if isinstance(states, defaultdict) else {}
-    for key, values in states.items():
-        out[key] = {name: _compact(v) for name, v in values.items()} if isinstance(values, dict) else values
-    return out
-
-
-def compact(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A state_dict whose tensors own their memory, with options that torch.distributed.checkpoint can gather."""
+def save(optimizer: Checkpointed, whole: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What torch's ``state_dict`` gives, without states of parameters that no group lists, options spelled out."""
+    kept = optimizer.state
+    listed = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    here = {k: v for k, v in kept.items() if id(k) in listed or not isinstance(k, Tensor)}
+    optimizer.state = here
+    try:
+        state_dict = whole()
+    finally:
+        optimizer.state = kept
     groups = [{name: _spelled(value) for name, value in group.items()} for group in state_dict["param_groups"]]
-    return {**state_dict, "state": compact_states(state_dict["state"]), "param_groups": groups}
+    return {**state_dict, "param_groups": groups}
 
 
 def _spelled(option: Any) -> Any:
@@ -65,13 +74,13 @@ def _read(option: Any) -> Any:
     return named if isinstance(named, torch.dtype) else option
 
 
-def state_bytes(optimizer: Optimizer) -> int:
+def state_bytes(optimizer: Checkpointed) -> int:
     """Bytes of all state tensors on this rank."""
     tensors = (v for values in optimizer.state.values() for v in values.values() if isinstance(v, Tensor))
     return sum(local(t).numel() * t.itemsize for t in tensors)
 
 
-def load(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+def load(optimizer: Checkpointed, state_dict: dict[str, Any]) -> None:
     """See :meth:`Optimizer.load_state_dict`. All checks come before the first change."""
     state_dict = state_dict.copy()
     for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
@@ -79,25 +88,26 @@ def load(optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
         state_dict = state_dict if changed is None else changed
     saved_groups = deepcopy(state_dict["param_groups"])
     _check_sizes(optimizer, saved_groups)
-    groups, states = [], {}
-    for index, (group, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True)):
-        merged = _merge_group(optimizer, group, saved, index)
-        groups.append(merged)
-        chain = optimizer.chain_of(merged)
-        for saved_id, p in zip(saved["params"], group["params"], strict=True):
-            values = state_dict["state"].get(saved_id)
-            if values:
-                where = f"parameter {saved_id} (group {index})"
-                states[p] = dict(_memories(optimizer, chain.for_shape(p.shape), p, values, where))
+    groups: list[dict[str, Any]] = []
+    states: dict[Any, Any] = {k: v for k, v in state_dict["state"].items() if not isinstance(k, int)}
+    with torch.inference_mode(False):
+        for index, (group, saved) in enumerate(zip(optimizer.param_groups, saved_groups, strict=True)):
+            merged = _merge_group(optimizer, group, saved, index)
+            groups.append(merged)
+            chain, own = optimizer.chain_of(merged), saved.get("method") is not None
+            for saved_id, p in zip(saved["params"], group["params"], strict=True):
+                values = state_dict["state"].get(saved_id)
+                if values:
+                    where = f"parameter {saved_id} (group {index})"
+                    states[p] = dict(_memories(optimizer, chain.for_shape(p.shape), p, values, where, own))
     optimizer.param_groups[:] = groups
     optimizer.state = defaultdict(dict, states)
-    optimizer._plans = None
-    optimizer._planned()
+    optimizer.forget_plans(bool(states))
     for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         post_hook(optimizer)
 
 
-def _check_sizes(optimizer: Optimizer, saved: list[dict[str, Any]]) -> None:
+def _check_sizes(optimizer: Checkpointed, saved: list[dict[str, Any]]) -> None:
     own = optimizer.param_groups
     if len(own) != len(saved):
         raise ValueError(f"the state_dict has {len(saved)} parameter groups, this optimizer has {len(own)}")
@@ -106,7 +116,7 @@ def _check_sizes(optimizer: Optimizer, saved: list[dict[str, Any]]) -> None:
             raise ValueError(f"group {i} of the state_dict has {len(b['params'])} parameters, here {len(a['params'])}")
 
 
-def _merge_group(optimizer: Optimizer, group: dict[str, Any], saved: dict[str, Any], index: int) -> dict[str, Any]:
+def _merge_group(optimizer: Checkpointed, group: dict[str, Any], saved: dict[str, Any], index: int) -> dict[str, Any]:
     """The group with the saved options; refuses options that this method does not have."""
     method = saved.get("method")
     if method is not None and method != group["method"]:
@@ -119,11 +129,11 @@ def _merge_group(optimizer: Optimizer, group: dict[str, Any], saved: dict[str, A
     merged = {**group, **{k: _read(v) for k, v in saved.items() if k not in ("params", "method")}}
     if "param_names" in group:
         merged["param_names"] = group["param_names"]
-    optimizer._check_group(merged)
+    optimizer.check_group(merged)
     return merged
 
 
-def _check_foreign(optimizer: Optimizer, group: dict[str, Any], saved: dict[str, Any], index: int) -> None:
+def _check_foreign(optimizer: Checkpointed, group: dict[str, Any], saved: dict[str, Any], index: int) -> None:
     known = {h.name for h in optimizer.declared()}
     for name, value in saved.items():
         if name in known or name in IGNORED or name in group:
@@ -141,40 +151,40 @@ def _check_foreign(optimizer: Optimizer, group: dict[str, Any], saved: dict[str,
 
 
 def _memories(
-    optimizer: Optimizer, chain: Chain, p: Tensor, values: dict[str, Any], where: str
-) -> Iterator[tuple[str, Tensor]]:
+    optimizer: Checkpointed, chain: Chain, p: Tensor, values: dict[str, Any], where: str, own: bool
+) -> Iterator[tuple[str, Any]]:
     slots = {slot.name: slot for slot in chain.slots}
     present = {name: v for name, v in values.items() if v is not None}
-    extra = sorted(set(present) - set(slots) - {STEP})
+    extra = {name: v for name, v in present.items() if name not in slots and name != STEP}
     missing = sorted(set(slots) - set(present)) if set(present) - {STEP} or not slots else []
-    if extra or missing:
+    if missing or (extra and not own):
         owner = type(optimizer).__name__
-        raise ValueError(f"{where}: {owner} keeps {sorted(slots)}; the state_dict has extra {extra}, lacks {missing}")
+        raise ValueError(
+            f"{where}: {owner} keeps {sorted(slots)}; the state_dict has extra {sorted(extra)}, lacks {missing}"
+        )
     for name, slot in slots.items():
         if name in present:
             yield name, cast_memory(slot, p, present[name], where)
     if chain.timed:
         # torch's SGD keeps no counter: a momentum buffer tells that a step was made
-        yield STEP, torch.tensor(float(present.get(STEP, 1.0 if present else 0.0)))
+        yield STEP, torch.tensor(float(present.get(STEP, 1.0 if present else 0.0)), device="cpu")
+    for name, value in extra.items():  # what others put there: a wrapper's slow weights
+        yield name, value.to(p.device) if isinstance(value, Tensor) and value.ndim else value
 
 
 def cast_memory(slot: Slot, p: Tensor, value: Any, where: str) -> Tensor:
-    """A copy in the dtype of its slot, on the parameter's device, a DTensor for a DTensor."""
-    shape = p.shape if slot.shape == "param" else torch.Size(())
+    """In the dtype of its slot, on the parameter's device, a DTensor for a DTensor; as it is where that fits."""
+    shape = slot.shape_for(p.shape)
     value = torch.as_tensor(value)
     fits = value.shape == shape or (slot.shape == "param" and value.shape == local(p).shape)
     if not fits:
         raise ValueError(f"{where}: {slot.name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
-    dtype = slot.dtype_for(p.dtype)
-    if not hasattr(p, "placements") or hasattr(value, "placements") or slot.shape == "scalar":
-        out = (
-            torch.empty_like(p, dtype=dtype) if slot.shape == "param" else torch.empty((), dtype=dtype, device=p.device)
-        )
-        return out.detach().copy_(value)
+    value = value.detach().to(device=p.device, dtype=slot.dtype_for(p.dtype))
+    if not hasattr(p, "placements") or hasattr(value, "placements") or slot.shape != "param":
+        return value
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     sharded: Any = p
-    value = value.to(device=p.device, dtype=dtype, copy=True)
     if value.shape == p.shape:
         return distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
     return DTensor.from_local(

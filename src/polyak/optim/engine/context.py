@@ -1,8 +1,8 @@
-"""What a rule sees: the flow, its memories, and a context that answers questions beyond its own slice."""
+"""What a rule sees: the flow, its memories, and a context that answers questions beyond one element."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 Scalar = float | Tensor
+Kind = Literal["sum", "mean", "rows", "columns", "total", "matrix"]
 
 
 class Flow(NamedTuple):
@@ -44,15 +45,20 @@ class Memories:
 
 @dataclass(frozen=True)
 class Question:
-    """Something a rule asks that its tensor's slice alone cannot answer; answering costs a pass over memory.
+    """Something a rule asks that one element alone cannot answer.
 
     Totals of the same ``asker`` are added over all tensors of the optimizer.
     """
 
     asker: str
-    kind: Literal["sum", "mean", "rows", "total", "matrix"]
+    kind: Kind
     solve: Callable[..., Tensor] | None = None
     width: int = 1
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a kernel that sees one whole tensor can answer it by itself."""
+        return self.kind not in ("total", "matrix")
 
 
 class Rows(NamedTuple):
@@ -63,33 +69,67 @@ class Rows(NamedTuple):
     worst: Tensor
 
 
-class Dialogue:
-    """The questions of one pass through a chain: those answered, and the first that is not."""
+class Asked(Exception):
+    """A question that this pass cannot answer, with this tensor's part of the answer."""
 
-    def __init__(self, answers: tuple[Any, ...] = (), numel: Any = 1) -> None:
-        self.answers = answers
-        self.numel = numel
-        self.asked = 0
-        self.open: tuple[Tensor, ...] | None = None
-        self.question: Question | None = None
+    def __init__(self, question: Question, terms: tuple[Tensor, ...]) -> None:
+        super().__init__(question.kind)
+        self.question, self.terms = question, terms
+
+
+class Dialogue:
+    """The questions of one pass through a chain.
+
+    Args:
+        numel: elements of the whole tensor, as a 0-d float64 tensor.
+        dtype: of the flow; answers that are not 0-d come in it.
+        answers: answers brought from outside, in the order of the questions asked there.
+        inside: whether local questions are answered from the arrays at hand, which then hold a whole tensor.
+        inputs: what enters a step by name (``loss``, layer inputs).
+    """
+
+    def __init__(
+        self,
+        numel: Tensor,
+        dtype: torch.dtype,
+        answers: Sequence[Any] = (),
+        inside: bool = True,
+        inputs: dict[str, Any] | None = None,
+    ) -> None:
+        self.numel, self.dtype, self.answers, self.inside = numel, dtype, answers, inside
+        self.inputs = inputs or {}
         self.notes: dict[str, Tensor] | None = None
+        self._brought = 0
 
     def ask(self, question: Question, terms: tuple[Tensor, ...]) -> Any:
-        """The answer if it is known; else the terms, as a placeholder, and the pass is over."""
-        index = self.asked
-        self.asked += 1
-        if index < len(self.answers):
-            return self.answers[index]
-        if index == len(self.answers):
-            self.open, self.question = terms, question
-        return terms
+        """The answer; raises :class:`Asked` where it must come from outside and is not there yet."""
+        if self.inside and question.is_local:
+            return settle(question, terms, self.numel, self.dtype)
+        if self._brought == len(self.answers):
+            raise Asked(question, terms)
+        self._brought += 1
+        return self.answers[self._brought - 1]
+
+
+def settle(question: Question, terms: tuple[Tensor, ...], numel: Tensor, dtype: torch.dtype) -> Any:
+    """The answer to a local question from the sums, in float64, over the whole tensor."""
+    if question.kind == "rows":
+        assert question.solve is not None
+        rows = tuple(t.to(dtype) for t in terms)
+        return Rows(rows, tuple(t.sum() for t in terms), question.solve(*terms).amax())
+    if question.kind == "columns":
+        return tuple(t.to(dtype) for t in terms)
+    if question.kind == "mean":
+        return tuple(t / numel for t in terms)
+    return terms
 
 
 class Context:
     """What a rule may read besides the flow and its memories.
 
-    The coefficients that the rule's ``scalars`` computed are attributes (0-d tensors, or floats). The methods ask
-    for sums; each call costs one more pass over memory, so ask for all terms you can in one call.
+    The coefficients that the rule's ``scalars`` computed are attributes (0-d tensors, or floats), and so are the named
+    inputs that the rule declares (``loss``). The methods ask for sums: in a compiled kernel they are answered on the
+    way; where ranks or other tensors have a part in the answer, the chain runs again with the answer known.
     """
 
     def __init__(self, rule_name: str, coefficients: dict[str, Any], dialogue: Dialogue) -> None:
@@ -99,37 +139,41 @@ class Context:
             setattr(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"the rule's scalars() return no {name!r}")
+        inputs = self.__dict__["dialogue"].inputs if "dialogue" in self.__dict__ else {}
+        if name in inputs:
+            return inputs[name]
+        raise AttributeError(f"the rule's scalars() return no {name!r}, and no such input was declared")
 
     @property
-    def numel(self) -> Any:
-        """The number of elements of the tensor (of the whole tensor where it is sharded)."""
+    def numel(self) -> Tensor:
+        """The number of elements of the tensor (of the whole tensor where it is sharded), a 0-d float64 tensor."""
         return self.dialogue.numel
 
     def sum(self, *terms: Tensor) -> Any:
-        """The sum of each term over the tensor, broadcastable against it; a tuple for several terms."""
-        return self._over_tensor("sum", terms)
+        """The sum of each term over the tensor, a 0-d float64 tensor; a tuple for several terms."""
+        return self._ask("sum", tuple(t.sum(dtype=torch.float64) for t in terms))
 
     def mean(self, *terms: Tensor) -> Any:
         """The mean of each term over the tensor."""
-        return self._over_tensor("mean", terms)
-
-    def _over_tensor(self, kind: Literal["sum", "mean"], terms: tuple[Tensor, ...]) -> Any:
-        # The engine cuts these rows short and adds their sums in float64, which here would halve the speed.
-        sums = tuple(t.sum(-1, keepdim=True) for t in terms)
-        return _one(self.dialogue.ask(Question(self.rule_name, kind, width=len(terms)), sums))
+        return self._ask("mean", tuple(t.sum(dtype=torch.float64) for t in terms))
 
     def total(self, *terms: Tensor) -> Any:
-        """The sum of each term over all tensors of all groups and ranks: a 0-d tensor."""
-        totals = tuple(t.sum(dtype=torch.float64) for t in terms)
-        return _one(self.dialogue.ask(Question(self.rule_name, "total", width=len(terms)), totals))
+        """The sum of each term over all tensors of all groups and ranks: a 0-d float64 tensor."""
+        return self._ask("total", tuple(t.sum(dtype=torch.float64) for t in terms))
 
-    def rows(self, *terms: Tensor, worst: Callable[..., Tensor]) -> Rows:
-        """Sums over each row and over the tensor, and the largest ``worst(*row_sums)`` of all rows."""
-        # rows as they are: a sum of millions of float32 in float32 loses digits
+    def columns(self, *terms: Tensor) -> Any:
+        """Sums over each column of the tensor seen as (shape[0], rest): (1, rest)."""
+        return self._ask("columns", tuple(t.sum(0, keepdim=True, dtype=torch.float64) for t in terms))
+
+    def rows(self, *terms: Tensor, worst: Callable[..., Tensor] | None = None) -> Rows:
+        """Sums over each row of the tensor seen as (shape[0], rest), and over the tensor.
+
+        ``worst`` is a function of the row sums, whose largest value over all rows is found too.
+        """
         sums = tuple(t.sum(-1, keepdim=True, dtype=torch.float64) for t in terms)
-        answer = self.dialogue.ask(Question(self.rule_name, "rows", worst, len(terms)), sums)
-        return answer if isinstance(answer, Rows) else Rows(sums, sums, sums[0])
+        question = Question(self.rule_name, "rows", worst or _first, len(terms))
+        answer: Rows = self.dialogue.ask(question, sums)
+        return answer
 
     def matrix(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         """``function`` of ``value`` seen as a stack ``(k, *shape)`` of equal tensors; run by BLAS, not compiled."""
@@ -141,9 +185,13 @@ class Context:
         if self.dialogue.notes is not None:
             self.dialogue.notes[name] = value
 
+    def _ask(self, kind: Kind, terms: tuple[Tensor, ...]) -> Any:
+        answer = self.dialogue.ask(Question(self.rule_name, kind, width=len(terms)), terms)
+        return answer[0] if len(terms) == 1 else answer
 
-def _one(values: tuple[Any, ...]) -> Any:
-    return values[0] if len(values) == 1 else values
+
+def _first(*sums: Tensor) -> Tensor:
+    return sums[0]
 
 
 class Places(Context):

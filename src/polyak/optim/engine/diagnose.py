@@ -7,78 +7,83 @@ read-out again, when asked. A step pays nothing for them and waits for no device
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from polyak.optim.engine import kernels
-from polyak.optim.engine.execute import Mode, Pass, coefficients, drive, run
-from polyak.optim.engine.layout import Unit
-from polyak.optim.engine.member import local
-from polyak.optim.engine.sharding import found_anywhere, stand_in
-
-if TYPE_CHECKING:
-    from polyak.optim.engine.member import Member
-    from polyak.optim.engine.plan import GroupPlan
+from polyak.optim.engine.member import Member, local
+from polyak.optim.engine.plan import GroupPlan
+from polyak.optim.engine.run import coefficients, drive, run
+from polyak.optim.engine.sharding import found_anywhere
+from polyak.optim.engine.units import Mode, Moment, Piece, Unit
 
 
-class Look(Pass):
-    """A pass that writes nothing and keeps the rules' notes."""
+class _Look(Piece):
+    """Arrays that are read and never written; keeps the rules' notes."""
 
     figures: dict[str, Tensor]
 
-    def apply(self, grads: Sequence[Tensor], answers: tuple[Any, ...]) -> None:
-        """Run the chain to its end and note the figures instead of writing."""
-        unit, self.figures = self.unit, {}
-        weights = unit.weights()
+    def pass_over(self, moment: Moment, answers: list[Any], level: int | None) -> list[tuple[Tensor, ...]]:
+        """As ever up to a question; at the end the figures are noted instead of writing."""
+        if level is not None:
+            return super().pass_over(moment, answers, level)
+        form = self.form(moment.names, None)
         notes: dict[str, Tensor] = {}
-        x, _, _ = kernels.evaluate(
-            unit.chain, self.names, self.mode.maximize, weights, unit.gradients(grads), tuple(unit.columns_of()),
-            self.scalars, answers, unit.count, notes,
-        )  # fmt: skip
-        notes["update_rms"] = (x.w - weights).square().mean().sqrt()
+        x, _ = kernels.evaluate(form, self.tensors(form, moment, answers), notes)
+        notes["update_rms"] = (x.w - self.p).square().mean().sqrt()
         self.figures = {name: value.double().mean() for name, value in notes.items()}
+        return []
+
+    def finish(self) -> None:
+        """Nothing was written."""
 
 
-def _look(plan: GroupPlan, member: Member) -> Look:
-    memories = [
-        local(member.state[slot.name]).view(1) if slot.shape == "scalar" else local(member.state[slot.name])
-        for slot in member.chain.slots
-    ]
-    unit = stand_in(Unit([member], memories, direct=member.is_direct()))
-    t = int(plan.times[member.index]) + 1 if plan.times is not None else 1
-    names, scalars = coefficients(member.chain, plan.group, t, member.value.device)
-    return Look(unit, names, scalars, Mode(compiled=False, whole=True, maximize=bool(plan.group["maximize"])))
+class _Looking(Unit):
+    """One member that is looked at."""
+
+    def __init__(self, member: Member) -> None:
+        super().__init__([member], gathered=False)
+        self.look: _Look | None = None
+
+    def pieces(self, grads: Sequence[Tensor], mode: Mode, names: kernels.Names) -> list[Piece]:
+        """The arrays to look at."""
+        self.look = _Look(self.members, grads, mode, names)
+        return [self.look]
 
 
 @torch.no_grad()
-def read(plans: Sequence[GroupPlan]) -> dict[str, dict[str, float]]:
+def read(plans: Sequence[GroupPlan], inputs: dict[str, Tensor]) -> dict[str, dict[str, float]]:
     """Figures by parameter name. Parameters without a gradient are left out, and those of which nothing lies here."""
-    looks: dict[str, Look] = {}
+    looks: list[_Looking] = []
     runs = []
     for plan in plans:
-        for member in plan.members:
+        mode = Mode(compiled=False, whole=True, maximize=bool(plan.group["maximize"]))
+        for member in plan.members.values():
             g = plan.grads[member.index]
             if (g is None or not member.numel) and not member.sharded:
                 continue
-            look = _look(plan, member)
-            if g is not None and member.numel:
-                looks[member.name] = look
-            runs.append(run(look, [g] if g is not None else None))
+            looks.append(_Looking(member))
+            names, scalars = coefficients(member.chain, plan.group, int(member.time) + 1, member.value.device)
+            runs.append(run(looks[-1], [g] if g is not None else [], Moment(names, scalars, inputs), mode))
         plan.grads = []
     drive(runs)
-    return {name: {key: float(v) for key, v in look.figures.items()} for name, look in looks.items()}
+    seen = [(one.first.name, one.look) for one in looks if one.look is not None and one.first.numel]
+    return {name: {key: float(v) for key, v in look.figures.items()} for name, look in seen}
 
 
-def refuse_non_finite(plans: Sequence[GroupPlan]) -> None:
+def refuse_non_finite(groups: Sequence[dict[str, Any]], grads: Sequence[Sequence[Tensor | None]]) -> None:
     """Raise ``RuntimeError`` naming the parameters whose gradient is not finite."""
-    members = [(member, plan.grads[member.index]) for plan in plans for member in plan.members]
-    here = [g is not None and not bool(torch.isfinite(g).all()) for _, g in members]
-    found, elsewhere = found_anywhere([member.param for member, _ in members], here)
-    bad = [member.name for (member, _), wrong in zip(members, found, strict=True) if wrong]
+    params, names, here = [], [], []
+    for index, (group, own) in enumerate(zip(groups, grads, strict=True)):
+        given = group.get("param_names")
+        for i, (p, g) in enumerate(zip(group["params"], own, strict=True)):
+            params.append(p)
+            names.append(given[i] if given else f"parameter {i} of group {index}")
+            here.append(g is not None and not bool(torch.isfinite(local(g)).all()))
+    found, elsewhere = found_anywhere(params, here)
+    bad = [name for name, wrong in zip(names, found, strict=True) if wrong]
     if bad or elsewhere:
-        for plan in plans:
-            plan.grads = []  # a plan left behind must not keep gradients alive
         where = ", ".join(bad) or "a parameter of another rank"
         raise RuntimeError(f"check_finite: non-finite gradient in {where}; nothing was changed")

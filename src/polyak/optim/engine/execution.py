@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
-from polyak._compiled import failed
+from polyak import aot
 
 Execution = Literal["auto", "eager", "batched", "compiled"]
 EXECUTIONS = ("auto", "eager", "batched", "compiled")
@@ -33,6 +33,6 @@ def in_force(execution: Execution, elements: int) -> tuple[str, str]:
         wanted = "compiled" if elements >= WORTH_COMPILING else "batched"
         relation = "at least" if wanted == "compiled" else "fewer than"
         reason = f"auto: {elements:,} elements, {relation} the {WORTH_COMPILING:,} that repay a compilation"
-    if wanted == "compiled" and failed():
-        return "batched", "torch.compile failed in this process"
+    if wanted == "compiled" and (why := aot.failed()) is not None:
+        return "batched", f"nothing can be compiled in this process: {why}"
     return wanted, reason

@@ -1,24 +1,27 @@
-"""Kernels: one pass of a chain over dense arrays, plain or under ``torch.compile``.
+"""Kernels: one pass of a chain over dense arrays, as a plain function or compiled ahead of time.
 
-Every kernel is fed only dense, detached arrays whose dimensions are 2 or more, with all coefficients in one float64
-vector: then one graph serves every model and every hyperparameter (see :mod:`polyak._compiled`). Kernels are shared by
-all optimizers of the process.
+A kernel sees one dense, detached array a tensor, flat or (rows, columns), and all coefficients in one float64 vector:
+then one package on disk serves every model and every hyperparameter (see :mod:`polyak.aot`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from polyak._compiled import Compiled
-from polyak.optim.engine.context import Dialogue, Flow
-from polyak.optim.engine.direct import Prepared
-from polyak.optim.engine.rule import Chain
+from polyak.aot import Array, Source
+from polyak.optim.engine.context import Asked, Dialogue, Flow, Rows
+from polyak.optim.engine.keeping import Kept, Rounding, kahan, write
+from polyak.optim.engine.rule import Chain, Rule
 
-_kernels: dict[tuple[Any, ...], Kernel] = {}
+Names = tuple[tuple[str, ...], ...]
+Dims = tuple[str | int, ...]
+NEVER_STORED = (("realize_opcount_threshold", 10**6), ("realize_reads_threshold", 10**6))
+"""Inductor would store a value that two loops need, as large as the weight; computing it twice is as fast."""
 
 
 def high(dtype: torch.dtype) -> torch.dtype:
@@ -26,76 +29,176 @@ def high(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype.itemsize < 4 else dtype
 
 
+@dataclass(frozen=True)
+class Form:
+    """What selects the code of a kernel.
+
+    Args:
+        chain: the rules.
+        names: of the coefficients of each rule, in the order of the vector that holds their values.
+        weight: dtype of the weight.
+        gradient: dtype of the gradient.
+        kept: how each memory is kept.
+        rounding: how a half-precision weight is written.
+        maximize: ascend.
+        in_rows: arrays are (rows, columns), else flat.
+        inside: sums over the tensor are answered in the kernel, which sees the whole tensor.
+        level: up to which question that is answered outside; None: to the end, writing weight and memories.
+    """
+
+    chain: Chain
+    names: Names
+    weight: torch.dtype
+    gradient: torch.dtype
+    kept: tuple[Kept, ...]
+    rounding: Rounding
+    maximize: bool
+    in_rows: bool
+    inside: bool
+    level: int | None = None
+
+    @property
+    def has_facts(self) -> bool:
+        """Whether the kernel takes the tensor's facts: its number of elements and its salt for rounding."""
+        asks = any(q.is_local for q in self.chain.questions({}))
+        return asks or self.rounding == "stochastic" or any(kept.draws for kept in self.kept)
+
+
 def evaluate(
-    chain: Chain,
-    names: list[list[str]],
-    maximize: bool,
-    p: Tensor,
-    g: Tensor,
-    memories: tuple[Tensor, ...],
-    scalars: Tensor,
-    answers: Any,
-    numel: Any,
-    notes: dict[str, Tensor] | None = None,
-) -> tuple[Flow, dict[str, Tensor], Dialogue]:
-    """Run the chain on arrays; half precision is computed in float32. Writes nothing."""
-    dtype = high(p.dtype)
+    form: Form, tensors: Sequence[Tensor], notes: dict[str, Tensor] | None = None
+) -> tuple[Flow, dict[str, Tensor]]:
+    """Run the chain on the tensors of a kernel; half precision is computed in float32. Writes nothing."""
+    p, g, scalars, *rest = tensors
+    dtype = high(form.weight)
+    facts = rest.pop(0) if form.has_facts else None
+    numel = facts[0] if facts is not None else scalars[0]
+    parts = [[rest.pop(0) for _ in kept.keys] for kept in form.kept]
+    extra = rest.pop(0) if form.rounding == "kahan" else None
+    inputs = {name: rest.pop(0) for name in form.chain.inputs}
     weight, gradient = p.to(dtype), g.to(dtype)
-    if numel is not None:
-        # A column of exact ones. Without it the compiler loops over what needs no column by itself, and then stores
-        # the direction for a second loop, a temporary as large as the weight.
-        gradient = gradient * (numel / numel)
-    if maximize:
-        gradient = -gradient
-    coefficients, i = [], 0
-    for rule_names in names:
-        values = {}
-        for name in rule_names:
-            values[name] = scalars[i]
-            i += 1
-        coefficients.append(values)
-    old = {slot.name: memory.to(dtype) for slot, memory in zip(chain.slots, memories, strict=True)}
-    dialogue = Dialogue(answers, numel)
+    if extra is not None:
+        weight = weight + extra.to(dtype)
+    dialogue = Dialogue(numel, dtype, _unpacked(form, rest), form.inside, inputs)
     dialogue.notes = notes
-    x, new = chain.run(Flow(gradient, gradient, weight, weight, 1.0), old, coefficients, dialogue)
-    return x, new, dialogue
+    gradient = -gradient if form.maximize else gradient
+    old = {kept.slot.name: kept.decode(own, dtype) for kept, own in zip(form.kept, parts, strict=True)}
+    return form.chain.run(Flow(gradient, gradient, weight, weight, 1.0), old, _by_rule(form.names, scalars), dialogue)
 
 
-def _make(chain: Chain, names: list[list[str]], level: int | None, maximize: bool) -> Callable[..., Any]:
-    """The function of one pass: up to question ``level``, or (``None``) to the end, writing weight and memories."""
-    slots = chain.slots
+def _by_rule(names: Names, scalars: Tensor) -> list[dict[str, Tensor]]:
+    values = iter(scalars.unbind() if scalars.is_meta else [scalars[i] for i in range(sum(map(len, names)))])
+    return [{name: next(values) for name in rule_names} for rule_names in names]
 
-    def kernel(p: Tensor, g: Tensor, memories: tuple[Tensor, ...], scalars: Tensor, answers: Any, numel: Any) -> Any:
-        x, new, dialogue = evaluate(chain, names, maximize, p, g, memories, scalars, answers, numel)
-        if level is not None:
-            return dialogue.open
-        for slot, memory in zip(slots, memories, strict=True):
-            if slot.name in new:
-                memory.copy_(new[slot.name])
-        p.copy_(x.w)
+
+def function(form: Form) -> Callable[..., Any]:
+    """The kernel as a plain function of tensors, in the order that :func:`signature` gives."""
+
+    def kernel(*tensors: Tensor) -> Any:
+        try:
+            x, new = evaluate(form, tensors)
+        except Asked as asked:
+            return asked.terms
+        _write(form, tensors, x.w, new)
         return None
 
     return kernel
 
 
-def _written(args: Sequence[Any]) -> tuple[Tensor, ...]:
-    """Weight and memories, of a kernel's arguments."""
-    return (args[0], *args[2])
+def _write(form: Form, tensors: Sequence[Tensor], w: Tensor, new: dict[str, Tensor]) -> None:
+    p, _, scalars, *rest = tensors
+    facts = rest.pop(0) if form.has_facts else None
+    # the step number is the last of the vector; a seed for each step, tensor and memory
+    seed = (facts[1] + scalars[-1] * 2**20).to(torch.int64) if facts is not None else None
+    for i, kept in enumerate(form.kept):
+        own = [rest.pop(0) for _ in kept.keys]
+        if kept.slot.name in new:
+            kept.write(own, new[kept.slot.name], seed, i + 1)
+    if form.rounding == "kahan":
+        kahan(p, rest[0], w)
+    else:
+        write(p, w, form.rounding, seed)
 
 
-class Kernel(Compiled):
-    """One pass of a chain. ``plain`` takes any arrays; a call is for arrays that meet the module's contract."""
+def signature(form: Form) -> Iterator[Array]:
+    """Every tensor of a kernel."""
+    whole: Dims = ("rows", "columns") if form.in_rows else ("n",)
+    yield Array(form.weight, whole)
+    yield Array(form.gradient, whole)
+    yield Array(torch.float64, (sum(map(len, form.names)) + 1,))
+    if form.has_facts:
+        yield Array(torch.float64, (2,))
+    for kept in form.kept:
+        yield from kept.arrays(form.weight, whole)
+    if form.rounding == "kahan":
+        yield Array(form.weight, whole)
+    for _ in form.chain.inputs:
+        yield Array(torch.float64)
+    outside = [q for q in form.chain.questions({}) if not (form.inside and q.is_local)]
+    for question in outside[: form.level]:
+        yield from _answer_arrays(question.kind, question.width, high(form.weight), whole)
 
-    def prepared(self, *args: Any) -> Prepared | None:
-        """The call with all but gradient and coefficients filled in, where it goes straight to the graph."""
-        return Prepared(self.direct, args) if self.direct is not None and self.serves(args) else None
+
+def _answer_arrays(kind: str, width: int, dtype: torch.dtype, whole: Dims) -> Iterator[Array]:
+    if kind == "rows":
+        yield from [Array(dtype, ("rows", 1))] * width + [Array(torch.float64)] * (width + 1)
+    elif kind == "columns":
+        yield from [Array(dtype, (1, "columns"))] * width
+    else:
+        yield from [Array(dtype, whole) if kind == "matrix" else Array(torch.float64)] * width
 
 
-def get(chain: Chain, names: list[list[str]], level: int | None, maximize: bool, *dtypes: Any) -> Kernel:
-    """The kernel of a pass; ``dtypes`` (and device) keep graphs of different types in different code objects."""
-    key = (chain, level, maximize, *dtypes)
-    found = _kernels.get(key)
-    if found is None:
-        title = "polyak_" + "_".join(rule.name for rule in chain) + ("" if level is None else f"_{level}")
-        found = _kernels[key] = Kernel(_make(chain, names, level, maximize), title, _written, "scalars")
-    return found
+def pack(answer: Any) -> list[Tensor]:
+    """An answer as the tensors that a kernel takes."""
+    return [*answer.row, *answer.whole, answer.worst] if isinstance(answer, Rows) else list(answer)
+
+
+def _unpacked(form: Form, tensors: list[Tensor]) -> list[Any]:
+    """The inverse of :func:`pack`, for all answers brought."""
+    answers: list[Any] = []
+    left = list(tensors)
+    for question in form.chain.questions({}):
+        if not left:
+            break
+        if form.inside and question.is_local:
+            continue
+        width = question.width
+        if question.kind == "rows":
+            answers.append(Rows(tuple(left[:width]), tuple(left[width : 2 * width]), left[2 * width]))
+            del left[: 2 * width + 1]
+        else:
+            answers.append(tuple(left[:width]))
+            del left[:width]
+    return answers
+
+
+def source(form: Form, small: bool, device: torch.device) -> Source:
+    """What :mod:`polyak.aot` compiles; ``small``: for tensors that one thread is best for."""
+    title = "+".join(rule.name for rule in form.chain) + f" {str(form.weight).removeprefix('torch.')}"
+    return Source(
+        name=title if form.level is None else f"{title} {form.level}",
+        function=function(form),
+        inputs=tuple(signature(form)),
+        device=device,
+        identity=_identity(form),
+        threads="one" if small else "all",
+        settings=NEVER_STORED,
+    )
+
+
+def _identity(form: Form) -> str | None:
+    """What the code is, in words; None if a rule is not ours and only its graph can tell."""
+    rules = [_described(rule) for rule in form.chain]
+    if None in rules:
+        return None
+    rest = (form.names, form.weight, form.gradient, form.kept, form.rounding, form.maximize, form.in_rows)
+    return repr((rules, *rest, form.inside, form.level))
+
+
+def _described(rule: Rule) -> str | None:
+    if rule.origin is None:
+        return None
+    make, args = rule.origin
+    behind = [(place, _described(other)) for place, other in rule.inserted]
+    if not make.__module__.startswith("polyak.") or any(text is None for _, text in behind):
+        return None
+    return repr((make.__module__, make.__qualname__, args, behind))

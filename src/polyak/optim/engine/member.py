@@ -1,29 +1,25 @@
-"""One parameter as the engine sees it: what lies on this rank, and how its chain wants to see it."""
+"""One parameter as the engine sees it: what lies on this rank, its memories, and the arrays that a kernel takes."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from array import array
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from polyak.optim.engine.context import Question
+from polyak.optim.engine.keeping import Keeping
 from polyak.optim.engine.rule import Chain
 
-SMALL = 16 * 1024  # elements up to which copying a tensor costs less than a kernel call of its own
-LONGEST_ROW = 4096  # elements: rows of a chain that only sums over tensors are cut where it likes
 STEP = "step"
+SMALL = 16 * 1024
+"""Elements up to which one thread is best, and up to which gathering costs less than a call of its own."""
 
 
 def local(t: Tensor) -> Tensor:
     """The part of a tensor that lies on this rank (a DTensor's shard; else the tensor), detached."""
-    shard = getattr(t, "_local_tensor", None)
-    return t.detach() if shard is None else shard.detach()
-
-
-def pointer_of(t: Tensor) -> int:
-    """Where the local part of a tensor begins."""
-    return int(getattr(t, "_local_tensor", t).data_ptr())
+    return t.to_local().detach() if hasattr(t, "placements") else t.detach()  # type: ignore[operator]
 
 
 def is_sharded(t: Tensor) -> bool:
@@ -31,7 +27,7 @@ def is_sharded(t: Tensor) -> bool:
     return any(not placement.is_replicate() for placement in getattr(t, "placements", ()))
 
 
-def _is_dense(t: Tensor) -> bool:
+def is_dense(t: Tensor) -> bool:
     """Whether the elements fill one block of memory, each once (contiguous in some order of dimensions)."""
     expected = 1
     for stride, size in sorted((stride, size) for stride, size in zip(t.stride(), t.shape, strict=True) if size > 1):
@@ -41,62 +37,122 @@ def _is_dense(t: Tensor) -> bool:
     return True
 
 
-@dataclass(eq=False)
 class Member:
-    """One parameter of a group, as the engine sees it."""
+    """One parameter of a group.
 
-    param: Tensor
-    index: int
-    state: dict[str, Any]
-    name: str
-    chain: Chain
-    questions: tuple[Question, ...]
-    value: Tensor = field(init=False)
-    sharded: bool = field(init=False)
+    Args:
+        param: the parameter.
+        index: its place in the group.
+        name: what errors call it.
+        chain: the rules that apply to it.
+        questions: what they ask.
+        keeping: how memories are kept.
+        state: ``optimizer.state[param]``.
+        salt: a number of its own, for random rounding.
+    """
 
-    def __post_init__(self) -> None:
-        self.value = local(self.param)
-        self.sharded = is_sharded(self.param)
+    def __init__(
+        self,
+        param: Tensor,
+        index: int,
+        name: str,
+        chain: Chain,
+        questions: tuple[Question, ...],
+        keeping: Keeping,
+        state: dict[str, Any],
+        salt: int,
+    ) -> None:
+        self.param, self.index, self.name, self.chain, self.questions = param, index, name, chain, questions
+        self.state, self.salt = state, salt
+        self.value = local(param)
+        self.strides = self.value.stride()
+        self.sharded = is_sharded(param)
+        self.in_rows = chain.in_rows(questions)
+        self.kept = keeping.of(chain, param, self.in_rows)
+        self.rounding = keeping.rounding_of(param.dtype)
+        self.draws = self.rounding == "stochastic" or any(kept.draws for kept in self.kept)
+        self.keys = [key for kept in self.kept for key in kept.keys] + ["kahan"] * (self.rounding == "kahan")
+        self.direct = self._is_direct()
+        self.keeping = keeping
+        self.counter: array[float] | None = None
+        rows = self.value.shape[0] if self.value.ndim else 1
+        self.shape = (rows, self.numel // rows if rows else 0) if self.in_rows else (self.numel,)
+        if not self.numel:
+            # of a sharded tensor nothing lies here: a zero, which adds nothing to any sum, takes part in its stead, so
+            # that one-number memories follow those of the other ranks
+            self.shape = (1,) * len(self.shape)
+        local_sums = all(q.is_local for q in questions) and not (self.sharded and questions)
+        self.one_call = self.direct and self.is_compilable and local_sums
 
     @property
     def numel(self) -> int:
         """Elements on this rank."""
         return self.value.numel()
 
-    @property
-    def in_rows(self) -> bool:
-        """Whether the chain sees this tensor as (rows, columns)."""
-        return any(q.kind in ("sum", "mean", "rows") for q in self.questions) or any(
-            slot.shape == "scalar" for slot in self.chain.slots
-        )
-
-    def columns(self) -> int:
-        """The length of a row. Any division will do for sums over the tensor; sums over rows need the real ones."""
-        shape, n = self.value.shape, self.numel
-        if not n:
-            return 1
-        if any(q.kind == "rows" for q in self.questions):
-            return n // shape[0]
-        # few widths for small tensors, so that many go together; long rows for large ones, so that columns stay short
-        widths = (64, 16, 4) if n <= SMALL else range(LONGEST_ROW, 1, -1)
-        return next((width for width in widths if n % width == 0 and n > width), n)
-
-    def is_direct(self) -> bool:
+    def _is_direct(self) -> bool:
         """Whether kernels work on the weight in place."""
-        if self.numel <= SMALL or not _is_dense(self.value):
+        if not self.numel or not is_dense(self.value):
             return False
         if any(q.kind == "matrix" for q in self.questions):
             return self.value.is_contiguous()
-        strides = self.value.stride()
-        return not any(q.kind == "rows" for q in self.questions) or strides[0] == max(strides)
+        return not self.in_rows or not self.strides or self.strides[0] == max(self.strides)
 
-    def stack_key(self) -> tuple[Any, ...]:
-        """Tensors of equal key may share a run."""
-        key: tuple[Any, ...] = (self.chain, self.value.dtype, self.value.device)
-        if any(q.kind == "matrix" for q in self.questions):
-            key += (self.value.shape,)
-        if self.in_rows:
-            key += (self.columns(),)
-        if self.sharded and self.questions:
-            key += (self.index,)  # its sums cross ranks: never gathered with others
-        return key
+    @torch.inference_mode(False)
+    def bind(self) -> None:
+        """Take the memories from the state; those that are missing are made."""
+        self.keeping.complete(self)
+        self.memories = [self.state[key] for key in self.keys]
+        self.array = self.as_array(self.value)
+        self._take_parts()
+        self.written = [self.array, *self.parts]
+        facts = torch.tensor([self.param.numel(), self.salt], dtype=torch.float64, device="cpu")
+        self.facts = facts.to(self.value.device)
+        if self.chain.timed or self.draws:
+            # a counter of its own, 0-d and float32 like torch's, that Python reads and writes without a call into torch
+            self.counter = array("f", [float(self.state.get(STEP, 0.0))])
+            is_fake = type(self.value) is not Tensor
+            self.state[STEP] = torch.zeros(()) if is_fake else torch.frombuffer(self.counter, dtype=torch.float32)[0]
+
+    def _take_parts(self) -> None:
+        whole = [kept.is_whole for kept in self.kept for _ in kept.keys] + [True] * (self.rounding == "kahan")
+        here = [local(m) for m in self.memories]
+        self.parts = [self.as_array(t) if is_whole else t for t, is_whole in zip(here, whole, strict=True)]
+
+    def as_array(self, t: Tensor) -> Tensor:
+        """A tensor laid out like the weight as the array that kernels see; where that has gaps, a copy."""
+        if not self.numel:
+            return t.new_zeros(self.shape)
+        if not self.direct or t.is_contiguous():
+            return t.reshape(self.shape)
+        return t.as_strided(self.shape, (self.shape[-1], 1) if self.in_rows else (1,))
+
+    def gradient(self, g: Tensor) -> Tensor:
+        """A gradient as an array whose elements pair with those of the weight's."""
+        if self.direct and g.stride() != self.strides:
+            g = torch.empty_like(self.value, dtype=g.dtype).copy_(g)
+        return self.as_array(g.resolve_neg())
+
+    def settle_copies(self) -> None:
+        """Write back what the kernel worked on in copies."""
+        if self.direct or not self.numel:
+            return
+        for target, source in zip((self.param, *self.memories), (self.array, *self.parts), strict=True):
+            here = local(target)
+            if here.data_ptr() != source.data_ptr():
+                here.copy_(source.view(here.shape))
+
+    def refresh_copies(self) -> None:
+        """Copy weight and memories anew, where kernels do not work in place."""
+        if not self.direct and self.numel:
+            self.array = self.value.reshape(self.shape)
+            self._take_parts()
+
+    @property
+    def is_compilable(self) -> bool:
+        """Whether kernels of it can be compiled: to a compiler sizes of 0 and 1 are special."""
+        return all(size > 1 for size in self.shape) and self.chain.is_compilable
+
+    @property
+    def time(self) -> float:
+        """Steps so far."""
+        return self.counter[0] if self.counter is not None else 0.0

@@ -14,10 +14,11 @@ from typing_extensions import Self
 
 from polyak.declare import Hyper
 from polyak.optim.engine import checkpoint, diagnose
-from polyak.optim.engine.execute import check_totals, drive
 from polyak.optim.engine.execution import Execution, checked, in_force
+from polyak.optim.engine.keeping import Keeping
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.rule import Chain, Options, check_complete
+from polyak.optim.engine.run import check_totals, drive
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
 
@@ -69,14 +70,15 @@ class Optimizer(torch.optim.Optimizer):
         self._rules = rules
         self.execution: Execution = checked(execution)
         self.check_finite = check_finite
-        self._plans: list[GroupPlan] | None = None
+        self._keeping = Keeping()
+        self._plans: list[GroupPlan] = []
+        self._entries: list[int] = []
+        self._elements = 0
+        self._stepped = False
         defaults = self._defaults(hyperparameters)
         defaults["maximize"] = bool(maximize)
         defaults["method"] = self._method()
-        self._ready = False
         super().__init__(_materialized(params, self._owner()), defaults)
-        self._ready = True
-        self._planned()
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
@@ -118,18 +120,11 @@ class Optimizer(torch.optim.Optimizer):
         listed = group.get("params")
         if isinstance(listed, Iterable) and not isinstance(listed, (Tensor, set, list)):
             group["params"] = list(listed)
-        self._check_group({**self.defaults, **group})
-        count = len(self.param_groups)
+        self.check_group({**self.defaults, **group})
         super().add_param_group(group)
-        self._plans = None
-        if self._ready:
-            try:
-                self._planned()
-            except Exception:
-                del self.param_groups[count:]
-                raise
 
-    def _check_group(self, group: dict[str, Any]) -> None:
+    def check_group(self, group: dict[str, Any]) -> None:
+        """Refuse a group with options out of range, or with parameters that cannot be optimized."""
         for hyper in self.declared():
             hyper.check(group[hyper.name], self._owner())
         self.check_options(group)
@@ -147,36 +142,43 @@ class Optimizer(torch.optim.Optimizer):
     def check_options(self, group: Options) -> None:
         """Refuse combinations of hyperparameters; methods with such rules override it."""
 
-    def _planned(self) -> list[GroupPlan]:
-        if self._plans is None or len(self._plans) != len(self.param_groups):
-            listed = {id(p) for group in self.param_groups for p in group["params"]}
-            for stranger in [p for p in self.state if id(p) not in listed]:  # state_dict() would stumble over it
-                del self.state[stranger]
-            self._elements = sum(p.numel() for group in self.param_groups for p in group["params"])
-            chosen, _ = in_force(self.execution, self._elements)
-            self._plans = [GroupPlan(self, i, chosen) for i in range(len(self.param_groups))]
-            check_totals(unit.questions for plan in self._plans for unit in plan.units)
-            self._states = [*map(id, self.state.values())]
-        return self._plans
+    def keeping_of(self, group: Options) -> Keeping:
+        """How the memories of a parameter group are kept."""
+        return self._keeping
 
     def _current_plans(self) -> list[GroupPlan]:
         """Plans that describe the optimizer as it is now, with the gradients read."""
-        plans = self._planned()
-        chosen, _ = in_force(self.execution, self._elements)
-        moved = self._states != [*map(id, self.state.values())]
-        if moved or any([not plan.refresh(chosen) for plan in plans]):  # a list: every plan looks at its gradients
-            self._plans = None
-            plans = self._planned()
-            for plan in plans:
-                plan.refresh(chosen)
+        grads = [[p.grad for p in group["params"]] for group in self.param_groups]
+        if self.check_finite:
+            diagnose.refuse_non_finite(self.param_groups, grads)
+        chosen = self._chosen()[0]
+        good = len(self._plans) == len(grads) and [*map(id, self.state.values())] == self._entries
+        if not good or not all([plan.refresh(chosen, g) for plan, g in zip(self._plans, grads, strict=True)]):
+            self._plans = []
+            chosen = self._chosen()[0]
+            self._plans = self._planned(chosen, grads)
+            self._entries = [*map(id, self.state.values())]
+        return self._plans
+
+    def _planned(self, chosen: str, grads: list[list[Tensor | None]], dry: bool = False) -> list[GroupPlan]:
+        plans = [GroupPlan(self, i, chosen, g, dry) for i, g in enumerate(grads)]
+        check_totals(m.questions for plan in plans for m in plan.members.values())
+        for plan in plans:
+            plan.bind()
         return plans
 
+    def _chosen(self) -> tuple[str, str]:
+        if not self._plans:
+            listed = [p for group in self.param_groups for p in group["params"]]
+            self._elements = sum(p.numel() for p in listed if not torch.nn.parameter.is_lazy(p))
+        return in_force(self.execution, self._elements)
+
     @overload
-    def step(self, closure: None = None) -> None: ...
+    def step(self, closure: None = None, *, loss: float | Tensor | None = None) -> None: ...
     @overload
-    def step(self, closure: Callable[[], float]) -> float: ...
+    def step(self, closure: Callable[[], float], *, loss: float | Tensor | None = None) -> float: ...
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+    def step(self, closure: Callable[[], float] | None = None, *, loss: float | Tensor | None = None) -> float | None:
         """Perform one optimization step.
 
         Args:
@@ -185,31 +187,57 @@ class Optimizer(torch.optim.Optimizer):
         Raises:
             RuntimeError: a sparse gradient, or with ``check_finite`` a non-finite one; nothing has changed then.
         """
-        loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._advance(loss)
+        return loss  # type: ignore[return-value]
+
+    @torch.compiler.disable
+    def _advance(self, loss: float | Tensor | None) -> None:
+        """One step with the gradients present; nothing is gained by tracing it."""
+        inputs = self._inputs(loss)
         plans = self._current_plans()
-        if self.check_finite:
-            diagnose.refuse_non_finite(plans)
+        if not self._stepped and self._is_request_for_state(plans):
+            return
+        self._stepped = True
         with _without_autocast(plans):
-            drive([r for plan in plans for r in plan.runs()])
+            drive([r for plan in plans for r in plan.runs(inputs)])
         for plan in plans:
             plan.count_step()
-        return loss
+
+    def _inputs(self, loss: float | Tensor | None) -> dict[str, Tensor]:
+        """What enters the step by name."""
+        if not any("loss" in self.chain_of(group).inputs for group in self.param_groups):
+            return {}
+        if loss is None:
+            raise RuntimeError(f"{self._owner()} reads the loss: call step(loss=loss), or step(closure)")
+        device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
+        return {"loss": torch.as_tensor(loss).detach().to(device, torch.float64).reshape(())}
+
+    def _is_request_for_state(self, plans: list[GroupPlan]) -> bool:
+        """Whether this is the step that torch.distributed.checkpoint makes to have the state: it counts nothing.
+
+        It comes with lr 0 and gradients that are all zero, to an optimizer that has made no step yet.
+        """
+        if any(float(group["lr"]) != 0 for group in self.param_groups if "lr" in group):
+            return False
+        members = [(m, plan.grads[m.index]) for plan in plans for m in plan.members.values()]
+        return not any(bool(g.any()) for _, g in members if g is not None)
 
     def explain(self) -> str:
         """Which path every group takes, and why: one line a kind of tensor."""
-        plans = self._planned()
-        chosen, reason = in_force(self.execution, self._elements)
+        chosen, reason = self._chosen()
+        nothing: list[list[Tensor | None]] = [[None] * len(group["params"]) for group in self.param_groups]
+        plans = self._plans or self._planned(chosen, nothing, dry=True)
         lines = [f"{self._owner()}: {chosen} ({reason})"]
-        return "\n".join(lines + [line for plan in plans for line in plan.describe(chosen)])
+        return "\n".join(lines + [line for plan in plans for line in plan.describe()])
 
     def diagnostics(self) -> dict[str, dict[str, float]]:
         """Read-outs of the step that the gradients present now would give, by parameter; see :mod:`diagnose`."""
         plans = self._current_plans()
         with _without_autocast(plans):
-            return diagnose.read(plans)
+            return diagnose.read(plans, {})
 
     @torch.no_grad()
     def _forget(self) -> None:
@@ -230,8 +258,8 @@ class Optimizer(torch.optim.Optimizer):
         return float(sum(4 for slot in cls.recipe(options).slots if slot.shape == "param"))
 
     def state_dict(self) -> dict[str, Any]:
-        """As ``torch.optim``; memories that share a buffer are copied out, so that each is saved alone."""
-        return checkpoint.compact(super().state_dict())
+        """As ``torch.optim``; states of parameters that no group lists any more are left out."""
+        return checkpoint.save(self, super().state_dict)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this method, or of torch.optim where names, shapes and options fit.
@@ -241,15 +269,17 @@ class Optimizer(torch.optim.Optimizer):
         """
         checkpoint.load(self, state_dict)
 
+    def forget_plans(self, stepped: bool) -> None:
+        """Plan anew at the next step: the state is another one."""
+        self._plans, self._stepped = [], stepped
+
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("defaults", "param_groups", "execution", "check_finite", "_rules")
-        mine = {name: self.__dict__[name] for name in kept if name in self.__dict__}
-        return {**mine, "state": checkpoint.compact_states(self.state)}
+        kept = ("defaults", "param_groups", "state", "execution", "check_finite", "_rules", "_keeping", "_stepped")
+        return {name: self.__dict__[name] for name in kept if name in self.__dict__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._plans = None
+        self._plans, self._entries, self._elements = [], [], 0
         super().__setstate__(state)
-        self._ready = True
 
     def __copy__(self) -> Self:
         raise TypeError("copy.copy would share state between two optimizers; use copy.deepcopy")
@@ -278,6 +308,7 @@ def _listed(group: Any) -> Iterator[Any]:
 def _without_autocast(plans: list[GroupPlan]) -> ExitStack:
     """A step inside an autocast region must not compute in bfloat16."""
     off = ExitStack()
-    for device in {d for plan in plans for d in plan.devices if torch.is_autocast_enabled(d)}:
+    devices = {d for plan in plans for d in plan.devices if torch.amp.is_autocast_available(d)}
+    for device in filter(torch.is_autocast_enabled, devices):
         off.enter_context(torch.autocast(device, enabled=False))
     return off

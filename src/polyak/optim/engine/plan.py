@@ -1,215 +1,259 @@
-"""The plan of a parameter group: its members, their units, their step counters, and what runs in this step."""
+"""The plan of a parameter group: its members, their units, and what runs in this step."""
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator
-from operator import attrgetter, is_, itemgetter
-from typing import TYPE_CHECKING, Any
+from operator import attrgetter, is_
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
-from polyak._compiled import failed
-from polyak.optim.engine.direct import Prepared, call_all
-from polyak.optim.engine.execute import Mode, Pass, Run, coefficients, run
-from polyak.optim.engine.layout import Unit
-from polyak.optim.engine.member import STEP, Member, local, pointer_of
-from polyak.optim.engine.memories import build_units
-from polyak.optim.engine.sharding import check_rows, stand_in
-
-if TYPE_CHECKING:
-    from polyak.optim.engine.optimizer import Optimizer
-
+from polyak import aot
+from polyak.optim.engine import units
+from polyak.optim.engine.calls import Call, Line, lines
+from polyak.optim.engine.keeping import Keeping
+from polyak.optim.engine.member import SMALL, STEP, Member, is_sharded, local
+from polyak.optim.engine.rule import Chain, Options
+from polyak.optim.engine.run import Run, coefficients, run
+from polyak.optim.engine.sharding import check_rows
+from polyak.optim.engine.units import Mode, Moment, Unit
 
 # looked up in C, since a step does it for every parameter
-_POINTER = Tensor.data_ptr
-_GRADIENT, _LAYOUT, _COUNTER = attrgetter("grad"), attrgetter("layout"), itemgetter(STEP)
+_ADDRESS, _STRIDE, _SHAPE, _LAYOUT = Tensor.data_ptr, Tensor.stride, attrgetter("shape"), attrgetter("layout")
+
+
+class Planned(Protocol):
+    """What a plan needs of an optimizer."""
+
+    param_groups: list[dict[str, Any]]
+    state: Any
+
+    def chain_of(self, group: Options) -> Chain:
+        """The chain that a group runs."""
+
+    def keeping_of(self, group: Options) -> Keeping:
+        """How a group's memories are kept."""
+
+
+def _placed_like(g: Any, p: Any) -> Tensor:
+    if getattr(g, "placements", None) != getattr(p, "placements", None):
+        g = g.redistribute(placements=p.placements)
+    return local(g)
 
 
 class GroupPlan:
     """What the engine prepared for one parameter group.
 
-    The plan is good as long as the weights, the memories and the group's static options are where and what they
-    were; :meth:`refresh` checks it every step, and a plan that is not good is made anew from ``optimizer.state``.
+    The plan is good as long as weights, memories and the group's static options are where and what they were;
+    :meth:`refresh` checks it every step, and a plan that is not good is made anew from ``optimizer.state``.
     """
 
-    def __init__(self, optimizer: Optimizer, index: int, execution: str) -> None:
-        self.group: dict[str, Any] = optimizer.param_groups[index]
-        self.index = index
-        self.optimizer = optimizer
-        self.chain = optimizer.chain_of(self.group)
-        self.gathers = execution != "eager"
+    def __init__(
+        self, optimizer: Planned, index: int, execution: str, grads: list[Tensor | None], dry: bool = False
+    ) -> None:
+        self.optimizer, self.index, self.execution = optimizer, index, execution
+        self.group = optimizer.param_groups[index]
+        self.chain, self.keeping = optimizer.chain_of(self.group), optimizer.keeping_of(self.group)
+        self.listed = list(self.group["params"])
         self.mode = self._mode(execution)
-        self.members = self._find_members()
-        self.times = self._adopt_times() if self.chain.timed else None
-        units = build_units([m for m in self.members if m.numel or m.sharded], self.gathers)
-        # in the order of the parameters on every rank, since a shard may be large on one and small on another
-        self.units = [stand_in(u) for u in sorted(units, key=lambda u: u.members[0].index)]
-        self.grads: list[Tensor | None] = []
-        self._listed = [*map(id, self.group["params"])]
-        self._counters: list[Any] = [m.state.get(STEP) for m in self.members]
-        self._watched = [(m.state, slot.name) for m in self.members for slot in m.chain.slots if m.numel]
-        self._params = [m.param for m in self.members]
-        self._states = [m.state for m in self.members]
-        self.devices = {m.value.device.type for m in self.members}
-        self.complete = False
-        self._plain = not any(hasattr(m.param, "placements") for m in self.members)
-        self._pointers = self._read_pointers()
+        self.members: dict[int, Member] = {}
+        for i, (p, g) in enumerate(zip(self.listed, grads, strict=True)):
+            wanted = g is not None or self._has_state(p) or self._takes_part(p) or (dry and p.requires_grad)
+            if wanted and p.is_floating_point():
+                self.members[i] = self._member(i, p, dry)
+        self.units = list(units.build([m for m in self.members.values() if m.numel or m.sharded], *self._ways()))
+        self.devices = {m.value.device.type for m in self.members.values()}
+        self._direct: dict[int, Call] = {}
+        self._lines: list[Line] = []
+        if not dry:
+            self._take(grads)
 
-    def _find_members(self) -> list[Member]:
+    def bind(self) -> None:
+        """Take the memories from the state, and remember where all lies."""
+        for m in self.members.values():
+            m.bind()
+        self._weights = [m.param for m in self.members.values()]
+        self._distributed = any(hasattr(p, "placements") for p in self._weights)
+        self._slots = [(m.state, key) for m in self.members.values() for key in m.keys]
+        self._held = [state[key] for state, key in self._slots]
+        self._counters = [m for m in self.members.values() if m.counter is not None]
+        self._steps = [m.state[STEP] for m in self._counters]
+        self._marks = self._look()
+
+    def _has_state(self, p: Tensor) -> bool:
+        return bool(self.optimizer.state.get(p))
+
+    def _takes_part(self, p: Tensor) -> bool:
+        """Whether other ranks may wait for this one's part of a sum."""
+        return p.requires_grad and is_sharded(p) and bool(self.chain.for_shape(p.shape).questions(self.group))
+
+    def _member(self, i: int, p: Tensor, dry: bool) -> Member:
         names = self.group.get("param_names")
-        members: list[Member] = []
-        for i, p in enumerate(self.group["params"]):
-            wanted = _is_trained(p) or p in self.optimizer.state
-            if not wanted or not p.is_floating_point():
-                continue
-            name = names[i] if names else f"parameter {i} of group {self.index}"
-            chain = self.chain.for_shape(p.shape)
-            questions = chain.questions(self.group)
-            member = Member(p, len(members), self.optimizer.state[p], name, chain, questions)
-            if member.sharded and any(q.kind == "rows" for q in questions):
-                check_rows(p, name)
-            members.append(member)
-        return members
+        name = names[i] if names else f"parameter {i} of group {self.index}"
+        chain = self.chain.for_shape(p.shape)
+        questions = chain.questions(self.group)
+        if is_sharded(p) and any(q.kind == "rows" for q in questions):
+            check_rows(p, name)
+        salt = 1 + i + self.index * 2**14
+        state = {} if dry else self.optimizer.state[p]
+        return Member(p, i, name, chain, questions, self.keeping, state, salt)
 
     def _mode(self, execution: str) -> Mode:
         return Mode(execution == "compiled", execution == "eager", bool(self.group["maximize"]))
 
-    def _adopt_times(self) -> array[float]:
-        """One array for all counters; ``state[p]["step"]`` is a view of it, 0-d and float32 like torch's.
+    def _ways(self) -> tuple[bool, bool]:
+        return self.execution != "eager", self.execution == "compiled"
 
-        An array and not a tensor: between the kernels every call into torch finds its code out of the cache.
-        """
-        times = array("f", [float(m.state.get(STEP, 0.0)) for m in self.members])
-        if times:
-            steps = torch.frombuffer(times, dtype=torch.float32)
-            for i, member in enumerate(self.members):
-                member.state[STEP] = steps[i]
-        return times
+    def _look(self) -> tuple[list[Any], ...]:
+        """Where weights and memories lie: two tensors of one address, shape and stride are the same elements."""
+        weights, memories = self._weights, self._held
+        if self._distributed:
+            weights, memories = [local(t) for t in weights], [local(t) for t in memories]
+        addresses = [*map(_ADDRESS, weights), *map(_ADDRESS, memories), *map(_ADDRESS, self._steps)]
+        # of memories only those that replace others have another stride or shape, and these are other tensors
+        return addresses, list(map(_STRIDE, weights)), list(map(_SHAPE, weights))
 
-    def _read_pointers(self) -> list[int]:
-        """Where weights and memories lie."""
-        if self._plain:
-            return list(map(_POINTER, self._params)) + [_POINTER(s[name]) for s, name in self._watched]
-        return [pointer_of(m.param) for m in self.members] + [pointer_of(s[name]) for s, name in self._watched]
-
-    def refresh(self, execution: str) -> bool:
-        """Read the gradients; False if the plan no longer describes the optimizer."""
+    def refresh(self, execution: str, grads: list[Tensor | None]) -> bool:
+        """Take the gradients; False if the plan no longer describes the optimizer."""
         optimizer, group = self.optimizer, self.group
-        if optimizer.param_groups[self.index] is not group or [*map(id, group["params"])] != self._listed:
+        if optimizer.param_groups[self.index] is not group or self.execution != execution:
             return False
-        if self.gathers != (execution != "eager") or optimizer.chain_of(group) is not self.chain:
-            return False
-        self.mode = self._mode(execution)
         listed = group["params"]
-        if len(listed) != len(self.members):
-            known = {id(m.param) for m in self.members}
-            if any(_is_trained(p) and id(p) not in known and p.is_floating_point() for p in listed):
-                return False
-        try:
-            if self._read_pointers() != self._pointers:
-                return False
-            if self.times and not self._counts(self.times):
-                return False
-        except (KeyError, AttributeError):  # the user removed a memory
+        if len(listed) != len(self.listed) or not all(map(is_, listed, self.listed)):
             return False
-        self.grads = list(map(_GRADIENT, self._params))
-        present = [g for g in self.grads if g is not None]
-        if not self._plain or not set(map(_LAYOUT, present)) <= {torch.strided}:
-            self.grads = [self._gradient(m) for m in self.members]
-        self.complete = len(present) == len(self.members)
+        if optimizer.chain_of(group) is not self.chain or optimizer.keeping_of(group) != self.keeping:
+            return False
+        if len(self.members) < len(listed) and any(
+            g is not None and i not in self.members and p.is_floating_point()
+            for i, (p, g) in enumerate(zip(listed, grads, strict=True))
+        ):
+            return False
+        if self.mode != (mode := self._mode(execution)):
+            self.mode, self._direct, self._lines = mode, {}, []
+        try:
+            held = [state[key] for state, key in self._slots]
+            steps = [m.state[STEP] for m in self._counters]
+        except KeyError:  # the user removed a memory
+            return False
+        same = all(map(is_, held, self._held)) and all(map(is_, steps, self._steps))
+        if not same or self._look() != self._marks:
+            return False
+        self._take(grads)
         return True
 
-    def _counts(self, times: array[float]) -> bool:
-        """Whether the counters are those that were made of ``times``, and still lie there."""
-        same = all(map(is_, map(_COUNTER, self._states), self._counters))
-        return same and self._counters[0].data_ptr() == times.buffer_info()[0]
-
-    def _gradient(self, member: Member) -> Tensor | None:
-        g = member.param.grad
-        if g is None:
-            return None
-        if g.layout is not torch.strided:
-            owner = type(self.optimizer).__name__
-            raise RuntimeError(f"{owner} does not support sparse gradients ({member.name}); consider SparseAdam")
-        if getattr(g, "placements", None) != getattr(member.param, "placements", None):
-            g = g.redistribute(placements=member.param.placements)  # type: ignore[attr-defined]
-        return local(g)
-
-    def runs(self) -> Iterator[Run]:
-        """This step's runs: every unit, cut where gradients are missing or counters differ.
-
-        Units whose calls are prepared are stepped on the way.
-        """
-        mode = self.mode
-        times = self.times.tolist() if self.times is not None else [0.0] * len(self.members)
-        uniform = self.complete and len(set(times)) <= 1
-        present = self.grads
-        bound: list[tuple[Prepared, list[Any]]] = []
-        known: dict[Any, tuple[list[list[str]], Tensor]] = {}
+    def runs(self, inputs: dict[str, Tensor], only: int | None = None) -> Iterator[Run]:
+        """This step's runs (or that of one parameter). What is one call of a compiled kernel is done on the way."""
+        moments: dict[Any, Moment] = {}
+        done = self._run_lines(moments, inputs) if only is None and self._calls else set()
+        complete = True
         for unit in self.units:
-            whole = ((unit, int(times[0]) + 1),) if uniform else self._parts(unit, times)
-            for part, t in whole:
-                grads = [g for i in part.indices if (g := present[i]) is not None]
-                if not grads and not part.sharded:
+            first = unit.first
+            if first.index in done or (only is not None and all(m.index != only for m in unit.members)):
+                continue
+            if self._calls and first.one_call:
+                g = self.grads[first.index]
+                complete = complete and g is not None
+                if g is None or self._call(first, g, moments, inputs):
                     continue
-                key = (id(part.chain), t, part.device)
-                if key not in known:
-                    known[key] = coefficients(part.chain, self.group, t, part.device)
-                names, scalars = known[key]
-                ready = part.prepared.get(mode) if grads else None
-                g = part.bare_gradients(grads, ready.dtype) if ready is not None else None
-                if ready is None or g is None:
-                    yield run(Pass(part, names, scalars, mode), grads or None)
-                elif part.direct:
-                    bound.append((ready, ready.bound(g, scalars)))
-                else:
-                    part.step_gathered(ready, g, scalars)
-        call_all(bound)
+            yield from self._runs_of(unit, moments, inputs)
+        if complete and only is None and self._calls and not self._lines:
+            self._lines = lines(list(self._direct.values()))
 
-    def _parts(self, unit: Unit, times: list[float]) -> Iterator[tuple[Unit, int]]:
-        marks = [(self.grads[i] is None, times[i]) for i in unit.indices]
-        ends = [i for i in range(1, len(marks) + 1) if i == len(marks) or marks[i] != marks[i - 1]]
-        spans = [(a, b) for a, b in zip([0, *ends], ends, strict=False) if unit.sharded or not marks[a][0]]
-        for (start, _), part in zip(spans, unit.cut(spans), strict=True):
-            yield part, int(marks[start][1]) + 1
+    def _run_lines(self, moments: dict[Any, Moment], inputs: dict[str, Tensor]) -> set[int]:
+        """Indices of the members that were stepped in lines."""
+        done: set[int] = set()
+        for line in self._lines:
+            grads = line.take(self.grads)
+            if grads is None:
+                continue
+            moment = self._moment(moments, line.members[0], inputs)
+            line.run(grads, moment.scalars, moment.given(self.chain))
+            increment_version(line.arrays)
+            done.update(line.indices)
+        return done
 
-    def count_step(self) -> None:
+    def _call(self, m: Member, g: Tensor, moments: dict[Any, Moment], inputs: dict[str, Tensor]) -> bool:
+        """Do a member's step by one call of its kernel, if that is possible."""
+        moment = self._moment(moments, m, inputs)
+        call = self._direct.get(m.index)
+        if call is None or call.dtype is not g.dtype:
+            form = units.form_of(m, moment.names, g.dtype, self.mode.maximize)
+            kernel = units.compiled(form, m.numel <= SMALL, m.value.device)
+            if kernel is None:
+                return False
+            call = self._direct[m.index] = Call(m, g.dtype, kernel, form.has_facts)
+            self._lines = []
+        call(g, moment.scalars, moment.given(m.chain))
+        increment_version(m.array)
+        return True
+
+    def _runs_of(self, unit: Unit, moments: dict[Any, Moment], inputs: dict[str, Tensor]) -> Iterator[Run]:
+        first = unit.first
+        if unit.sharded and first.questions and self.grads[first.index] is None:
+            yield run(unit, [], self._moment(moments, first, inputs), self.mode)
+        by_time: dict[float, list[Member]] = {}
+        for m in unit.members:
+            if self.grads[m.index] is not None:
+                by_time.setdefault(m.time, []).append(m)
+        for members in by_time.values():
+            grads = [g for m in members if (g := self.grads[m.index]) is not None]
+            yield run(unit.only(members), grads, self._moment(moments, members[0], inputs), self.mode)
+
+    def _moment(self, moments: dict[Any, Moment], m: Member, inputs: dict[str, Tensor]) -> Moment:
+        key = (id(m.chain), m.time, m.value.device)
+        if key not in moments:
+            names, scalars = coefficients(m.chain, self.group, int(m.time) + 1, m.value.device)
+            moments[key] = Moment(names, scalars, inputs)
+        return moments[key]
+
+    def _take(self, grads: list[Tensor | None]) -> None:
+        """The gradients, of this rank and placed like their parameters."""
+        present = [g for g in grads if g is not None]
+        plain = set(map(type, present)) <= {Tensor, torch.nn.Parameter}
+        if not set(map(_LAYOUT, present)) <= {torch.strided}:
+            bad = next(
+                m.name for i, m in self.members.items() if (g := grads[i]) is not None and g.layout != torch.strided
+            )
+            raise RuntimeError(f"sparse gradients are not supported ({bad}); consider torch.optim.SparseAdam")
+        if not plain:
+            grads = [None if g is None else _placed_like(g, p) for g, p in zip(grads, self.listed, strict=True)]
+            plain = all(type(g) is Tensor for g in grads if g is not None)
+        self._calls = self.mode.compiled and plain and aot.usable()
+        self.grads = grads
+
+    def count_step(self, only: int | None = None) -> None:
         """Advance the counters of the tensors that were stepped, and let the gradients go."""
-        if self.times is not None:
-            for i, g in enumerate(self.grads):
-                if g is not None:
-                    self.times[i] += 1.0
+        for m in self._counters:
+            if self.grads[m.index] is not None and m.counter is not None and only in (None, m.index):
+                m.counter[0] += 1.0
         self.grads = []
 
-    def describe(self, chosen: str) -> Iterator[str]:
+    def describe(self) -> Iterator[str]:
         """Lines for ``explain()``: which tensors go together, and every exception."""
-        direct = [u for u in self.units if u.direct]
-        stacked = [u for u in self.units if not u.direct]
         head = f"group {self.index}: {' > '.join(rule.name for rule in self.chain)}"
-        yield f"{head}; {len(self.members)} of {len(self.group['params'])} parameters"
-        yield f"  {len(direct)} in place, {sum(len(u.members) for u in stacked)} gathered into {len(stacked)} runs"
-        if chosen == "compiled":
-            odd = [m.name for u in self.units if not u.compilable and u.numel for m in u.members]
+        yield f"{head}; {len(self.members)} of {len(self.listed)} parameters"
+        gathered = [u for u in self.units if len(u.members) > 1]
+        alone = sum(len(u.members) == 1 for u in self.units)
+        together = sum(len(u.members) for u in gathered)
+        yield f"  {alone} by themselves" + (f", {together} together in {len(gathered)} runs" if gathered else "")
+        copied = [m.name for m in self.members.values() if not m.direct and m.numel]
+        if copied:
+            yield f"  copied in and out, their memory has gaps: {_some(copied)}"
+        if self.mode.compiled:
+            odd = [m.name for m in self.members.values() if m.numel and not m.is_compilable]
             if odd:
-                yield f"  not compiled, a dimension is 1: {_some(odd)}"
-        for kind in ("matrix", "total"):
-            if any(q.kind == kind for u in self.units for q in u.questions):
-                yield (
-                    "  matrix functions run by BLAS, not compiled"
-                    if kind == "matrix"
-                    else "  one more pass: a sum over all tensors"
-                )
-        sharded = [m.name for u in self.units if u.sharded and u.questions for m in u.members]
+                yield f"  not compiled, a dimension is 1 or the chain reads layers: {_some(odd)}"
+        kinds = {q.kind for m in self.members.values() for q in m.questions}
+        if "matrix" in kinds:
+            yield "  matrix functions run by BLAS, not compiled"
+        if "total" in kinds:
+            yield "  one more pass: a sum over all tensors"
+        sharded = [m.name for m in self.members.values() if m.sharded and m.questions]
         if sharded:
             yield f"  sums cross ranks: {_some(sharded)}"
-        if chosen == "batched" and failed():
-            yield "  torch.compile failed; see the warning"
-
-
-def _is_trained(p: Tensor) -> bool:
-    return p.requires_grad or p.grad is not None
+        yield from self.keeping.describe(list(self.members.values()))
 
 
 def _some(names: list[str], most: int = 4) -> str:

@@ -2,9 +2,9 @@
 
 A rule is one tensor's worth of mathematics: a pure function from what flows down the chain, its own memories and
 a context to the new flow and the new memories. It writes nothing; the engine does, once, at the end of the step.
-Because it is pure it may run again: where a rule asks for a sum over the tensor, over all tensors or for a matrix
-function, the engine runs the chain up to that question, answers it outside the kernel, and starts over with the
-answer known. So one textbook function serves eager, batched, compiled and sharded execution.
+Because it is pure it may run again: where a rule asks for a sum over all tensors or ranks or for a matrix function,
+the engine runs the chain up to that question, answers it outside the kernel, and starts over with the answer known.
+So one textbook function serves eager, batched, compiled and sharded execution.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from polyak.declare import Hyper
-from polyak.optim.engine.context import Context, Dialogue, Flow, Memories, Places, Question, Rows
+from polyak.optim.engine.context import Context, Dialogue, Flow, Memories, Places, Question, settle
 
 Options = Mapping[str, Any]
 
@@ -33,7 +33,9 @@ class Slot:
         holds: what it is, in words.
         average: ``"signed"`` or ``"positive"`` (never negative) if it is an average, which may be kept in fewer
             bytes (``state_storage``); None if it must be exact: counters, signs, previous values.
-        shape: ``"param"`` or ``"scalar"`` (one number a tensor).
+        shape: ``"param"``; ``"scalar"``, one number a tensor; ``"row"`` or ``"column"``, one number for each row or
+            column of the tensor seen as (shape[0], rest); or a function of the weight's shape, for rules that run
+            outside the kernel (layer hooks).
         dtype: ``"high"`` is float32 for half-precision weights and the weight's own otherwise; ``"param"`` is the
             weight's own.
         initial: the value it starts at.
@@ -42,7 +44,7 @@ class Slot:
     name: str
     holds: str = ""
     average: Literal["signed", "positive"] | None = None
-    shape: Literal["param", "scalar"] = "param"
+    shape: Literal["param", "scalar", "row", "column"] | Callable[[torch.Size], tuple[int, ...]] = "param"
     dtype: Literal["high", "param"] = "high"
     initial: float = 0.0
 
@@ -51,6 +53,14 @@ class Slot:
         if self.dtype == "high" and param_dtype.itemsize < 4:
             return torch.float32
         return param_dtype
+
+    def shape_for(self, shape: torch.Size) -> tuple[int, ...]:
+        """The shape of this memory for a weight of ``shape``."""
+        if callable(self.shape):
+            return self.shape(shape)
+        rows = shape[0] if shape else 1
+        sizes = {"param": tuple(shape), "scalar": (), "row": (rows,), "column": (shape.numel() // max(rows, 1),)}
+        return sizes[self.shape]
 
 
 Update = Callable[[Flow, Any, Any], tuple[Flow, dict[str, Tensor]]]
@@ -80,6 +90,8 @@ class Rule:
         reads_memory: the rule makes sense only behind a rule that keeps a memory.
         refuses: names of rules that must not come before this one.
         applies: for which shapes of tensor the rule is in the chain.
+        inputs: what must enter the step by name: ``"loss"``, or ``"inputs"`` and ``"output_gradients"`` of the layer
+            that a weight belongs to; attributes of the context.
         places: names of memories whose read-out other rules may be put behind with :meth:`Chain.at`.
     """
 
@@ -93,6 +105,7 @@ class Rule:
     reads_memory: bool = False
     refuses: tuple[str, ...] = ()
     applies: Callable[[torch.Size], bool] = _always
+    inputs: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
     inserted: tuple[tuple[str, Rule], ...] = ()
     origin: tuple[Callable[..., Rule], tuple[Any, ...]] | None = field(default=None, repr=False)
@@ -186,6 +199,21 @@ class Chain:
         """Whether a rule depends on the step number."""
         return any(rule.timed for rule in self.rules)
 
+    @property
+    def is_compilable(self) -> bool:
+        """Whether kernels of this chain can be compiled: layer inputs have sizes of their own."""
+        return set(self.inputs) <= {"loss"} and not any(callable(slot.shape) for slot in self.slots)
+
+    def in_rows(self, questions: tuple[Question, ...]) -> bool:
+        """Whether the chain sees tensors as (shape[0], rest)."""
+        shapes = {slot.shape for slot in self.slots if not callable(slot.shape)}
+        return any(q.kind in ("rows", "columns") for q in questions) or bool(shapes & {"row", "column"})
+
+    @functools.cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """What must enter the step by name, each once."""
+        return tuple(dict.fromkeys(name for rule in self.rules for name in rule.inputs))
+
     def at(self, place: str, rule: Rule) -> Chain:
         """This chain with ``rule`` put behind the read-out of the memory ``place``."""
         owners = [i for i, r in enumerate(self.rules) if place in r.places]
@@ -208,37 +236,39 @@ class Chain:
     def run(
         self, x: Flow, memories: dict[str, Tensor], coefficients: list[dict[str, Any]], dialogue: Dialogue
     ) -> tuple[Flow, dict[str, Tensor]]:
-        """One pass: up to the first open question, or to the end."""
+        """One pass to the end, or up to a question that the dialogue cannot answer, which raises ``Asked``."""
         new: dict[str, Tensor] = {}
         for rule, values in zip(self.rules, coefficients, strict=True):
             own = Memories({slot.name: memories[slot.name] for slot in rule.slots})
             x, written = rule.update(x, own, _context(rule, values, dialogue, x))
             new.update(written)
-            if dialogue.open is not None:
-                break
         return x, new
 
     def questions(self, h: Options) -> tuple[Question, ...]:
         """What the chain asks, found by running it on a 2 x 2 tensor."""
         if not self._questions:
-            one = torch.ones(2, 2, dtype=torch.float64)
-            column = one[:, :1]
-            memories = {s.name: one if s.shape == "param" else column for s in self.slots}
+            one = torch.ones(2, 2, dtype=torch.float64, device="cpu")
+            shapes: dict[Any, Tensor] = {"scalar": one[0, 0], "row": one[:, :1], "column": one[:1]}
+            memories = {s.name: shapes.get(s.shape, one) for s in self.slots}
             as_tensors = [
                 {k: torch.as_tensor(v, dtype=torch.float64).cpu() for k, v in c.items()} for c in self.scalars(h, 1)
             ]
-            asked: list[Question] = []
-            answers: tuple[Any, ...] = ()
-            while True:
-                dialogue = Dialogue(answers, column)
-                self.run(Flow(one, one, one, one), memories, as_tensors, dialogue)
-                if dialogue.question is None or dialogue.open is None:
-                    break
-                asked.append(dialogue.question)
-                terms = dialogue.open
-                answers += (Rows(terms, terms, terms[0]) if dialogue.question.kind == "rows" else terms,)
-            self._questions.append(tuple(asked))
+            recorder = _Recorder(4 * one[0, 0], torch.float64, inputs={name: one[0, 0] for name in self.inputs})
+            self.run(Flow(one, one, one, one), memories, as_tensors, recorder)
+            self._questions.append(tuple(recorder.asked))
         return self._questions[0]
+
+
+class _Recorder(Dialogue):
+    """Notes the questions, and answers them somehow."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.asked: list[Question] = []
+
+    def ask(self, question: Question, terms: tuple[Tensor, ...]) -> Any:
+        self.asked.append(question)
+        return settle(question, terms, self.numel, self.dtype)
 
 
 def _coefficients(rule: Rule, h: Options, t: int) -> dict[str, Any]:

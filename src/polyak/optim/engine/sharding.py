@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from polyak.optim.engine.layout import Unit
-from polyak.optim.engine.member import is_sharded
+from polyak.optim.engine.context import Question, Rows
+from polyak.optim.engine.kernels import high
+from polyak.optim.engine.member import Member, is_sharded
+from polyak.optim.engine.units import Piece, Unit
 
 if TYPE_CHECKING:
-    from polyak.optim.engine.execute import Waiting
+    from polyak.optim.engine.run import Waiting
 
 
 def _groups(param: Tensor) -> tuple[Any, ...]:
@@ -65,41 +67,6 @@ def found_anywhere(params: Sequence[Tensor], found: Sequence[bool]) -> tuple[lis
     return out, anything
 
 
-class EmptyShard(Unit):
-    """Stands for a tensor of which nothing lies on this rank: a single zero, which adds nothing to any sum.
-
-    So its one-number memories follow those of the other ranks, by the same rule.
-    """
-
-    def __init__(self, unit: Unit) -> None:
-        super().__init__(unit.members, unit.buffers, direct=False)
-        here = self.values[0]
-        self.numel, self.width, self.shape, self.compilable = 1, 1, (1, 1), False
-        self.memories = [
-            m if slot.shape == "scalar" else torch.zeros(1, 1, dtype=m.dtype, device=m.device)
-            for slot, m in zip(self.chain.slots, self.buffers, strict=True)
-        ]
-        self.owner = self.first_row = torch.zeros(1, dtype=torch.long, device=here.device)
-        self.sizes = torch.full((1, 1), float(unit.members[0].param.numel()), dtype=torch.float64, device=here.device)
-        self.count = self.sizes.to(torch.float32 if here.dtype.itemsize < 4 else here.dtype)
-
-    def weights(self) -> Tensor:
-        """A zero."""
-        return self.values[0].new_zeros(1, 1)
-
-    def gradients(self, grads: Sequence[Tensor]) -> Tensor:
-        """A zero."""
-        return grads[0].new_zeros(1, 1)
-
-    def scatter(self, weights: Tensor) -> None:
-        """Nothing to write."""
-
-
-def stand_in(unit: Unit) -> Unit:
-    """The unit, or what stands for it in the sums where it is empty."""
-    return unit if unit.numel or not unit.questions else EmptyShard(unit)
-
-
 class ShardedSums:
     """Sums over all tensors: shards are added over their ranks, whole tensors count once."""
 
@@ -109,14 +76,14 @@ class ShardedSums:
         self.shards: dict[tuple[Any, ...], list[tuple[Tensor, ...]]] = {}
         self.device: dict[tuple[Any, ...], torch.device] = {}
 
-    def add(self, unit: Unit | None, terms: tuple[Tensor, ...]) -> None:
-        """Add a unit's terms; ``unit`` is None for one that is not sharded. Empty terms still enter the reduction."""
-        if unit is None:
+    def add(self, unit: Unit, terms: tuple[Tensor, ...]) -> None:
+        """Add a unit's terms. The empty terms of a shard still enter the reduction."""
+        if not unit.sharded:
             self.whole.append(terms)
             return
-        groups = _groups(unit.members[0].param)
-        self.device[groups] = unit.values[0].device
-        self.shards.setdefault(groups, []).append(() if isinstance(unit, EmptyShard) else terms)
+        groups = _groups(unit.first.param)
+        self.device[groups] = unit.first.value.device
+        self.shards.setdefault(groups, []).append(terms if unit.first.numel else ())
 
     def result(self) -> tuple[Tensor, ...]:
         """The sums, as 0-d float64 tensors."""
@@ -131,52 +98,68 @@ class ShardedSums:
 
 
 def sums_of_shards(asked: Sequence[Waiting]) -> list[tuple[list[Tensor], Tensor | None]]:
-    """Sums of each sharded tensor, all in one reduction a process group."""
+    """Sums of each sharded tensor, all in one reduction a process group; of rows also the largest."""
     batches: dict[tuple[Any, ...], list[int]] = {}
     for i, w in enumerate(asked):
-        batches.setdefault(_groups(w.unit.members[0].param), []).append(i)
+        batches.setdefault(_groups(w.unit.first.param), []).append(i)
     out: list[Any] = [None] * len(asked)
     for groups, indices in batches.items():
         sums = [_sums(asked[i]) for i in indices]
         flat = _reduce(torch.cat([s.view(-1) for s in sums]), groups)
-        for i, part in zip(indices, flat.split([s.numel() for s in sums]), strict=True):
-            out[i] = ([t.view(1, 1) for t in part.split(1)], None)
+        for i, part, own in zip(indices, flat.split([s.numel() for s in sums]), sums, strict=True):
+            out[i] = (list(part.view(own.shape).unbind()), None)
         by_row = [i for i in indices if asked[i].question.kind == "rows"]
         if by_row:
-            worst = _reduce(torch.cat([_worst(asked[i]) for i in by_row]), groups, largest=True)
-            for i, w in zip(by_row, worst.split(1), strict=True):
-                out[i] = (out[i][0], w.view(1, 1))
+            worst = _reduce(torch.stack([_worst(asked[i]) for i in by_row]), groups, largest=True)
+            for i, w in zip(by_row, worst.unbind(), strict=True):
+                out[i] = (out[i][0], w)
     return out
 
 
 def _sums(w: Waiting) -> Tensor:
-    device = w.unit.values[0].device
-    if not w.terms or isinstance(w.unit, EmptyShard):
-        return torch.zeros(w.question.width, dtype=torch.float64, device=device)
-    return torch.cat([w.unit.combine(t).view(1) for t in w.terms])
+    """One sum a term; of columns one vector a term."""
+    first = w.unit.first
+    columns = first.param.numel() // max(first.param.shape[0], 1) if w.question.kind == "columns" else 0
+    if not w.terms or not first.numel:
+        shape = (w.question.width, columns) if columns else (w.question.width,)
+        return torch.zeros(shape, dtype=torch.float64, device=first.value.device)
+    return torch.stack([t.view(-1) if columns else t.sum() for t in w.terms])
 
 
 def _worst(w: Waiting) -> Tensor:
-    device = w.unit.values[0].device
-    if not w.terms or isinstance(w.unit, EmptyShard):
-        return torch.full((1,), -torch.inf, dtype=torch.float64, device=device)
+    if not w.terms or not w.unit.first.numel:
+        return torch.tensor(-torch.inf, dtype=torch.float64, device=w.unit.first.value.device)
     assert w.question.solve is not None
-    return w.unit.largest(w.question.solve(*w.terms)).view(1).double()
+    return w.question.solve(*w.terms).amax().double()
 
 
-def matrix_of_shards(unit: Unit, part: Tensor | None, solve: Callable[[Tensor], Tensor]) -> Tensor:
+def localize(piece: Piece, question: Question, terms: tuple[Tensor, ...], answer: Any) -> Any:
+    """The answer of all ranks as this rank's kernel takes it."""
+    if question.kind == "total":
+        return answer
+    if question.kind == "matrix":
+        return (answer.reshape(piece.p.shape).detach(),)
+    sums, worst = answer
+    dtype = high(piece.p.dtype)
+    if question.kind == "rows":
+        return Rows(tuple(t.to(dtype) for t in terms), tuple(sums), worst)
+    if question.kind == "columns":
+        return tuple(s.view(1, -1).to(dtype) for s in sums)
+    return tuple(s / piece.first.facts[0] if question.kind == "mean" else s for s in sums)
+
+
+def matrix_of_shards(member: Member, part: Tensor | None, solve: Callable[[Tensor], Tensor]) -> Tensor:
     """A matrix function of a sharded tensor: gathered, solved on every rank, and this rank's shard kept."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
-    param: Any = unit.members[0].param
-    here = unit.values[0]
-    dtype = torch.float32 if here.dtype.itemsize < 4 else here.dtype
-    if part is None or isinstance(unit, EmptyShard):
-        part = torch.zeros(here.shape, dtype=dtype, device=here.device)
+    param: Any = member.param
+    here = member.value
+    if part is None or not member.numel:
+        part = torch.zeros(here.shape, dtype=high(here.dtype), device=here.device)
     whole = DTensor.from_local(
         part.view(here.shape), param.device_mesh, param.placements,
         run_check=False, shape=param.shape, stride=param.stride(),
     ).full_tensor()  # fmt: skip
     solved = solve(whole[None])[0]
     shard = distribute_tensor(solved, param.device_mesh, param.placements, src_data_rank=None)
-    return shard.to_local() if unit.values[0].numel() else here.new_zeros(unit.shape, dtype=dtype)
+    return shard.to_local() if member.numel else here.new_zeros(member.shape, dtype=high(here.dtype))

@@ -1,0 +1,71 @@
+"""Calls: steps of a tensor that are one call of a compiled kernel, in place, and lines of such calls.
+
+A thousand small tensors take 1 to 2 microseconds each for their kernels, so what surrounds a call is done for all at
+once, in C where it can be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from operator import attrgetter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyak.optim.engine.member import Member
+
+_DTYPE = attrgetter("dtype")
+
+
+class Call:
+    """One member's step."""
+
+    def __init__(self, member: Member, dtype: torch.dtype, run: Callable[[list[Tensor]], Any], facts: bool) -> None:
+        self.member, self.dtype, self.run = member, dtype, run
+        self.tail = [*([member.facts] if facts else []), *member.parts]
+
+    def __call__(self, g: Tensor, scalars: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Do it with a gradient of the member's dtype."""
+        self.run([self.member.array, self.member.gradient(g), scalars, *self.tail, *inputs])
+
+
+class Line:
+    """Calls with the same coefficients, on contiguous weights."""
+
+    def __init__(self, calls: Sequence[Call]) -> None:
+        self.members = [call.member for call in calls]
+        self.indices = [m.index for m in self.members]
+        self._runs = [call.run for call in calls]
+        self.arrays = [m.array for m in self.members]
+        self._tails = [call.tail for call in calls]
+        self._strides = [m.strides for m in self.members]
+        self._dtypes = {call.dtype for call in calls}
+
+    def take(self, grads: Sequence[Tensor | None]) -> list[Tensor] | None:
+        """The line's gradients, if all are there and are as the kernels expect them, and all steps are of one time."""
+        own: list[Any] = [grads[i] for i in self.indices]
+        if any(g is None for g in own):
+            return None
+        if list(map(Tensor.stride, own)) != self._strides or set(map(_DTYPE, own)) != self._dtypes:
+            return None
+        return None if any(map(Tensor.is_neg, own)) or len({m.time for m in self.members}) > 1 else own
+
+    def run(self, grads: Sequence[Tensor], scalars: Tensor, inputs: Sequence[Tensor]) -> None:
+        """All calls, one after the other.
+
+        A kernel takes sizes from the weight's array and of a gradient only where it begins. So a contiguous gradient goes
+        in as it is: to make a view of each costs as much as all kernels.
+        """
+        for run, array, g, tail in zip(self._runs, self.arrays, grads, self._tails, strict=True):
+            run([array, g, scalars, *tail, *inputs])
+
+
+def lines(calls: Sequence[Call]) -> list[Line]:
+    """Divide calls into lines; calls on weights that are laid out otherwise are in none."""
+    kinds: dict[Any, list[Call]] = {}
+    for call in calls:
+        m = call.member
+        if m.value.is_contiguous():
+            kinds.setdefault((id(m.chain), call.dtype, m.value.device), []).append(call)
+    return [Line(own) for own in kinds.values()]

@@ -1,0 +1,154 @@
+"""Running: answers the questions of chains and runs the passes of one step.
+
+Each unit is a generator. It runs to the end by itself unless a question needs others (a sum over all tensors, or over
+the ranks that hold a sharded tensor); then it waits until all are there and goes on with the answer.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from polyak.optim.engine.context import Question
+from polyak.optim.engine.rule import Chain, Options
+from polyak.optim.engine.sharding import ShardedSums, localize, matrix_of_shards, sums_of_shards
+from polyak.optim.engine.units import Mode, Moment, Piece, Unit, answer_local, solve_stack
+
+
+@dataclass
+class Waiting:
+    """A unit that waits for the others' part of an answer."""
+
+    unit: Unit
+    level: int
+    question: Question
+    terms: tuple[Tensor, ...]
+
+    @property
+    def is_total(self) -> bool:
+        """Whether the answer needs all units, not only the ranks that share this one."""
+        return self.question.kind == "total"
+
+
+Run = Generator[Waiting, Any, None]
+
+
+def run(unit: Unit, grads: Sequence[Tensor], moment: Moment, mode: Mode) -> Run:
+    """One unit's step. Without ``grads`` (a rank that has none) it only takes part in sums across ranks."""
+    pieces = unit.pieces(grads, mode, moment.names) if grads else []
+    answers: list[list[Any]] = [[] for _ in pieces]
+    inside = pieces[0].inside if pieces else False
+    outside = [q for q in unit.first.questions if not (inside and q.is_local)]
+    for level, question in enumerate(outside):
+        terms = [p.terms(question, moment, own, level) for p, own in zip(pieces, answers, strict=True)]
+        if question.kind == "total" or unit.sharded:
+            answer = yield Waiting(unit, level, question, _added(terms))
+            given = [localize(p, question, own, answer) for p, own in zip(pieces, terms, strict=True)]
+        elif question.kind == "matrix":
+            given = solve_stack(question, [own[0] for own in terms], unit.first.value.shape)
+        else:
+            given = [answer_local(p, question, own) for p, own in zip(pieces, terms, strict=True)]
+        for own, one in zip(answers, given, strict=True):
+            own.append(one)
+        del terms, given
+    for piece, own in zip(pieces, answers, strict=True):
+        apply(piece, moment, own)
+
+
+def apply(piece: Piece, moment: Moment, answers: list[Any]) -> None:
+    """The final pass: weights and memories are written."""
+    piece.pass_over(moment, answers, None)
+    piece.finish()
+
+
+def _added(terms: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    if len(terms) <= 1:
+        return terms[0] if terms else ()
+    return tuple(torch.stack(list(ts)).sum(0) for ts in zip(*terms, strict=True))
+
+
+def drive(runs: Sequence[Run]) -> None:
+    """Run all units of all groups to the end, answering the questions that need more than one of them.
+
+    Sums across ranks are answered before sums over all tensors, and in the order of the parameters, so that every
+    rank enters the same reductions in the same order.
+    """
+    waiting = [(r, w) for r in runs if (w := next(r, None)) is not None]
+    while waiting:
+        totals = all(w.is_total for _, w in waiting)
+        held = _still_to_come([w for _, w in waiting]) if totals else {w.question for _, w in waiting if w.is_total}
+        ready = [(r, w) for r, w in waiting if w.question not in held]
+        waiting = [(r, w) for r, w in waiting if w.question in held]
+        answers = (_over_all if totals else _over_ranks)([w for _, w in ready])
+        for (r, _), answer in zip(ready, answers, strict=True):
+            following = _send(r, answer)
+            if following is not None:
+                waiting.append((r, following))
+
+
+def _still_to_come(waiting: Sequence[Waiting]) -> set[Question]:
+    """Totals that cannot be added up yet, since a unit that waits for another question comes to them later."""
+    later: set[Question] = set()
+    for w in waiting:
+        asked = w.unit.first.questions
+        later |= {q for q in asked[asked.index(w.question) + 1 :] if q != w.question}
+    return later
+
+
+def check_totals(questions: Iterable[tuple[Question, ...]]) -> None:
+    """Refuse chains of one optimizer that ask for the same totals in opposite orders: each would wait for the other."""
+    pairs = {
+        (a, b)
+        for asked in set(questions)
+        for a, b in combinations([q for q in asked if q.kind == "total"], 2)
+        if a != b
+    }
+    for a, b in pairs:
+        if (b, a) in pairs:
+            raise ValueError(f"parameter groups ask for the totals of {a.asker} and {b.asker} in opposite orders")
+
+
+def _send(r: Run, answer: Any) -> Waiting | None:
+    try:
+        return r.send(answer)
+    except StopIteration:
+        return None
+
+
+def _over_all(asked: Sequence[Waiting]) -> list[Any]:
+    """Sums over all tensors of all groups; shards are added over their ranks, replicas count once."""
+    sums: dict[Question, ShardedSums] = {}
+    for w in asked:
+        sums.setdefault(w.question, ShardedSums(w.question.width)).add(w.unit, w.terms)
+    answers = {question: own.result() for question, own in sums.items()}
+    return [tuple(t.to(w.unit.first.value.device) for t in answers[w.question]) for w in asked]
+
+
+def _over_ranks(asked: Sequence[Waiting]) -> list[Any]:
+    """Sums (or matrix functions) of sharded tensors."""
+    answers: list[Any] = []
+    sums = iter(sums_of_shards([w for w in asked if w.question.kind != "matrix"]))
+    for w in asked:
+        if w.question.kind == "matrix":
+            assert w.question.solve is not None
+            answers.append(matrix_of_shards(w.unit.first, w.terms[0] if w.terms else None, w.question.solve))
+        else:
+            answers.append(next(sums))
+    return answers
+
+
+def coefficients(chain: Chain, options: Options, t: int, device: torch.device) -> tuple[Any, Tensor]:
+    """Names and values of all coefficients at step ``t``, the values and ``t`` as one float64 vector on ``device``."""
+    by_rule = chain.scalars(options, t)
+    names = tuple(tuple(values) for values in by_rule)
+    flat = [*(value for values in by_rule for value in values.values()), float(t)]
+    if any(isinstance(v, Tensor) for v in flat):  # a tensor lr on an accelerator: no reading it here
+        return names, torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).reshape(()) for v in flat])
+    packed = torch.frombuffer(array("d", flat), dtype=torch.float64)
+    return names, packed if device.type == "cpu" else packed.to(device, non_blocking=True)

@@ -1,0 +1,227 @@
+"""Units: what goes through the passes of a chain together, and as which arrays.
+
+On a CPU every tensor is worked on in place by a call of its own. Gathering small tensors into one array pays only
+where launches are dear (CUDA) or every operation is a call (no compiler). Equal matrices are solved as one stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from polyak import aot
+from polyak.optim.engine import kernels
+from polyak.optim.engine.context import Question, settle
+from polyak.optim.engine.kernels import Form, high
+from polyak.optim.engine.member import SMALL, Member
+from polyak.optim.engine.rule import Chain
+
+SLICE = 12 * 1024
+"""Elements at a time without a compiler, where every operation makes an array."""
+RUN = {"cpu": 20 * 1024, "cuda": 2**22}
+"""Elements that are gathered: on a CPU what stays in cache."""
+
+Answers = list[Any]
+_compiled: dict[tuple[Form, bool, torch.device], Callable[[list[Tensor]], Any]] = {}
+
+
+class Mode(NamedTuple):
+    """How units run: ``compiled`` kernels, else plain ones; ``whole`` tensors, else in slices; ``maximize``."""
+
+    compiled: bool
+    whole: bool
+    maximize: bool
+
+
+class Moment(NamedTuple):
+    """What a step gives to all tensors of a chain: names and values of the coefficients, inputs by name."""
+
+    names: kernels.Names
+    scalars: Tensor
+    inputs: dict[str, Tensor]
+
+    def given(self, chain: Chain) -> list[Tensor]:
+        """The inputs that a chain reads."""
+        return [self.inputs[name] for name in chain.inputs]
+
+
+class Piece:
+    """The arrays of one kernel call: one tensor in place, or several gathered."""
+
+    def __init__(self, members: Sequence[Member], grads: Sequence[Tensor], mode: Mode, names: kernels.Names) -> None:
+        first = self.first = members[0]
+        self.members, self.mode = members, mode
+        self.device = first.value.device
+        if len(members) == 1:
+            first.refresh_copies()
+            self.p, self.g, self.parts = first.array, first.gradient(grads[0]), first.parts
+        else:
+            self.p = torch.cat([m.array for m in members])
+            self.g = torch.cat([m.gradient(g) for m, g in zip(members, grads, strict=True)])
+            self.parts = [torch.cat(list(ts)) for ts in zip(*(m.parts for m in members), strict=True)]
+        # a gradient of 1 element or the like: to a compiler sizes of 0 and 1 are special
+        self.compiled = mode.compiled and all(n > 1 for n in self.p.shape) and first.chain.is_compilable
+        self.inside = not first.sharded
+        self.compiled = self.compiled and aot.usable() and self._code(self.form(names, None)) is not None
+        rows = self.p.shape[0]
+        step = rows if mode.whole or self.compiled else max(1, SLICE // max(self.p[0:1].numel(), 1))
+        self.slices = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
+        self.inside = self.inside and len(self.slices) <= 1
+
+    def form(self, names: kernels.Names, level: int | None) -> Form:
+        """What selects the code of a pass."""
+        return form_of(self.first, names, self.g.dtype, self.mode.maximize, self.inside, level)
+
+    def _code(self, form: Form) -> Callable[[list[Tensor]], Any] | None:
+        return compiled(form, self.p.numel() <= SMALL, self.device)
+
+    def pass_over(self, moment: Moment, answers: Answers, level: int | None) -> list[tuple[Tensor, ...]]:
+        """One pass, slice by slice: the terms of question ``level``, or (``None``) nothing, and all is written."""
+        form = self.form(moment.names, level)
+        run = self._code(form) if self.compiled else None
+        if run is not None:
+            return [run(self.tensors(form, moment, answers))]
+        plain = kernels.function(form)
+        if len(self.slices) == 1:
+            return [plain(*self.tensors(form, moment, answers))]
+        return [plain(*self._cut(form, moment, answers, c)) for c in self.slices]
+
+    def tensors(self, form: Form, moment: Moment, answers: Answers) -> list[Tensor]:
+        """What the kernel takes."""
+        facts = [self.first.facts] if form.has_facts else []
+        brought = [t for answer in answers for t in kernels.pack(answer)]
+        return [self.p, self.g, moment.scalars, *facts, *self.parts, *moment.given(form.chain), *brought]
+
+    def _cut(self, form: Form, moment: Moment, answers: Answers, c: slice) -> list[Tensor]:
+        """What the kernel takes of a slice; vectors of coefficients and what is one number are for all slices."""
+        whole = self.tensors(form, moment, answers)
+        fixed = {id(moment.scalars), id(self.first.facts)}
+        rows = self.p.shape[0]
+        return [t[c] if t.ndim and t.shape[0] == rows and id(t) not in fixed else t for t in whole]
+
+    def terms(self, question: Question, moment: Moment, answers: Answers, level: int) -> tuple[Tensor, ...]:
+        """This piece's part of an answer."""
+        found = self.pass_over(moment, answers, level)
+        if question.kind in ("rows", "matrix"):
+            return tuple(ts[0] if len(ts) == 1 else torch.cat(ts) for ts in zip(*found, strict=True))
+        return tuple(ts[0] if len(ts) == 1 else torch.stack(ts).sum(0) for ts in zip(*found, strict=True))
+
+    def finish(self) -> None:
+        """Write gathered copies back."""
+        if len(self.members) == 1:
+            self.first.settle_copies()
+            return
+        sizes = [m.numel for m in self.members]
+        for i, whole in enumerate([self.p, *self.parts]):
+            targets = [m.parts[i - 1] if i else m.array for m in self.members]
+            torch._foreach_copy_(targets, list(whole.split(sizes)))
+        for m in self.members:
+            m.settle_copies()
+
+
+def form_of(
+    m: Member,
+    names: kernels.Names,
+    gradient: torch.dtype,
+    maximize: bool,
+    inside: bool = True,
+    level: int | None = None,
+) -> Form:
+    """What selects the code of a pass over a member."""
+    return Form(
+        m.chain, names, m.value.dtype, gradient, m.kept, m.rounding, maximize, m.in_rows, inside, level
+    )  # fmt: skip
+
+
+def compiled(form: Form, small: bool, device: torch.device) -> Callable[[list[Tensor]], Any] | None:
+    """The compiled code of a pass; None where nothing can be compiled."""
+    key = (form, small, device)
+    if key not in _compiled:
+        kernel = aot.load(kernels.source(form, small, device))
+        if kernel is None:
+            return None
+        _compiled[key] = kernel.run
+    return _compiled[key]
+
+
+class Unit:
+    """Members that take the passes of their chain together."""
+
+    def __init__(self, members: Sequence[Member], gathered: bool) -> None:
+        self.members, self.gathered = list(members), gathered
+        self.first = self.members[0]
+        self.sharded = self.first.sharded
+
+    def pieces(self, grads: Sequence[Tensor], mode: Mode, names: kernels.Names) -> list[Piece]:
+        """The arrays of this step."""
+        if self.gathered:
+            return [Piece(self.members, grads, mode, names)]
+        return [Piece([m], [g], mode, names) for m, g in zip(self.members, grads, strict=True)]
+
+    def only(self, members: Sequence[Member]) -> Unit:
+        """This unit with some of its members."""
+        return self if len(members) == len(self.members) else Unit(members, self.gathered)
+
+
+def answer_local(piece: Piece, question: Question, terms: tuple[Tensor, ...]) -> Any:
+    """The answer to a local question of an unsharded tensor."""
+    return settle(question, terms, piece.first.facts[0], high(piece.p.dtype))
+
+
+def solve_stack(question: Question, terms: Sequence[Tensor], shape: torch.Size) -> list[tuple[Tensor, ...]]:
+    """A matrix function of equal tensors, as one stack."""
+    assert question.solve is not None
+    stack = terms[0].view(1, *shape) if len(terms) == 1 else torch.stack([t.view(shape) for t in terms])
+    solved = question.solve(stack)
+    return [(part.reshape(t.shape).detach(),) for part, t in zip(solved, terms, strict=True)]
+
+
+def build(members: Sequence[Member], gather: bool, compiled: bool) -> Iterator[Unit]:
+    """Divide members into units. Overlapping weights go one after the other, whatever the mode."""
+    crossing = _overlapping(members)
+    runs: dict[Any, list[Member]] = {}
+    for member in members:
+        key = None if member.index in crossing or not gather else _key(member, compiled)
+        if key is None:
+            yield Unit([member], gathered=False)
+            continue
+        run = runs.setdefault(key, [])
+        limit = SLICE if key[0] == "stack" else RUN[member.value.device.type]
+        if run and sum(m.numel for m in run) + member.numel > limit:
+            yield Unit(run, gathered=key[0] == "flat")
+            run = runs[key] = []
+        run.append(member)
+    for key, run in runs.items():
+        yield Unit(run, gathered=key[0] == "flat" and len(run) > 1)
+
+
+def _key(member: Member, compiled: bool) -> tuple[Any, ...] | None:
+    """What members that go together have in common; None for one that goes alone."""
+    same = (member.chain, member.kept, member.rounding, member.value.dtype, member.value.device)
+    if any(q.kind == "matrix" for q in member.questions):
+        return None if member.sharded else ("stack", *same, member.value.shape)
+    elementwise = not any(q.is_local for q in member.questions) and not member.chain.inputs
+    only_arrays = all(slot.shape == "param" for slot in member.chain.slots)
+    dear = not compiled or member.value.device.type != "cpu"
+    small = 0 < member.numel <= SMALL and member.value.device.type in RUN
+    return ("flat", *same) if elementwise and only_arrays and dear and small and not member.sharded else None
+
+
+def _overlapping(members: Sequence[Member]) -> set[int]:
+    """Indices of members that share memory with another."""
+    spans = sorted((m.value.data_ptr(), m.value.data_ptr() + _extent(m.value), m.index) for m in members if m.numel)
+    found: set[int] = set()
+    end, last = 0, -1
+    for start, stop, index in spans:
+        if start < end:
+            found |= {index, last}
+        if stop > end:
+            end, last = stop, index
+    return found
+
+
+def _extent(t: Tensor) -> int:
+    return t.itemsize * (1 + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)))
