@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from polyak.optim.create import get
@@ -43,15 +42,13 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
         groups.append(kept | _given(method, group, hyperparameters))
     engine = {key: getattr(optimizer, key) for key in _ENGINE} | {"maximize": optimizer.defaults["maximize"]}
     new = method(groups, **{**engine, **hyperparameters})
-    with torch.no_grad():
-        _carry_memories(optimizer, new)
+    _carry_memories(optimizer, new)
     for old_group, new_group in zip(optimizer.param_groups, new.param_groups, strict=True):
         values = dict(new_group)
         old_group.clear()
         old_group.update(values)
     new.param_groups = optimizer.param_groups
-    new._plans = None
-    new._planned()
+    new.forget_plans(bool(new.state))
     return new
 
 
@@ -79,14 +76,14 @@ def _portable(method: type[Method], optimizer: Optimizer, group: dict[str, Any])
 
 
 def _carry_memories(old: Optimizer, new: Optimizer) -> None:
+    """Give the new optimizer what both keep; what is missing the engine makes at the next step."""
     for group in new.param_groups:
         chain = new.chain_of(group)
         for p in group["params"]:
             before = old.state.get(p, {})
-            after = new.state.get(p, {})
             for slot in chain.for_shape(p.shape).slots:
                 value = before.get(slot.name)
-                if isinstance(value, Tensor) and slot.name in after and value.shape == after[slot.name].shape:
-                    after[slot.name].copy_(cast_memory(slot, p, value, slot.name))
-            if STEP in before and STEP in after:
-                after[STEP].copy_(before[STEP])
+                if isinstance(value, Tensor) and value.shape == slot.shape_for(p.shape):
+                    new.state[p][slot.name] = cast_memory(slot, p, value, slot.name)
+            if STEP in before and chain.timed:
+                new.state[p][STEP] = before[STEP]
