@@ -1,23 +1,20 @@
 """The settings that a method is tried with."""
 
+from typing import Annotated
+
 import pytest
 from torch import nn
 
 from polyak import optim
-from polyak.declare import UNIT, Choice, Hyper, Range
+from polyak.declare import UNIT, Betas, Choice, Lr, Range
 from polyak.lab.search import settings
 
 
-class Method(optim.AdamW):
-    hypers = (*optim.AdamW.hypers, Hyper("alpha", 0.25, UNIT))
-    search_space = {
-        "lr": Range(1e-4, 1e-1),
-        "alpha": Range(0.0, 1.0, log=False),
-        "betas": Choice(((0.9, 0.99), (0.5, 0.9))),
-    }
-
-    def __init__(self, params, lr=1e-3, alpha=0.25, betas=(0.9, 0.99), eps=1e-8, **engine):
-        pass
+class Method(optim.Method):
+    lr: Annotated[Lr, Range(1e-4, 1e-1)] = 1e-3
+    alpha: Annotated[float, UNIT, Range(0.0, 1.0, log=False)] = 0.25
+    betas: Annotated[Betas, Choice(((0.9, 0.99), (0.5, 0.9)))] = (0.9, 0.99)
+    eps: float = 1e-8
 
 
 def test_trial_0_is_the_published_defaults():
@@ -38,8 +35,8 @@ def test_trials_cover_the_space():
 
 
 def test_a_method_without_a_search_space():
-    class Plain(Method):
-        search_space = {}
+    class Plain(optim.Method):
+        lr: Lr = 1e-3
 
     assert settings(Plain, 3) == [{}, {}, {}]
 

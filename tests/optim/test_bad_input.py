@@ -207,7 +207,7 @@ def test_a_group_that_does_not_fit_leaves_the_others(group: dict[str, Any]) -> N
 
 def test_muon_refuses_a_vector_added_late() -> None:
     optimizer = Muon([param()])
-    with pytest.raises(ValueError, match="use_muon=False"):
+    with pytest.raises(ValueError, match='role="vector"'):
         optimizer.add_param_group({"params": [param(3)]})
     assert len(optimizer.param_groups) == 1
 

@@ -38,7 +38,7 @@ from polyak.optim import (
     factory,
     rules,
 )  # fmt: skip
-from polyak.optim.vocabulary.adaptive import slow_beta
+from polyak.optim.methods.ademamix import slow_beta
 
 SEEDS = st.integers(0, 2**31)
 SHAPES = st.sampled_from([(7,), (3, 5), (1,), (), (130,), (4, 2, 3, 3)])

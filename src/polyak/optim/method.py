@@ -77,7 +77,7 @@ class Method(Declared, Optimizer):
         frame, level = sys._getframe(1), 2
         while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("polyak.", "torch.")):
             frame, level = frame.f_back, level + 1
-        warnings.warn(f"{type(self).__name__}: {message}", UserWarning, stacklevel=level - 1)
+        warnings.warn(f"{type(self).__name__}: {message}", UserWarning, stacklevel=level)
 
 
 def _variants(method: type[Method]) -> Iterator[tuple[dict[str, Any], str]]:

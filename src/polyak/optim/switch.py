@@ -49,7 +49,7 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
         old_group.clear()
         old_group.update(values)
     new.param_groups = optimizer.param_groups
-    new.forget_plans(stepped=True)
+    new.forget_plans(bool(new.state))
     return new
 
 
