@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from polyak.teachers import MoCo
-from tests.optim import ranks
+from tests import ranks
 from tests.teachers.nets import arrays, manifest, state, wander
 
 

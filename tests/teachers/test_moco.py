@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from polyak.teachers import Cosine, HardNegativeMoCo, MoCo, hard_negatives, projection_head
+from tests import ranks
 from tests.devices import DEVICES
-from tests.optim import ranks
 from tests.teachers.nets import arrays, manifest, state, wander
 
 VIEWS = ("x_q", "x_k")
@@ -65,7 +65,7 @@ def test_recorded_steps(device):
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("moco")
     poisoned = [f"poisoned:{view}" for view in VIEWS]
-    ranks.launch("tests.teachers.moco_worker", folder, "vectors", "drawn", "unequal", "uneven", *poisoned)
+    ranks.launch("teachers.moco_worker", folder, "vectors", "drawn", "unequal", "uneven", *poisoned)
     return folder
 
 
