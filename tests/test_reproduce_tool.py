@@ -25,20 +25,19 @@ def copied(folder: Path, name: str, **manifest: Any) -> Vector:
         return put(folder, name, {**old, **manifest}, {key: file[key] for key in file.files})
 
 
-@pytest.mark.parametrize("name", MAN)
-@pytest.mark.parametrize("said", ["ema_momentum", "lr", "weight_decay", "momentum", "mean", "ixx_1"])
+SAID = [(name, said) for name in MAN for said in (*Vector(RECORDED, name).hyperparameters, "momentum", "mean")]
+
+
+@pytest.mark.parametrize(("name", "said"), SAID)
 def test_man_follows_its_manifest(tmp_path, name, said):
     """What is changed in the manifest changes what comes out; recorded anew, it is reproduced."""
     old = Vector(RECORDED, name).manifest
     h, keys = dict(old["hyperparameters"]), old["keys"]
     if said in h:
         h[said] /= 2
-    elif said == "momentum":
-        keys = keys.replace("SGD (momentum 0.", "SGD (momentum 0.1")
-    elif said == "mean":
-        keys = keys.replace("mean (1", "mean (2")
-    else:
-        pytest.skip("it has no decoder")
+    else:  # what stands in its words alone
+        keys = keys.replace("SGD (momentum 0.", "SGD (momentum 0.1") if said == "momentum" else keys
+        keys = keys.replace("mean (1", "mean (2") if said == "mean" else keys
     vector = copied(tmp_path, name, hyperparameters=h, keys=keys)
     assert main([str(tmp_path), name]) == 1
     assert main([str(tmp_path), name, "--out", str(tmp_path / "new")]) == 0

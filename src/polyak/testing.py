@@ -37,7 +37,7 @@ def from_manifest(manifest: Mapping[str, Any], named_params: dict[str, Parameter
         raise KeyError(f"no method implements the rule {rule!r}")
     given = _Given(manifest)
     slug, fixed = mapping(given)
-    arguments = given.arguments(slug) | fixed
+    arguments = given.arguments(slug, fixed)
     groups = _muon_groups(manifest, named_params) if slug == "muon" else named_params.items()
     return get(slug)(groups, **arguments, **engine_options)
 
@@ -68,18 +68,18 @@ class _Given:
     def variant_of(self, *known: str) -> str:
         """The variant, which must be one of these."""
         if self.variant not in known:
-            raise KeyError(
-                f"no method implements the variant {self.variant!r} of {self.rule!r}, only {_listed(known)}"
-            )
+            raise KeyError(f"no method implements the variant {self.variant!r} of {self.rule!r}, only {_listed(known)}")
         return self.variant
 
-    def arguments(self, slug: str) -> dict[str, Any]:
-        """What is left, all of it arguments of that method."""
+    def arguments(self, slug: str, fixed: Mapping[str, Any]) -> dict[str, Any]:
+        """What is left, all of it arguments of that method, beside what the rule and its variant fix."""
         known = {*inspect.signature(get(slug)).parameters, "maximize"} - {"params", "engine"}
         for name, value in self.left.items():
             if name not in known:
                 raise ValueError(f"{self.name}: nothing in {slug} reads the hyperparameter {name} = {value!r}")
-        return self.left
+            if fixed.get(name, value) != value:
+                raise ValueError(f"{self.name}: {name} = {value!r} is not reproduced, only {fixed[name]!r}")
+        return {**self.left, **fixed}
 
 
 def _tupled(value: Any) -> Any:
@@ -144,7 +144,10 @@ def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
 
 
 def _muon(given: _Given) -> tuple[str, dict[str, Any]]:
-    sources, precisions = ("kellerjordan", "moonlight", "torch"), {"f64": torch.float64, "bf16": torch.bfloat16}
+    sources, precisions = (
+        ("kellerjordan", "moonlight", "torch"),
+        {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16},
+    )
     source, precision = given.variant_of(*(f"{s}-{p}" for s in sources for p in precisions)).split("-")
     fixed = {"ns_dtype": precisions[precision], "conv_scale": "kernel"}
     given.rename(eps="ns_eps")

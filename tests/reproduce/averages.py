@@ -124,7 +124,7 @@ def trajectory(vector: Vector, device: str, resume_at: int | None = None) -> dic
     schedule, options = SCHEDULES[vector.variant](vector)
     model = Online(vector, device)
     ema, went = EMA(model, schedule, **options), []
-    for t in range(vector.manifest["steps"]):
+    for t in range(vector.length):
         if t == resume_at:
             state = ema.state_dict()
             ema = EMA(model, schedule, **options)

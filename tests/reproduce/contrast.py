@@ -39,7 +39,7 @@ def made(vector: Vector, encoder: nn.Module, device: str, **options: Any) -> Ord
     h = {ours: vector.option(theirs) for ours, theirs in (("dim", "dim"), ("queue_size", "K"), ("momentum", "m"))}
     moco = Ordered(encoder, temperature=vector.option("T"), **h, **options).to(device, vector.dtype)
     moco.queue.key.copy_(vector.input("in/queue", device).T)
-    moco.queue.position.copy_(torch.tensor([pointer := int(_pointer(vector)), 0]))
+    moco.queue.position.copy_(torch.tensor([pointer := _pointer(vector), 0]))
     moco.queue.pointer = pointer
     return moco
 
@@ -54,9 +54,9 @@ def _queue(moco: MoCo) -> dict[str, Any]:
 
 def one_process(vector: Vector, device: str) -> dict[str, np.ndarray]:
     """Logits, loss, queue and both encoders after each step of plain SGD."""
-    vector.read_all("K", "T", "dim", "lr", "m", "mlp")
+    vector.read_all("K", "T", "batch", "dim", "lr", "m", "mlp")
     start = {k.removeprefix("in/q/"): vector.input(k, device) for k in vector.inputs if k.startswith("in/q/")}
-    moco = made(vector, Encoder(start, vector.option("mlp")), device)
+    moco = made(vector, Encoder(start, vector.option("mlp", "fc.2.weight" in start)), device)
     for encoder in (moco.encoder, moco.key_encoder):
         encoder.load_state_dict(start)
     optimizer = torch.optim.SGD(moco.encoder.parameters(), vector.option("lr"))
@@ -88,7 +88,7 @@ def batch_norm_encoder(vector: Vector) -> nn.Module:
 
 def several_processes(vector: Vector, device: str) -> dict[str, np.ndarray]:
     """Logits of each rank and the queue, with the ranks as groups of one batch."""
-    vector.read_all("K", "T", "dim", "m")
+    vector.read_all("K", "T", "batch", "dim", "m")
     world = ranks_of(vector)
     moco = made(vector, batch_norm_encoder(vector), device, bn_groups=world)
     found: dict[str, np.ndarray] = {}

@@ -5,12 +5,16 @@ import torch
 from torch import Tensor
 
 from polyak.memory import ema, factorize, reconstruct, square_shape
-from tests.reproduce.vector import Vector, array
+from tests.reproduce.vector import Unknown, Vector, array
 
 
 def smmf(vector: Vector, execution: str = "eager", device: str = "cpu") -> dict[str, np.ndarray]:
     """The weights after each step; the signs are kept packed."""
-    vector.read_all("beta", "decay_rate", "eps", "growth_rate", "lr", "vector_reshape", "weight_decay")
+    vector.read_all(
+        "beta", "decay_rate", "eps", "growth_rate", "lr", "vector_reshape", "weight_decay", "weight_decay_mode"
+    )  # fmt: skip
+    if (mode := vector.option("weight_decay_mode", "adamw")) != "adamw":
+        raise Unknown(f"weight_decay_mode = {mode!r} is not reproduced, only 'adamw'")
     return {f"p/{name}": array(torch.stack(_steps(vector, name, device))) for name in vector.tensors}
 
 
@@ -21,7 +25,7 @@ def _steps(vector: Vector, name: str, device: str) -> list[Tensor]:
     whole = x.squeeze().ndim == 1 and not vector.option("vector_reshape")
     first, second = _Memory(x, whole, signed=True), _Memory(x, whole, signed=False)
     went = []
-    for t in range(1, vector.manifest["steps"] + 1):
+    for t in range(1, vector.length + 1):
         g = gradients[t - 1].reshape(first.shape)
         x = x * (1 - h["lr"] * h["weight_decay"])
         v = ema(second.read(), g.square(), t ** h["decay_rate"])

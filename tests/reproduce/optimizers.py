@@ -17,7 +17,7 @@ def trajectory(vector: Vector, execution: str = "eager", device: str = "cpu") ->
     except KeyError as error:
         raise Unknown(error.args[0]) from error
     went: dict[str, list[torch.Tensor]] = {name: [] for name in params}
-    for t in range(vector.manifest["steps"]):
+    for t in range(vector.length):
         for name, p in params.items():
             p.grad = gradients[name][t].clone()
         optimizer.step()

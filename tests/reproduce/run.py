@@ -58,8 +58,10 @@ def write(vector: Vector, found: dict[str, np.ndarray], path: Path) -> None:
     """Write the recorded keys, inputs as they are and outputs recomputed; all outputs if none is recorded.
 
     Raises:
-        KeyError: if a recorded output is not among those found; names it. Nothing is written then.
+        Unknown: if recorded outputs are not among those found; names them. Nothing is written then.
     """
+    if missing := sorted(vector.outputs.keys() - found.keys()):
+        raise Unknown(f"nothing recomputes its {missing}")
     kept = {key: value for key, value in vector.recorded.items() if is_input(key)}
     wanted = {key: found[key].astype(value.dtype) for key, value in vector.outputs.items()} or found
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -64,6 +64,11 @@ class Vector:
         return named or [key.removeprefix("p0/") for key in self.inputs if key.startswith("p0/")]
 
     @property
+    def length(self) -> int:
+        """The number of steps of a trajectory: those of the manifest, or as many as there are gradients."""
+        return int(self.manifest.get("steps", len(self.inputs[f"g/{self.tensors[0]}"])))
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the source's run: float64 unless the manifest begins with another."""
         found = re.match(r"(float64|float32|float16|bfloat16)\b", str(self.manifest.get("dtype", "")))
