@@ -13,17 +13,18 @@ from polyak.memory._check import require
 from polyak.teachers import checkpoint
 from polyak.teachers.attach import Attachment, When
 from polyak.teachers.batchnorm import warn_if_overwritten
-from polyak.teachers.matching import check_fit, places_of
+from polyak.teachers.copies import replicate
+from polyak.teachers.exchange import exchangeable, swap
+from polyak.teachers.follow import Anchors, follow, sources_of
+from polyak.teachers.matching import unwrap
 from polyak.teachers.noise import Noise
-from polyak.teachers.plan import Anchors, Plan, follow, sort_names, sources_of
-from polyak.teachers.replica import Replica, replicate, swap
+from polyak.teachers.plan import Plan
+from polyak.teachers.replica import Replica
 from polyak.teachers.schedules import Debiased, Schedule, as_schedule
+from polyak.teachers.treatment import Buffers, Frozen, Treatment
 
 Start = Literal["average", "teacher"]
-Buffers = Literal["copy", "average", "keep"]
 Nonfinite = Literal["refuse", "skip", "absorb"]
-
-_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16)
 
 
 class EMA:
@@ -85,12 +86,11 @@ class EMA:
         nonfinite: Nonfinite = "refuse",
         anchors: Anchors = (),
         teacher: nn.Module | Sequence[nn.Module] | Literal["copy"] | None = "copy",
+        frozen: Frozen | None = None,
         seed: int = 0,
         execution: Literal["auto", "batched"] = "auto",
     ) -> None:
         require(start in ("average", "teacher"), "start", start, "'average' or 'teacher'")
-        require(buffers in ("copy", "average", "keep"), "buffers", buffers, "'copy', 'average' or 'keep'")
-        require(dtype in _DTYPES, "dtype", dtype, "None, float32, float64 or bfloat16")
         require(isinstance(update_every, int) and update_every >= 1, "update_every", update_every, "an int >= 1")
         require(nonfinite in ("refuse", "skip", "absorb"), "nonfinite", nonfinite, "'refuse', 'skip' or 'absorb'")
         require(execution in ("auto", "batched"), "execution", execution, "'auto' or 'batched'")
@@ -118,9 +118,13 @@ class EMA:
         self._attachment: Attachment | None = None
         self.pending = False
         """Whether the next forward has to update: a step was made, and ``attach`` was told to wait for it."""
-        places = places_of(model)
-        self._sources = sources_of(Replica(model, places), anchors)
-        self._replicas = replicate(model, places, teacher, len(self.schedules), several, dtype, device)
+        frozen = frozen or ("share" if teacher is None else "copy")
+        self._treatment = Treatment(buffers, frozen, dtype, device)
+        online = Replica(model)
+        self._sources = sources_of(online, anchors)
+        self._replicas = replicate(model, online.places, teacher, len(self.schedules), several, self._treatment)
+        self._treatment.remember(online.places)
+        self._moving: set[str] = set()
         self._noise = Noise(seed)
 
     @property
@@ -192,15 +196,15 @@ class EMA:
         if self.buffers == "copy" and not self._warned:
             self._warned = warn_if_overwritten([r.module for r in self._replicas if r.module is not None])
         if self._known is None or not self._known.holds():
+            self._moving |= self._sources[0][0].replaced()
             self._follow()
-            self._known = Plan(self._sources, self._replicas, self.buffers, self.execution == "auto", self._noise)
+            compiled = self.execution == "auto"
+            self._known = Plan(self._sources, self._replicas, self._treatment, self._moving, compiled, self._noise)
         return self._known
 
     def _follow(self) -> None:
         """Take up the models as they are now."""
-        models = [*(source for source, _ in self._sources), *self._replicas]
-        if not all(model.is_unchanged() for model in models):
-            self._sources, self._replicas = follow(self._sources, self._replicas)
+        self._sources, self._replicas = follow(self._sources, self._replicas, self._treatment)
 
     def _may_absorb(self, plan: Plan) -> bool:
         if self.nonfinite == "absorb" or plan.is_finite():
@@ -268,10 +272,10 @@ class EMA:
         self._follow()
         model = self.model if model is None else model
         replica = Replica(model)
-        check_fit(replica.read(), self._replicas[which].read(), "model")
+        names = exchangeable(replica, self._replicas[which], self._treatment)
         self.is_swapped = True
         try:
-            with swap(replica, self._replicas[which]):
+            with swap(replica, self._replicas[which], names):
                 yield model
         finally:
             self.is_swapped = False
@@ -289,7 +293,8 @@ class EMA:
             TypeError: if the schedule is not :class:`Power`.
             RuntimeError: before the first update.
         """
-        averaged, _ = sort_names(self._sources[0][0], self.buffers)
+        kinds = self._treatment.kinds(self._sources[0][0].places)
+        averaged = [name for name, kind in kinds.items() if kind == "average"]
         return checkpoint.snapshot(self.schedules[which], self._last_seen, self.averages[which], averaged)
 
     def state_dict(self) -> dict[str, Any]:
