@@ -75,13 +75,7 @@ class Piece:
         self.inside = not first.sharded
         self.compiled = self.compiled and aot.usable() and self._code(self.form(names, None)) is not None
         rows = self.p.shape[0]
-        # codes of whole blocks are cut with them, and so are seeds: what draws is not cut
-        step = (
-            rows
-            if mode.whole or self.compiled or first.layout == "square" or first.draws
-        uncut = uncut or not first.chain.is_compilable  # what flows through a layer belongs to the whole weight
-            else max(1, SLICE // max(self.p[0:1].numel(), 1))
-        )
+        step = rows if mode.whole or self.compiled or first.uncut else max(1, SLICE // max(self.p[0:1].numel(), 1))
         self.slices = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
         self.inside = self.inside and len(self.slices) <= 1
 
