@@ -36,6 +36,23 @@ def test_list_shows_every_method():
         assert line.split()[-1] == f"{method.state_bytes_per_parameter():g}"
 
 
+def test_compile_prepares_the_kernels_of_methods(monkeypatch, capsys, fails):
+    from polyak import aot
+
+    asked = []
+    monkeypatch.setattr(aot, "prepare", lambda sources: asked.extend(sources) or {s.name: "compiled" for s in asked})
+    monkeypatch.setattr(sys, "argv", ["polyak", "compile", "lion", "muon", "--dtype", "bfloat16"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    assert "lion" in shown and "momentum_ema+orthogonalize" in shown and shown.count(": compiled") == len(asked)
+    assert {str(s.inputs[0].dtype) for s in asked} == {"torch.bfloat16"}
+    assert {s.threads for s in asked} == {"one", "all"}
+    fails(["compile", "lionn"], 2, "lionn", "lion")
+    fails(["compile", "lion", "--dtype", "int3"], 2, "int3", "float32")
+
+
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_show_tells_all_about_a_method(name):
     shown = polyak("show", name).stdout

@@ -8,11 +8,12 @@ import textwrap
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 from rich import box
 from rich.table import Table
 
-from polyak import optim
+from polyak import aot, optim
 from polyak.declare import Choice, Hyper, Range
 from polyak.lab import terminal
 from polyak.lab.comparison import check_report_path, plan, write_report
@@ -21,7 +22,9 @@ from polyak.lab.errors import BadInput
 from polyak.lab.problems import BUILTIN
 from polyak.lab.store import Store
 from polyak.lab.table import number, setting
+from polyak.optim.ahead import sources
 from polyak.optim.create import arguments
+from polyak.optim.engine.keeping import STORAGES, Keeping
 
 METHODS = "sgd,adamw,adan,lion,muon,cadamw"
 
@@ -69,6 +72,31 @@ def compare(
     typer.echo(f"report: {report}    runs: {store}")
     if found.errors:
         terminal.print_errors(found, terminal.console(stderr=True))
+        raise typer.Exit(1)
+
+
+@app.command(name="compile")
+def compile_ahead(
+    methods: Annotated[list[str] | None, typer.Argument(help="Methods; by default all of them.")] = None,
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16, float16 or float64.")] = "float32",
+    state_storage: Annotated[str, typer.Option(help="float32, bfloat16 or int8.")] = "float32",
+) -> None:
+    """Compile the kernels of methods now, into the cache (POLYAK_CACHE), so that no training waits for it."""
+    weight = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
+    if dtype not in weight:
+        raise BadInput(f"dtype must be one of {list(weight)}, got {dtype!r}")
+    if state_storage not in STORAGES:
+        raise BadInput(f"state_storage must be one of {list(STORAGES)}, got {state_storage!r}")
+    try:
+        classes = [optim.get(name) for name in methods or optim.names()]
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    keeping = Keeping(state_storage)
+    found = [s for method in classes for s in sources(method, weight[dtype], keeping=keeping)]
+    results = aot.prepare(found)
+    for name, result in results.items():
+        typer.echo(f"{name}: {result}")
+    if any(result not in ("compiled", "there already") for result in results.values()):
         raise typer.Exit(1)
 
 

@@ -172,7 +172,7 @@ def source(form: Form, small: bool, device: torch.device) -> Source:
     """What :mod:`polyak.aot` compiles; ``small``: for tensors that one thread is best for."""
     title = "+".join(rule.name for rule in form.chain) + f" {str(form.weight).removeprefix('torch.')}"
     return Source(
-        name=title if form.level is None else f"{title} {form.level}",
+        name=f"{title}{'' if form.level is None else f' {form.level}'}{', small' if small else ''}",
         function=function(form),
         inputs=tuple(signature(form)),
         device=device,
