@@ -34,17 +34,19 @@ MATRIX = {"lr": 2e-2, "momentum": 0.95, "nesterov": True, "ns_steps": 5, "weight
 REST = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}
 HEAVY_BALL = {"lr": 1e-2, "beta": 0.9, "weight_decay": 1e-2}
 NESTEROV = {**BALL, "nesterov": True}
-LIBRARIES = ("torch.optim", "pytorch_optimizer", "timm", "heavyball")
+LIBRARIES = ("torch.optim", "pytorch_optimizer", "timm", "optimi", "torchao.optim", "heavyball")
+EIGHT_BITS = {"int8": {"state_storage": "int8"}}
 MOST_FOR_HEAVYBALL = 200  # tensors; compiling its lists of 1,000 mixed small tensors takes far over ten minutes
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A class of another library, and its options."""
+    """A class of another library, its options, and the name of polyak's variant that stores as it does."""
 
     library: str
     name: str
     options: Mapping[str, Any]
+    beside: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,13 +74,31 @@ def _heavy(name: str, options: Mapping[str, Any], **more: Any) -> Peer:
     return Peer("heavyball", name, {**options, **more})
 
 
+def _optimi(name: str, options: Mapping[str, Any], **more: Any) -> Peer:
+    return Peer("optimi", name, {**options, **more})
+
+
+def _torchao(name: str, options: Mapping[str, Any]) -> Peer:
+    return Peer("torchao.optim", name, options, "int8")
+
+
 # A method that is not listed here runs alone, with its defaults. The TAM of pytorch_optimizer is another rule.
 METHODS: dict[str, Method] = {
-    "sgd": Method(BALL, (_torch("SGD", BALL),)),
-    "adam": Method(ADAM, (_torch("Adam", ADAM),)),
-    "adamw": Method(ADAM, (_torch("AdamW", ADAM), _timm("AdamWLegacy", ADAM), _heavy("AdamW", ADAM))),
-    "adan": Method(ADAN, (_po("Adan", ADAN), _timm("Adan", ADAN))),
-    "lion": Method(LION, (_po("Lion", LION), _timm("Lion", LION))),
+    "sgd": Method(BALL, (_torch("SGD", BALL), _optimi("SGD", BALL, torch_init=True))),
+    "adam": Method(ADAM, (_torch("Adam", ADAM), _optimi("Adam", ADAM), _torchao("Adam8bit", ADAM)), EIGHT_BITS),
+    "adamw": Method(
+        ADAM,
+        (
+            _torch("AdamW", ADAM),
+            _timm("AdamWLegacy", ADAM),
+            _optimi("AdamW", ADAM),
+            _torchao("AdamW8bit", ADAM),
+            _heavy("AdamW", ADAM),
+        ),
+        EIGHT_BITS,
+    ),
+    "adan": Method(ADAN, (_po("Adan", ADAN), _timm("Adan", ADAN), _optimi("Adan", ADAN))),
+    "lion": Method(LION, (_po("Lion", LION), _timm("Lion", LION), _optimi("Lion", LION))),
     "adabelief": Method(BELIEF, (_po("AdaBelief", BELIEF), _timm("AdaBelief", BELIEF))),
     "ademamix": Method(MIX, (_po("AdEMAMix", MIX, weight_decouple=True), _heavy("AdEMAMix", MIX))),
     "adamp": Method(ADAM, (_po("AdamP", ADAM), _timm("AdamP", ADAM))),
@@ -108,6 +128,7 @@ class Contender:
 
     label: str
     build: Build
+    beside: str = ""  # polyak's variant to compare it with, "" for the plain one
 
     @property
     def ours(self) -> bool:
@@ -141,7 +162,9 @@ def _timm_optim() -> types.ModuleType:
 def contenders(method: str, execution: str, libraries: Sequence[str] = LIBRARIES) -> Iterator[Contender]:
     """polyak first, then every peer that is installed, each in all of its implementations."""
     spec = METHODS.get(method, Method({}))
-    for label, more in {"polyak": {}, **{f"polyak {name}": also for name, also in spec.also.items()}}.items():
+    known = inspect.signature(optim.get(method)).parameters
+    variants = {f"polyak {name}": also for name, also in spec.also.items() if known.keys() >= also.keys()}
+    for label, more in {"polyak": {}, **variants}.items():
         yield Contender(label, functools.partial(_ours, method, {**spec.options, **more, "execution": execution}))
     for peer in spec.peers:
         module = library(peer.library) if peer.library in libraries else None
@@ -150,7 +173,8 @@ def contenders(method: str, execution: str, libraries: Sequence[str] = LIBRARIES
         make = getattr(module, peer.name)
         builder = _muon if peer.name == "Muon" else _heavyball if peer.library == "heavyball" else _plain
         for label, switches in _implementations(make):
-            yield Contender(f"{peer.library}{label}", functools.partial(builder, make, {**peer.options, **switches}))
+            build = functools.partial(builder, make, {**peer.options, **switches})
+            yield Contender(f"{peer.library}{label}", build, peer.beside)
 
 
 def _implementations(make: Any) -> Iterator[tuple[str, dict[str, bool]]]:

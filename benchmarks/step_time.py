@@ -133,6 +133,7 @@ class Bench:
         steppers[contender.label] = built
         row = {
             "method": method, "set": self.tensors.name, "contender": contender.label, "ours": contender.ours,
+            "beside": contender.beside,
             "first_s": seconds[0], "elementwise": method not in {*SECOND_PASS, *MATRIX_METHODS},
         }  # fmt: skip
         if contender.ours:
@@ -176,11 +177,13 @@ class Bench:
     def _compare(self, rows: list[_report.Row]) -> None:
         """Ratios of polyak to each peer, and shares of the bandwidth."""
         ours = {row["contender"]: row for row in rows if row["ours"]}
-        judged = ours.get("polyak bfloat16", ours["polyak"])  # the peers' Muon iterates in bfloat16
+        plain = ours.get("polyak bfloat16", ours["polyak"])  # the peers' Muon iterates in bfloat16
         for row in rows:
             if not row["ours"]:
-                row["ratio"], row["min_ratio"] = judged["ms"] / row["ms"], judged["min_ms"] / row["min_ms"]
-                row["judged"] = judged["contender"]
+                judged = ours.get(f"polyak {row['beside']}") if row["beside"] else plain
+                other = judged or plain
+                row["ratio"], row["min_ratio"] = other["ms"] / row["ms"], other["min_ms"] / row["min_ms"]
+                row["judged"] = judged["contender"] if judged else ""  # no goal without a variant that stores alike
             if row["method"] not in MATRIX_METHODS:
                 speed = 1e3 * row["must_bytes"] / row["ms"]
                 row["share"] = speed / row["bandwidth"]

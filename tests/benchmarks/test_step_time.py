@@ -57,3 +57,22 @@ def test_parameter_sets_are_as_documented(monkeypatch):
         shapes = dict(_sets.SHAPES[name]())
         assert len(shapes) == tensors
         assert sum(map(prod, shapes.values())) == pytest.approx(elements, rel=0.01)
+
+
+def test_a_variant_that_polyak_lacks_is_left_out(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import _peers
+
+    known = {"a variant": {"lr": 1e-3}, "none": {"no_such_argument": 1}}
+    monkeypatch.setitem(_peers.METHODS, "adamw", _peers.Method(_peers.ADAM, also=known))
+    assert [one.label for one in _peers.contenders("adamw", "eager", ())] == ["polyak", "polyak a variant"]
+
+
+def test_eight_bits_are_held_against_eight_bits(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import _peers
+
+    for method in ("adam", "adamw"):
+        spec = _peers.METHODS[method]
+        assert {peer.library: peer.beside for peer in spec.peers}["torchao.optim"] == "int8"
+        assert "int8" in spec.also
