@@ -48,6 +48,8 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
         old_group.clear()
         old_group.update(values)
     new.param_groups = optimizer.param_groups
+    no_gradients: list[list[Tensor | None]] = [[None] * len(group["params"]) for group in new.param_groups]
+    new._planned(new._chosen()[0], no_gradients)  # makes what is missing of the memories, so that a checkpoint is whole
     new.forget_plans(bool(new.state))
     return new
 
@@ -76,7 +78,7 @@ def _portable(method: type[Method], optimizer: Optimizer, group: dict[str, Any])
 
 
 def _carry_memories(old: Optimizer, new: Optimizer) -> None:
-    """Give the new optimizer what both keep; what is missing the engine makes at the next step."""
+    """Give the new optimizer what both keep."""
     for group in new.param_groups:
         chain = new.chain_of(group)
         for p in group["params"]:
