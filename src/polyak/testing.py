@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,14 +12,15 @@ from torch.nn import Parameter
 from polyak.optim.create import get
 from polyak.optim.engine.optimizer import Optimizer
 
-Manifest = Mapping[str, Any]
-Mapped = tuple[str, dict[str, Any]]
+HOW_IT_RAN = ("capturable", "differentiable", "foreach", "fused")
+"""Hyperparameters of torch that choose a loop, and not what it computes."""
 
 
-def from_manifest(manifest: dict[str, Any], named_params: dict[str, Parameter], **engine_options: Any) -> Optimizer:
+def from_manifest(manifest: Mapping[str, Any], named_params: dict[str, Parameter], **engine_options: Any) -> Optimizer:
     """The optimizer of a reference vector.
 
-    Names of arguments in manifests follow the source that was run; here is the one place that translates them.
+    Names of arguments in manifests follow the source that was run; here is the one place that translates them. Every
+    hyperparameter is either given to the method or refused.
 
     Args:
         manifest: a vector's JSON: ``rule``, ``variant`` and ``hyperparameters`` are read.
@@ -26,125 +28,172 @@ def from_manifest(manifest: dict[str, Any], named_params: dict[str, Parameter], 
         **engine_options: ``execution``, ``maximize``, ``check_finite``.
 
     Raises:
-        KeyError: if no method implements the manifest's rule, or its variant is not wanted; names it.
+        KeyError: if no method implements the manifest's rule, or its variant; names it.
+        ValueError: if nothing reads a hyperparameter, or its value is not reproduced; names both.
     """
     rule = manifest["rule"]
     mapping = _MAPPINGS.get(rule)
     if mapping is None or manifest.get("kind") not in (None, "trajectory"):
         raise KeyError(f"no method implements the rule {rule!r}")
-    slug, arguments = mapping(manifest)
-    if slug == "muon":
-        return _muon(manifest, named_params, arguments, engine_options)
-    return get(slug)(named_params.items(), **arguments, **engine_options)
+    given = _Given(manifest)
+    slug, fixed = mapping(given)
+    arguments = given.arguments(slug, fixed)
+    groups = _muon_groups(manifest, named_params) if slug == "muon" else named_params.items()
+    return get(slug)(groups, **arguments, **engine_options)
 
 
-def _renamed(
-    slug: str, drop: tuple[str, ...] = (), rename: Mapping[str, str] | None = None, **fixed: Any
-) -> Callable[[Manifest], Mapped]:
-    names = dict(rename or {})
+class _Given:
+    """The hyperparameters of a manifest that nothing has read yet."""
 
-    def mapping(manifest: Manifest) -> Mapped:
-        given = {names.get(k, k): _tupled(v) for k, v in manifest["hyperparameters"].items() if k not in drop}
-        return slug, given | fixed
+    def __init__(self, manifest: Mapping[str, Any]) -> None:
+        self.name, self.rule = manifest.get("name", "the vector"), manifest["rule"]
+        self.variant: str = manifest.get("variant") or "default"
+        self.left = {k: _tupled(v) for k, v in manifest["hyperparameters"].items()}
+        for name in HOW_IT_RAN:
+            self.take(name, None, (None, False, True))
 
-    return mapping
+    def take(self, name: str, default: Any, allowed: tuple[Any, ...]) -> Any:
+        """Read a hyperparameter that is no argument of ours."""
+        value = self.left.pop(name, default)
+        if not any(value is a or (type(value) is type(a) and value == a) for a in allowed):
+            raise ValueError(f"{self.name}: {name} = {value!r} is not reproduced, only {_listed(allowed)}")
+        return value
+
+    def rename(self, **names: str) -> None:
+        """Read hyperparameters that are arguments of ours under another name."""
+        for theirs, ours in names.items():
+            if theirs in self.left:
+                self.left[ours] = self.left.pop(theirs)
+
+    def variant_of(self, *known: str) -> str:
+        """The variant, which must be one of these."""
+        if self.variant not in known:
+            raise KeyError(f"no method implements the variant {self.variant!r} of {self.rule!r}, only {_listed(known)}")
+        return self.variant
+
+    def arguments(self, slug: str, fixed: Mapping[str, Any]) -> dict[str, Any]:
+        """What is left, all of it arguments of that method, beside what the rule and its variant fix."""
+        known = {*inspect.signature(get(slug)).parameters, "maximize"} - {"params", "engine"}
+        for name, value in self.left.items():
+            if name not in known:
+                raise ValueError(f"{self.name}: nothing in {slug} reads the hyperparameter {name} = {value!r}")
+            if fixed.get(name, value) != value:
+                raise ValueError(f"{self.name}: {name} = {value!r} is not reproduced, only {fixed[name]!r}")
+        return {**self.left, **fixed}
 
 
 def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_tupled, value)) if isinstance(value, list) else value
 
 
-def _lion(manifest: Manifest) -> Mapped:
-    return _renamed("lion", rename={"decoupled_weight_decay": "decay_relative_to_initial_lr"})(manifest)
+def _listed(values: tuple[Any, ...]) -> str:
+    return " or ".join(map(repr, values))
 
 
-def _clion(manifest: Manifest) -> Mapped:
-    slug, given = _renamed("clion", drop=("caution",), rename={"cautious_factor": "opposed"})(manifest)
-    if manifest["variant"] == "default":
-        return slug, given
-    return slug, given | {"mask_scale": "mean"} | ({"mask_floor": 1e-5} if manifest["variant"] == "factor" else {})
+_Mapping = Callable[[_Given], tuple[str, dict[str, Any]]]
 
 
-def _cadamw(manifest: Manifest) -> Mapped:
-    form = "after" if manifest["variant"] == "epsafter" else "before"
-    return _renamed("cadamw", drop=("caution",), eps_form=form)(manifest)
+def _same(slug: str) -> _Mapping:
+    """A rule whose source names all as we do."""
+    return lambda given: (slug, {})
 
 
-def _cautious(manifest: Manifest) -> Mapped:
-    return _renamed(manifest["variant"], drop=("caution",))(manifest)
+def _lion(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.rename(decoupled_weight_decay="decay_relative_to_initial_lr")
+    return "lion", {}
 
 
-def _adabelief(manifest: Manifest) -> Mapped:
-    slug, given = _renamed("adabelief", drop=("weight_decouple", "fixed_decay"))(manifest)
-    h = manifest["hyperparameters"]
-    form = "coupled" if not h.get("weight_decouple", True) else "fixed" if h.get("fixed_decay") else "decoupled"
-    return slug, given | {"decay_form": form}
+def _clion(given: _Given) -> tuple[str, dict[str, Any]]:
+    variant = given.variant_of("default", "mean", "factor")
+    given.take("caution", True, (True,))
+    if variant == "default":
+        return "clion", {}
+    if variant == "mean":
+        return "clion", {"mask_scale": "mean"}
+    given.rename(cautious_factor="opposed", decoupled_weight_decay="decay_relative_to_initial_lr")
+    return "clion", {"mask_scale": "mean", "mask_floor": 1e-5}
 
 
-def _sgdp(manifest: Manifest) -> Mapped:
-    alias = manifest["variant"] == "default" and not manifest["hyperparameters"].get("nesterov")
-    return _renamed("sgdp", project_buffer=alias)(manifest)
+def _cadamw(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.take("caution", True, (True,))
+    return "cadamw", {"eps_form": "after" if given.variant_of("default", "epsafter") == "epsafter" else "before"}
 
 
-def _tam(manifest: Manifest) -> Mapped:
-    if manifest["variant"] == "pto":
-        raise KeyError(f"{manifest['name']} pins a peer's variant of {manifest['rule']!r}, which is not the paper's")
-    return _renamed(manifest["rule"])(manifest)
+def _cautious(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.take("caution", True, (True,))
+    return given.variant_of("cadan", "csgdm"), {}
 
 
-def _reality_check(manifest: Manifest) -> Mapped:
-    slugs = {"adamw": "adamw", "nesterov": "sgd"}
-    if manifest["variant"] not in slugs:
-        raise KeyError(f"no method implements the variant {manifest['variant']!r} of 'reality-check'")
-    return _renamed(slugs[manifest["variant"]], drop=("foreach",))(manifest)
+def _adabelief(given: _Given) -> tuple[str, dict[str, Any]]:
+    decoupled = given.take("weight_decouple", True, (False, True))
+    fixed = given.take("fixed_decay", False, (False, True))  # which the authors read with weight_decouple alone
+    return "adabelief", {"decay_form": "coupled" if not decoupled else "fixed" if fixed else "decoupled"}
 
 
-def _muon_options(manifest: Manifest) -> Mapped:
-    variant = manifest["variant"]
-    names = {"adjust": "adjust_lr", "eps": "ns_eps"}
-    slug, given = _renamed("muon", drop=("adjust_lr_fn",), rename=names)(manifest)
-    given["ns_dtype"] = torch.float64 if variant.endswith("-f64") else torch.bfloat16
-    given["conv_scale"] = "kernel"
-    if variant.startswith("torch"):
-        given["ns_eps_form"] = "clamp"
-    if variant.startswith("moonlight"):
-        given["aux_eps_form"] = "before"
-        given["ns_eps"] = 1e-7 * (1 - given["momentum"])  # its heavy ball is 1 / (1 - momentum) times our average
-    return slug, given
+def _sgdp(given: _Given) -> tuple[str, dict[str, Any]]:
+    return "sgdp", {"project_buffer": given.variant != "paper" and not given.left.get("nesterov", False)}
 
 
-def _muon(
-    manifest: Manifest, named_params: dict[str, Parameter], arguments: dict[str, Any], engine_options: dict[str, Any]
-) -> Optimizer:
-    """Keller Jordan's takes all matrices; Moonlight's and torch's only 2-d ones; torch's leaves the rest alone."""
-    variant = manifest["variant"]
-    only_2d = not variant.startswith("kellerjordan")
-    matrices = [(n, p) for n, p in named_params.items() if (p.ndim == 2 if only_2d else p.ndim >= 2)]
-    chosen = {n for n, _ in matrices}
-    groups: list[dict[str, Any]] = [{"params": matrices, "use_muon": True}]
-    rest = [(n, p) for n, p in named_params.items() if n not in chosen]
-    if rest and not variant.startswith("torch"):
-        groups.append({"params": rest, "use_muon": False})
-    return get("muon")(groups, **arguments, **engine_options)
+def _tam(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.variant_of("card", "default")  # a peer's, which the vectors pin too, is not the paper's
+    return given.rule, {}
 
 
-_MAPPINGS: dict[str, Callable[[Manifest], Mapped]] = {
-    "sgd": _renamed("sgd"),
-    "adam": _renamed("adam"),
-    "adamw": _renamed("adamw"),
-    "adan": _renamed("adan"),
+def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
+    return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
+
+
+def _muon(given: _Given) -> tuple[str, dict[str, Any]]:
+    sources, precisions = (
+        ("kellerjordan", "moonlight", "torch"),
+        {"f64": torch.float64, "f32": torch.float32, "bf16": torch.bfloat16},
+    )
+    source, precision = given.variant_of(*(f"{s}-{p}" for s in sources for p in precisions)).split("-")
+    fixed = {"ns_dtype": precisions[precision], "conv_scale": "kernel"}
+    given.rename(eps="ns_eps")
+    if source == "torch":
+        fn = given.take("adjust_lr_fn", None, (None, "original", "match_rms_adamw"))
+        return "muon", fixed | {"ns_eps_form": "clamp", "adjust_lr": fn or "original"}
+    if source == "moonlight":
+        scale = given.take("adjust", "match_rms_adamw", ("match_rms_adamw",))
+        # its heavy ball is 1 / (1 - momentum) times our average
+        eps = given.left.pop("ns_eps", 1e-7) * (1 - given.left["momentum"])
+        return "muon", fixed | {"aux_eps_form": "before", "adjust_lr": scale, "ns_eps": eps}
+    return "muon", fixed
+
+
+def _muon_groups(manifest: Mapping[str, Any], named_params: dict[str, Parameter]) -> list[dict[str, Any]]:
+    """Keller Jordan's takes all matrices; Moonlight's and torch's only 2-d ones; torch's leaves the rest alone.
+
+    Of tensors with 4 dimensions Keller Jordan's makes one matrix, of others with more than 2 a stack.
+    """
+    source = manifest["variant"].split("-")[0]
+    only_2d = source != "kellerjordan"
+    kinds: dict[tuple[bool, str], list[tuple[str, Parameter]]] = {}
+    for name, p in named_params.items():
+        muon = p.ndim == 2 if only_2d else p.ndim >= 2
+        if muon or source != "torch":
+            kinds.setdefault((muon, "batched" if muon and p.ndim not in (2, 4) else "flatten"), []).append((name, p))
+    return [{"params": ps, "use_muon": muon, "conv_mode": mode} for (muon, mode), ps in kinds.items()]
+
+
+_MAPPINGS: dict[str, _Mapping] = {
+    "sgd": _same("sgd"),
+    "adam": _same("adam"),
+    "adamw": _same("adamw"),
+    "adan": _same("adan"),
     "lion": _lion,
     "adabelief": _adabelief,
-    "ademamix": _renamed("ademamix"),
-    "adamp": _renamed("adamp"),
+    "ademamix": _same("ademamix"),
+    "adamp": _same("adamp"),
     "sgdp": _sgdp,
     "cadamw": _cadamw,
     "clion": _clion,
     "cautious": _cautious,
-    "grams": _renamed("grams"),
+    "grams": _same("grams"),
     "tam": _tam,
     "adatam": _tam,
     "adatamw": _tam,
-    "muon": _muon_options,
+    "muon": _muon,
     "reality-check": _reality_check,
 }

@@ -36,6 +36,25 @@ def problem():
     return replace(rosenbrock, name="slow", loss=loss)
 """
 
+# A run does not go on before workers of two commands have begun one.
+MEETING = """
+import os, time
+from dataclasses import replace
+from pathlib import Path
+from polyak.lab.problems import load
+
+def problem():
+    rosenbrock = load("rosenbrock").problem
+
+    def loss(model, batch):
+        Path(f"here-{os.getppid()}").touch()
+        while len(list(Path().glob("here-*"))) < 2:
+            time.sleep(0.01)
+        return rosenbrock.loss(model, batch)
+
+    return replace(rosenbrock, name="meeting", loss=loss)
+"""
+
 TRICKY = """
 import os, signal
 from dataclasses import replace
@@ -64,6 +83,7 @@ def problem():
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW))
+    (tmp_path / "meeting.py").write_text(textwrap.dedent(MEETING))
     (tmp_path / "tricky.py").write_text(textwrap.dedent(TRICKY))
     return tmp_path
 
@@ -105,7 +125,7 @@ def stored():
         store.close()
 
 
-def wait_until(condition, seconds=60):
+def wait_until(condition, seconds=250):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -169,7 +189,7 @@ def test_a_killed_command_leaves_no_worker_behind(here):
     workers = children(process.pid)
     os.kill(process.pid, signal.SIGKILL)
     process.communicate()
-    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), seconds=10)
+    wait_until(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers))
 
 
 def children(pid):
@@ -185,7 +205,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(here):
     process = start(arguments)
     wait_until(lambda: ended(here / "runs.db"))
     os.killpg(process.pid, signal.SIGINT)
-    output = process.communicate(timeout=20)[0].decode()
+    output = process.communicate(timeout=250)[0].decode()
     assert process.returncode == 130, output
     assert "the same command goes on" in output and "Traceback" not in output
     assert not (here / "report.html").exists()
@@ -194,8 +214,9 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(here):
 
 
 def test_two_commands_on_one_store_share_the_work(here):
-    both = [start(command("slow.py:problem", trials=4, steps=60, report=f"{name}.html")) for name in "ab"]
-    outputs = [process.communicate(timeout=300)[0].decode() for process in both]
+    """Each is at work before the other's first run ends."""
+    both = [start(command("meeting.py:problem", trials=4, report=f"{name}.html")) for name in "ab"]
+    outputs = [process.communicate(timeout=500)[0].decode() for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert figures(here / "a.html") == figures(here / "b.html")
     made = [sum(f"/{12}, " in line for line in output.splitlines()) for output in outputs]

@@ -70,18 +70,6 @@ def test_truncating_ring_equals_the_wrapping_one_where_the_batch_divides(multipl
         assert torch.equal(wrapping, truncating)
 
 
-def test_truncating_ring_is_lightlys(vector):
-    arrays, hyper = vector("queue-lightly")
-    bank, pointer = arrays["in/bank"].clone(), 0
-    steps = sum(key.endswith("/key") for key in arrays)
-    for step in range(steps):
-        keys = torch.nn.functional.normalize(arrays[f"in/{step}/key"], dim=1)
-        bank, pointer = ring_write_truncating(bank, pointer, keys)
-        torch.testing.assert_close(bank, arrays[f"out/{step}/bank"], rtol=1e-10, atol=1e-12)
-        assert pointer == arrays[f"out/{step}/ptr"].item()
-    assert (steps * hyper["batch"]) > hyper["K"]
-
-
 def test_values_are_detached_and_cast():
     values = torch.randn(3, 2, requires_grad=True)
     buffer, _ = ring_write(torch.zeros(4, 2, dtype=torch.bfloat16), 0, values)

@@ -1,5 +1,3 @@
-import math
-
 import pytest
 import torch
 from hypothesis import given
@@ -7,7 +5,7 @@ from hypothesis import strategies as st
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from polyak.memory import COEFFICIENTS, as_matrix, ema, newton_schulz, polar
+from polyak.memory import COEFFICIENTS, as_matrix, newton_schulz, polar
 
 seeds = st.integers(0, 2**31)
 sides = st.integers(1, 12)
@@ -154,19 +152,6 @@ def test_polar_factor_is_orthogonal_and_leaves_a_symmetric_part(seed, shape):
 def test_polar_factor_of_a_deficient_matrix_has_its_rank():
     x = torch.outer(draw(0, 5), draw(1, 7))
     torch.testing.assert_close(polar(x), x / x.norm(), rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.parametrize("name", ["matrix", "conv"])
-def test_muon_trajectory(name, vector):
-    inputs, _ = vector("inputs")
-    expected, hyper = vector("muon-f64")
-    p, mu = inputs[f"p0/{name}"].clone(), hyper["momentum"]
-    momentum, scale = torch.zeros_like(p), math.sqrt(max(1.0, p.shape[-2] / p.shape[-1]))
-    for t, g in enumerate(inputs[f"g/{name}"]):
-        momentum = ema(momentum, g, 1 - mu)
-        update = ema(g, momentum, mu).reshape(as_matrix(g.shape))
-        p = p - hyper["lr"] * scale * newton_schulz(update, steps=hyper["ns_steps"]).reshape(p.shape)
-        torch.testing.assert_close(p, expected[f"p/{name}"][t], rtol=1e-10, atol=1e-12)
 
 
 class PeakBytes(TorchDispatchMode):

@@ -78,6 +78,13 @@ def test_a_longer_tensor_begins_alike(seed, n):
     assert bits(seed, n).dtype == torch.int32
 
 
+@given(seeds, st.integers(0, 20), st.integers(0, 20))
+def test_a_matrix_has_the_bits_of_its_rows(seed, rows, cols):
+    assert torch.equal(
+        uniform_bits(torch.empty(rows, cols), torch.tensor(seed)), bits(seed, rows * cols).view(rows, cols)
+    )
+
+
 def test_uniform_numbers():
     u = uniform(bits(1))
     assert u.min() >= 0
@@ -89,7 +96,8 @@ def test_uniform_numbers():
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: uniform_bits(torch.ones(2, 2), torch.tensor(1)), ValueError, r"like must be 1-dim.*got \(2, 2\)"),
+        (lambda: uniform_bits(torch.ones(2, 2, 1), torch.tensor(1)), ValueError, r"like must be .*got \(2, 2, 1\)"),
+        (lambda: uniform_bits(torch.ones(()), torch.tensor(1)), ValueError, r"like must be .*got \(\)"),
         (lambda: uniform_bits(torch.ones(2), torch.ones(1).long()), ValueError, r"seed must be 0-dim.*got \(1,\)"),
         (lambda: uniform_bits(torch.ones(2), torch.tensor(1.0)), TypeError, "seed must have dtype torch.int64, got"),
     ],

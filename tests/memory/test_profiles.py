@@ -28,19 +28,6 @@ def test_width_is_the_standard_deviation_of_the_profile(gamma):
     assert ((weight * (tau - mean) ** 2).sum().sqrt().item()) == pytest.approx(sigma_rel_of_gamma(gamma), rel=1e-4)
 
 
-@pytest.mark.parametrize("case", [0, 1, 2])
-def test_reference_coefficients(case, vector):
-    arrays, _ = vector("ema-posthoc")
-    given_, out = f"in/{case}/", f"out/{case}/"
-    query = [arrays[given_ + key] for key in ("t", "sigma_rel", "t_out", "sigma_rel_out")]
-    torch.testing.assert_close(posthoc_weights(*query), arrays[out + "coefficients"], rtol=1e-10, atol=1e-12)
-    raw = posthoc_weights(*query, normalise=False)
-    torch.testing.assert_close(raw, arrays[out + "unnormalised"], rtol=1e-10, atol=1e-12)
-    gammas = arrays[out + "gamma"].tolist()
-    assert [gamma_of_sigma_rel(s) for s in query[3].tolist()] == pytest.approx(gammas, rel=1e-10)
-    assert [sigma_rel_of_gamma(g) for g in gammas] == pytest.approx(arrays[out + "sigma_back"].tolist(), rel=1e-10)
-
-
 @given(st.integers(0, 5), st.booleans())
 def test_a_stored_average_is_rebuilt_from_itself(index, normalise):
     t, sigma_rel = [10.0, 10.0, 20.0, 20.0, 30.0, 30.0], [0.05, 0.1] * 3

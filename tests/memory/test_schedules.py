@@ -11,7 +11,6 @@ from polyak.memory import (
     constant_beta,
     cosine_beta,
     ema,
-    gamma_of_sigma_rel,
     half_life_beta,
     power_beta,
     ramp_beta,
@@ -19,61 +18,8 @@ from polyak.memory import (
     warmup_beta,
 )
 
-NAMES = ("matrix", "conv", "vector", "scalar")
 unit = st.floats(0.0, 1.0)
 counts = st.integers(1, 10**7)
-
-# Vector -> its schedule, as a function of the update count and the manifest's hyperparameters.
-TRAJECTORIES = {
-    "ema-constant": lambda t, h: 0.0 if t == 1 else constant_beta(t, h["decay"]),
-    "ema-from-init": lambda t, h: constant_beta(t, h["m"]),
-    "ema-uniform": lambda t, h: uniform_beta(t),
-    "ema-warmup-timm": lambda t, h: warmup_beta(t, h["decay"], h["warmup_power"], h["warmup_gamma"]),
-    "ema-diffusers-warmup": lambda t, h: warmup_beta(t, h["decay"], h["power"], h["inv_gamma"]),
-    "ema-diffusers-default": lambda t, h: ramp_beta(t, h["decay"]),
-    "ema-karras": lambda t, h: power_beta(t, gamma_of_sigma_rel(h["sigma_rel"]), h["batch_size"]),
-    # Its counter is one ahead, after a copy at the first update.
-    "ema-karras-lucidrains": lambda t, h: 0.0 if t == 1 else power_beta(t + 1, gamma_of_sigma_rel(h["sigma_rel"])),
-    "ema-halflife-edm": lambda t, h: half_life_beta(t, h["halflife"], h["batch_size"], h["rampup_ratio"]),
-    # It skips calls between multiples of update_every, counting calls from 0.
-    "ema-lucidrains": lambda t, h: (
-        1.0
-        if (t - 1) % h["update_every"]
-        else warmup_beta(t, h["beta"], h["power"], update_after_step=h["update_after_step"])
-    ),
-}
-
-
-@pytest.mark.parametrize("name", TRAJECTORIES)
-def test_reference_trajectories(name, vector):
-    inputs, _ = vector("inputs")
-    expected, hyperparameters = vector(name)
-    rtol = 1e-6 if name == "ema-lucidrains" else 1e-10  # it computes the weight in float32
-    for tensor in NAMES:
-        online = average = inputs[f"p0/{tensor}"]
-        for t, gradient in enumerate(inputs[f"g/{tensor}"], start=1):
-            online = online - 0.1 * gradient
-            average = ema(average, online, 1.0 - TRAJECTORIES[name](t, hyperparameters))
-            torch.testing.assert_close(average, expected[f"p/{tensor}"][t - 1], rtol=rtol, atol=1e-2 * rtol)
-
-
-@pytest.mark.parametrize("case", [0, 1])
-def test_cosine_of_dino(case, vector):
-    arrays, _ = vector("cosine-momentum-schedule")
-    base, final, epochs, per_epoch, warmup_epochs, warmup_start = arrays[f"in/{case}/args"].tolist()
-    warm, total = int(warmup_epochs * per_epoch), int(epochs * per_epoch)
-    ramp = torch.linspace(warmup_start, base, warm, dtype=torch.float64).tolist()
-    schedule = ramp + [cosine_beta(k, total - warm, base, final) for k in range(total - warm)]
-    assert schedule == pytest.approx(arrays[f"out/{case}/schedule"].tolist(), rel=1e-10)
-
-
-@pytest.mark.parametrize("case", [0, 1])
-def test_cosine_of_lightly(case, vector):
-    arrays, _ = vector("cosine-schedule-lightly")
-    steps, start, end = arrays[f"in/{case}/args"].tolist()
-    schedule = [cosine_beta(k, int(steps), start, end, closed=True) for k in range(int(steps))]
-    assert schedule == pytest.approx(arrays[f"out/{case}/schedule"].tolist(), rel=1e-10)
-    assert schedule[-1] == end
 
 
 @given(st.lists(st.floats(-100, 100), min_size=1, max_size=30))

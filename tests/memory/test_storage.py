@@ -82,30 +82,6 @@ def test_first_bit_is_the_lowest():
     assert pack_bits(torch.tensor([True, False, True] + 6 * [False])).tolist() == [5, 0]
 
 
-SMMF = [("smmf", tensor) for tensor in ("matrix", "conv", "vector", "scalar")]
-SMMF += [("smmf-novec", tensor) for tensor in ("matrix", "conv", "scalar")]  # there a vector is not factored
-
-
-@pytest.mark.parametrize(("name", "tensor"), SMMF)
-@pytest.mark.parametrize("sign_bits", [1, 8])
-def test_smmf_trajectory(name, tensor, sign_bits, vector):
-    inputs, _ = vector("inputs")
-    expected, h = vector(name)
-    x = inputs[f"p0/{tensor}"]
-    shape = square_shape(x.numel())
-    first = factorize(x.new_zeros(shape), sign_bits)
-    second = factorize(x.new_zeros(shape))
-    for t, g in enumerate(inputs[f"g/{tensor}"], start=1):
-        x, g = x * (1 - h["lr"] * h["weight_decay"]), g.reshape(shape)
-        v = ema(reconstruct(*second), g.square(), t ** h["decay_rate"])
-        second, m = factorize(v), g
-        if h["beta"] is not None:
-            m = ema(reconstruct(*first), g, 1 - h["beta"] * h["growth_rate"] ** (t - 1))
-            first = factorize(m, sign_bits)
-        x = x - h["lr"] * (m / (v.sqrt() + h["eps"])).reshape(x.shape)
-        torch.testing.assert_close(x, expected[f"p/{tensor}"][t - 1], rtol=1e-10, atol=1e-12)
-
-
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [

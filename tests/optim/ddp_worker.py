@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.training import STEPS, batch, build, net, train, weights
 
 HALF = STEPS // 2
@@ -40,7 +40,7 @@ def saved(folder: Path, method: str) -> Any:
     train(model, optimizer, HALF, HALF + 1, mine())
 
 
-killed = ranks.die
+killed = ranks.die_together
 
 
 def resumed(folder: Path, method: str) -> Any:

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.fsdp import fully_shard
 
 from polyak.optim import Optimizer
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.training import STEPS, build, net, train, weights
 
 HALF = STEPS // 2
@@ -132,7 +132,7 @@ def saved(folder: Path, method: str) -> Any:
     return full
 
 
-killed = ranks.die
+killed = ranks.die_together
 
 
 def resumed(folder: Path, method: str) -> Any:

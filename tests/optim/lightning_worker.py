@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.loop import BATCHES, EPOCHS, POISON
 from tests.optim.training import batch, build, net, weights
 

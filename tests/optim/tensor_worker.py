@@ -10,7 +10,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard, distribute_tensor
 
 import polyak.optim
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.training import OPTIONS
 
 SHAPES = {"square": (6, 8), "narrow": (5, 1), "odd": (7, 3), "vector": (5,), "kernel": (4, 3, 2, 2), "plain": (4, 4)}

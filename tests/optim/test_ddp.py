@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.training import STEPS, alone, assert_same, build, net, train, weights
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
@@ -19,8 +19,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two ranks trained, saved and were killed, and two new ones went on."""
     folder = tmp_path_factory.mktemp("ddp")
     before = [f"{case}:{name}" for name in METHODS for case in ("straight", "saved", "infinite")]
-    ranks.launch("ddp_worker", folder, *before, "killed", expect=ranks.KILLED)
-    ranks.launch("ddp_worker", folder, *(f"resumed:{name}" for name in METHODS))
+    ranks.launch("optim.ddp_worker", folder, *before, "killed", expect=ranks.KILLED)
+    ranks.launch("optim.ddp_worker", folder, *(f"resumed:{name}" for name in METHODS))
     return folder
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.tensor_worker import local_run
 from tests.optim.training import assert_same
 
@@ -23,7 +23,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tensors")
     cases = [("gaps", GAPS), ("columns", COLUMNS), ("rows", ROWS), ("hybrid", ROWS)]
     cases += [("refusal", REFUSED), ("thawed", THAWED)]
-    ranks.launch("tensor_worker", folder, *(f"{case}:{name}" for case, names in cases for name in names))
+    ranks.launch("optim.tensor_worker", folder, *(f"{case}:{name}" for case, names in cases for name in names))
     return folder
 
 

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 import polyak.optim
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.training import STEPS, Net, alone, assert_same, build, net, train, weights
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
@@ -36,7 +36,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cases = [f"equal:{name}:{execution}" for name in METHODS for execution in ("eager", "batched")]
     cases += [f"missing:{case}" for case in SKIPS] + [f"missing:{name}:{STEPS - 1}" for name in LAST] + ENTERS
     cases += [f"infinite:{name}" for name in SCALED] + ["refused:cadamw"]
-    ranks.launch("fsdp_worker", folder, *cases)
+    ranks.launch("optim.fsdp_worker", folder, *cases)
     return folder
 
 
@@ -50,7 +50,7 @@ def test_sharded_is_unsharded(done: Path, method: str, execution: str) -> None:
 
 @pytest.mark.slow
 def test_compiled(tmp_path: Path) -> None:
-    ranks.launch("fsdp_worker", tmp_path, *(f"equal:{name}:compiled" for name in COMPILED), timeout=300)
+    ranks.launch("optim.fsdp_worker", tmp_path, *(f"equal:{name}:compiled" for name in COMPILED))
     for name in COMPILED:
         assert_same(ranks.result(tmp_path, f"equal:{name}:compiled"), alone(name))
 
@@ -138,13 +138,13 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two ranks trained, saved and were killed, and two new ones went on; and one uninterrupted training."""
     folder = tmp_path_factory.mktemp("killed")
     before = [f"{what}:{name}" for name in SAVED for what in ("straight", "saved")]
-    ranks.launch("fsdp_worker", folder, *before, "killed", expect=ranks.KILLED)
+    ranks.launch("optim.fsdp_worker", folder, *before, "killed", expect=ranks.KILLED)
     for name in SAVED:
         model = net()
         optimizer = build(name, model)
         train(model, optimizer, 0, HALF)
         torch.save(get_optimizer_state_dict(model, optimizer), folder / f"alone:{name}.pt")
-    ranks.launch("fsdp_worker", folder, *(f"{what}:{name}" for name in SAVED for what in ("resumed", "received")))
+    ranks.launch("optim.fsdp_worker", folder, *(f"{what}:{name}" for name in SAVED for what in ("resumed", "received")))
     return folder
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.loop import POISON, by_hand
 from tests.optim.training import assert_same
 
@@ -20,7 +20,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a process was killed in each case, and another went on."""
     folder = tmp_path_factory.mktemp("lightning")
     cases = [f"{what}:{case}" for what in ("interrupted", "straight", "resumed") for case in CASES]
-    ranks.launch("lightning_worker", folder, *cases, "infinite:muon", "infinite:adan", world=1)
+    ranks.launch("optim.lightning_worker", folder, *cases, "infinite:muon", "infinite:adan", world=1)
     return folder
 
 

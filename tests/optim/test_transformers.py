@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.training import assert_same, weights
 from tests.optim.transformers_worker import BATCH, STEPS, model_of, optimizer_of, samples
 
@@ -25,7 +25,9 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("transformers")
     cases = [f"{what}:{case}" for what in ("interrupted", "straight", "resumed") for case in CASES]
     cases += [f"accelerate_{what}:{name}" for what in ("cut", "straight", "resumed") for name in ACCELERATED]
-    ranks.launch("transformers_worker", folder, *cases, *(f"accelerate_infinite:{name}" for name in SCALED), world=1)
+    ranks.launch(
+        "optim.transformers_worker", folder, *cases, *(f"accelerate_infinite:{name}" for name in SCALED), world=1
+    )
     return folder
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainerCallback, TrainingArguments
 
 import polyak.optim
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.training import weights
 
 STEPS, SAVE_EVERY, CUT = 12, 3, 8  # the power goes after the step CUT

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from polyak.teachers import EMA, Warmup
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.training import STEPS, batch, build, net
 
 HALF = STEPS // 2
@@ -58,7 +58,7 @@ def saved(folder: Path, when: str) -> Any:
     train(model, optimizer, HALF, HALF + 1)
 
 
-killed = ranks.die
+killed = ranks.die_together
 
 
 def resumed(folder: Path, when: str) -> Any:

@@ -12,7 +12,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.fsdp import fully_shard
 
 from polyak.teachers import EMA, Power, Warmup
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.training import STEPS, batch, build, net, train, weights
 
 HALF = STEPS // 2
@@ -57,7 +57,7 @@ def saved(folder: Path, kind: str) -> Any:
     train(model, optimizer, HALF, HALF + 1, mine())
 
 
-killed = ranks.die
+killed = ranks.die_together
 
 
 def resumed(folder: Path, kind: str) -> Any:

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 
 from polyak.teachers import Warmup
 from polyak.teachers.lightning import EMACallback
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.lightning_worker import PowerCut, Regression, checkpoints, fit, fit_or_say
 from tests.optim.loop import BATCHES, EPOCHS, POISON
 from tests.optim.training import batch

@@ -8,41 +8,17 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from polyak.teachers import MoCo
-from tests.optim import ranks
-from tests.teachers.nets import arrays, manifest, state, wander
+from tests import ranks
+from tests.reproduce.contrast import on_this_rank
+from tests.reproduce.vector import RECORDED, Vector
+from tests.teachers.nets import state, wander
 
 
-class Recorded(MoCo):
-    """Shuffles as the recorded run did."""
-
-    order: Tensor
-
-    def permutation(self, rows: int, device: torch.device) -> Tensor:
-        assert rows == len(self.order)
-        return self.order
-
-
-def recorded() -> tuple[Recorded, dict[str, Tensor]]:
-    found, h = arrays("moco-v2-two-ranks"), manifest("moco-v2-two-ranks")
-    encoder = nn.Sequential(nn.Linear(3, 4, bias=False), nn.BatchNorm1d(4)).double()
-    with torch.no_grad():
-        encoder[0].weight.copy_(found["in/fc.weight"])
-    moco = Recorded(encoder, dim=h["dim"], queue_size=h["K"], momentum=h["m"], temperature=h["T"]).double()
-    moco.queue.key.copy_(found["in/queue"].T)
-    return moco, found
-
-
-def vectors(folder: Path) -> Any:
-    """Logits of both ranks, queue and pointer after each step."""
-    moco, found = recorded()
-    rank, steps = dist.get_rank(), []
-    for t in range(5):
-        moco.order = found[f"in/{t}/perm"]
-        out = moco(found[f"in/{t}/rank{rank}/im_q"], found[f"in/{t}/rank{rank}/im_k"])
-        logits: list[Any] = [None, None]
-        dist.all_gather_object(logits, out.logits.detach())
-        steps.append((logits, moco.queue.read(), moco.queue.pointer))
-    return steps
+def recorded(folder: Path, name: str) -> Any:
+    """What all ranks found of a vector of several processes."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, on_this_rank(Vector(RECORDED, name), dist.get_rank()))
+    return {key: torch.from_numpy(value) for own in found for key, value in own.items()}
 
 
 def drawn(folder: Path) -> Any:

@@ -1,25 +1,7 @@
 """Small models of many kinds of tensors, and trainings of them."""
 
-import json
-from pathlib import Path
-
 import torch
 from torch import Tensor, nn
-
-VECTORS = Path(__file__).parents[1] / "vectors"
-NAMES = ("matrix", "conv", "vector", "scalar")
-
-
-def arrays(name: str) -> dict[str, Tensor]:
-    """A vector's arrays."""
-    import numpy
-
-    return {key: torch.from_numpy(value) for key, value in numpy.load(VECTORS / f"{name}.npz").items()}
-
-
-def manifest(name: str) -> dict:
-    """A vector's hyperparameters."""
-    return json.loads((VECTORS / f"{name}.json").read_text())["hyperparameters"]
 
 
 class Net(nn.Module):
@@ -65,7 +47,8 @@ def wander(model: nn.Module, seed: int) -> None:
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
-    return {name: x.clone() for name, x in model.state_dict().items() if isinstance(x, Tensor)}
+    """Copies of a model's tensors, without what modules store beside them."""
+    return {name: x.clone() for name, x in model.state_dict().items() if not name.endswith("_extra_state")}
 
 
 def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:

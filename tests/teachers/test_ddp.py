@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from polyak.teachers import EMA, Warmup
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.training import STEPS, assert_same, build, net, train
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
 
-WORKER = "tests.teachers.ddp_worker"
+WORKER = "teachers.ddp_worker"
 PLACEMENTS = ["after_step", "before_forward"]
 
 

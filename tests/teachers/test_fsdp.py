@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from polyak.teachers import EMA, Power, Warmup
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.training import assert_same, batch, build, net, train
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
 
-WORKER = "tests.teachers.fsdp_worker"
+WORKER = "teachers.fsdp_worker"
 KINDS = ["tensors", "module"]
 
 

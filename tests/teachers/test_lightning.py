@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from polyak.teachers import EMA, Warmup
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.loop import BATCHES, EPOCHS, POISON
 from tests.optim.training import assert_same, batch, build, net
 
@@ -24,7 +24,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lightning")
     cases = [f"{what}:{case}" for what in ("interrupted", "straight", "resumed") for case in CASES]
     more = ("validated:yes", "validated:no", "infinite", "broken", "tested")
-    ranks.launch("tests.teachers.lightning_worker", folder, *cases, *more, world=1)
+    ranks.launch("teachers.lightning_worker", folder, *cases, *more, world=1)
     return folder
 
 

@@ -6,10 +6,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.nn.functional import cross_entropy, normalize
+from torch.nn.functional import cross_entropy
 
 from polyak.teachers import Queue, info_nce, info_nce_logits, multi_positive_info_nce, soft_cross_entropy, soft_targets
-from tests.teachers.nets import arrays, manifest
 
 
 def numbered(first: int, count: int) -> torch.Tensor:
@@ -27,22 +26,6 @@ def test_any_batch_leaves_the_last_entries(size, batches):
     assert torch.equal(queue.read(valid_only=True), numbered(written - kept, kept))
     for value in range(written - kept, written):
         assert queue.read()[value % size, 0] == value
-
-
-def test_lightly():
-    found, h = arrays("queue-lightly"), manifest("queue-lightly")
-    queue = Queue(h["K"], h["dim"], truncate=True).double()
-    queue.key.copy_(found["in/bank"])
-    for t in range(9):
-        query = found[f"in/{t}/query"].clone().requires_grad_()
-        key = normalize(found[f"in/{t}/key"], dim=1)
-        loss = info_nce(normalize(query, dim=1), key, queue.read(), h["T"])
-        loss.backward()
-        queue.enqueue(key)
-        torch.testing.assert_close(loss.detach(), found[f"out/{t}/loss"], rtol=1e-10, atol=0)
-        torch.testing.assert_close(query.grad, found[f"out/{t}/grad_query"], rtol=1e-9, atol=1e-13)
-        torch.testing.assert_close(queue.read(), found[f"out/{t}/bank"], rtol=1e-10, atol=1e-12)
-        assert queue.pointer == found[f"out/{t}/ptr"].item()
 
 
 def test_several_payloads_share_their_slots():

@@ -14,7 +14,7 @@ from transformers import TrainerState
 
 from polyak.teachers import EMA, checkpoint
 from polyak.teachers.transformers import EMACallback
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.training import assert_same
 from tests.optim.transformers_worker import STEPS
 from tests.teachers.nets import net, train
@@ -27,7 +27,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a process was killed in each case, and another went on."""
     folder = tmp_path_factory.mktemp("transformers")
     cases = [f"{what}:{case}" for what in ("interrupted", "straight", "resumed") for case in CASES]
-    ranks.launch("tests.teachers.transformers_worker", folder, *cases, "elsewhere:after_step:1", world=1)
+    ranks.launch("teachers.transformers_worker", folder, *cases, "elsewhere:after_step:1", world=1)
     return folder
 
 

@@ -7,7 +7,7 @@ from transformers import Trainer
 
 from polyak.teachers import Warmup
 from polyak.teachers.transformers import FILE, EMACallback
-from tests.optim import ranks
+from tests import ranks
 from tests.optim.transformers_worker import (
     CUT,
     SAVE_EVERY,

@@ -33,9 +33,7 @@ class Kernel:
 
 
 def _runner(path: str, device: torch.device) -> Callable[[list[Tensor]], list[Tensor]]:
-    index = -1
-    if device.type == "cuda":
-        index = torch.cuda.current_device() if device.index is None else device.index
+    index = -1 if device.index is None else device.index
     loader: Any = getattr(getattr(torch._C, "_aoti", None), "AOTIModelPackageLoader", None)
     if loader is not None:  # what the documented way comes to, without 3 s of imports and 10 us a call
         run: Callable[[list[Tensor]], list[Tensor]] = loader(path, "model", False, RUNNERS, index).run

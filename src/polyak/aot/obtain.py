@@ -7,6 +7,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
@@ -65,6 +66,7 @@ def load(source: Source) -> Kernel | None:
     """
     if torch.compiler.is_compiling() or _disabled() is not None:
         return None
+    source = _placed(source)
     if source.identity is not None and (known := _known(source, source.key())) is not None:
         return known
     return _isolated(lambda cancelled: _obtain(source, cancelled))
@@ -78,7 +80,7 @@ def prepare(sources: Iterable[Source]) -> dict[str, str]:
     """
     results: dict[str, str] = {}
     todo = []
-    for source in sources:
+    for source in map(_placed, sources):
         if source.identity is not None and _find(source.key()) is not None:
             results[source.name] = "there already"
         else:
@@ -95,6 +97,14 @@ def failed(source: Source | None = None) -> str | None:
     if reason is None and source is not None:
         reason = _state.failures(source).get(source.key())
     return reason
+
+
+def _placed(source: Source) -> Source:
+    """A source whose device is that of this thread, where it names none: the thread that compiles has its own."""
+    index: int | None = source.device.index  # which torch's stubs take for an int
+    if source.device.type != "cuda" or index is not None:
+        return source
+    return replace(source, device=torch.device("cuda", torch.cuda.current_device()))
 
 
 def _switched_off() -> str | None:

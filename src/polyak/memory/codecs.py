@@ -13,7 +13,10 @@ name           bytes a number     what it keeps
 =============  =================  =======================================================================
 
 The functions hold under ``torch.export`` with a number of elements that is not known, and give the same bits eagerly
-and compiled on a CPU, but for ``factored``, whose sums may be taken in another order.
+and compiled on a CPU, but for ``factored``, whose sums may be taken in another order. ``int8`` takes and gives arrays
+flat or as (blocks, 256), with the same bits, and ``factored`` takes them flat or as (rows, cols). Where they are part
+of a compiled pass, all arrays of that pass should come in that second shape: the loop over blocks or rows is then the
+one loop of the pass. With flat ones a compiler divides every index by 256, and nothing is vectorized.
 """
 
 from __future__ import annotations
@@ -145,7 +148,7 @@ class Int8:
         c = codes.view(-1, BLOCK).float()
         square = c * c
         share = square * c * c.abs() * 127.0**-4 if self.signed else (square * square).square() * 255.0**-8
-        return (share * scale.unsqueeze(1)).view(-1)
+        return (share * scale.unsqueeze(1)).view(codes.shape)
 
     def encode(self, value: Tensor, seed: Tensor) -> tuple[Tensor, ...]:
         """Scales from the blocks' largest magnitudes; codes rounded at random between neighbouring powers."""
@@ -153,13 +156,13 @@ class Int8:
         magnitude = blocks.abs() if self.signed else blocks.clamp(min=0)
         scale = magnitude.amax(dim=1, keepdim=True)
         share = magnitude / torch.where(scale == 0, 1.0, scale)
-        u = uniform(uniform_bits(value, seed)).view(-1, BLOCK)
+        u = uniform(uniform_bits(blocks, seed))
         if self.signed:
             code = _code(share, u, 127, 2)
             code = torch.where(blocks < 0, -code, code).to(torch.int8)
         else:
             code = torch.maximum(_code(share, u, 255, 3), (magnitude > 0).float()).to(torch.uint8)
-        return code.view(-1), scale.view(-1)
+        return code.view(value.shape), scale.view(-1)
 
 
 @dataclass(frozen=True)
@@ -235,4 +238,4 @@ def _code(share: Tensor, u: Tensor, most: int, roots: int) -> Tensor:
     for _ in range(roots):
         low, high = low * low, high * high
     code = code + (u * (high - low) < scaled - low).float()
-    return torch.where(share.isnan(), float(most), code)
+    return torch.where(share == share, code, float(most))  # not isnan, which compilers leave to a loop over elements

@@ -15,32 +15,34 @@ _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B - 2**32  # of a 32-bit mixer without no
 
 
 def uniform_bits(like: Tensor, seed: Tensor) -> Tensor:
-    r"""Random bits for the elements of a flat tensor: :math:`b_i = \mathrm{mix}(i, \text{seed})`.
+    r"""Random bits for the elements of a tensor: :math:`b_i = \mathrm{mix}(i, \text{seed})`, i in row-major order.
 
-    Deterministic: the same length, index and seed give the same bits on every device and in every mode. Elements whose
-    indices differ by a multiple of 2**32 share theirs. Seeds that follow each other give unrelated bits.
+    Deterministic: the same place and seed give the same bits on every device and in every mode, whether a tensor comes
+    flat or as a matrix. Places that differ by a multiple of 2**32 share theirs; seeds that follow each other do not.
 
     Args:
-        like: ``(n,)``, any dtype; its length, possibly symbolic, and its device are what counts.
+        like: ``(n,)`` or ``(rows, cols)``, any dtype; its shape, possibly symbolic, and its device are what counts.
         seed: int64, 0-d; all 64 bits matter.
 
     Returns:
-        int32 ``(n,)``; all 32 bits are uniform.
+        int32 of ``like``'s shape; all 32 bits are uniform.
 
     Raises:
-        ValueError: if ``like`` is not 1-dimensional or ``seed`` not 0-dimensional.
+        ValueError: if ``like`` has not one or two dimensions or ``seed`` not 0-dimensional.
         TypeError: if ``seed`` is not int64.
     """
-    if like.ndim != 1:
-        raise ValueError(f"like must be 1-dimensional, got {tuple(like.shape)}")
+    if like.ndim not in (1, 2):
+        raise ValueError(f"like must be 1- or 2-dimensional, got {tuple(like.shape)}")
     if seed.ndim != 0:
         raise ValueError(f"seed must be 0-dimensional, got {tuple(seed.shape)}")
     if seed.dtype != torch.int64:
         raise TypeError(f"seed must have dtype torch.int64, got {seed.dtype}")
-    key = _mixed(seed.to(torch.int32) ^ _mixed((seed >> 32).to(torch.int32)))
-    index = torch.arange(like.shape[0], dtype=torch.int32, device=like.device)
-    # Added to the index alone, a key would shift the bits of one seed to make those of another.
-    return _mixed((index + key) * _STRIDE, key)
+    low, high = seed.to(torch.int32), (seed >> 32).to(torch.int32)
+    start = low * _FIRST + high * _SECOND  # far from each other for seeds that are close
+    x = (_places(like) + start) * _STRIDE
+    x = (x ^ _shifted(x, 16)) * _FIRST + (high - low)
+    x = (x ^ _shifted(x, 15)) * _SECOND
+    return x ^ _shifted(x, 16)
 
 
 def uniform(bits: Tensor) -> Tensor:
@@ -52,13 +54,14 @@ def uniform(bits: Tensor) -> Tensor:
     return _shifted(bits, 8).to(torch.float32) * 2.0**-24
 
 
-def _mixed(x: Tensor, between: Tensor | int = _STRIDE) -> Tensor:
-    """A bijection of 32 bits in which each bit of ``x`` flips each bit of the result about half of the time."""
-    x = (x ^ _shifted(x, 16)) * _FIRST + between
-    x = (x ^ _shifted(x, 15)) * _SECOND
-    return x ^ _shifted(x, 16)
-
-
 def _shifted(x: Tensor, by: int) -> Tensor:
     """``x >> by`` that moves zeros in, which int32's own shift does not where the sign is set."""
     return (x >> by) & ((1 << (32 - by)) - 1)
+
+
+def _places(like: Tensor) -> Tensor:
+    """0, 1, 2, ... in row-major order, as int32."""
+    along = torch.arange(like.shape[-1], dtype=torch.int32, device=like.device)
+    if like.ndim == 1:
+        return along
+    return torch.arange(like.shape[0], dtype=torch.int32, device=like.device).unsqueeze(1) * like.shape[1] + along

@@ -7,6 +7,8 @@ Kahan term keeps what the last write lost and adds it to the next.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -116,7 +118,7 @@ def _require_float32(x: Tensor, name: str) -> None:
 def _carried(x: Tensor, noise: Tensor, low: int) -> Tensor:
     """Round float32 values to multiples of ``low + 1`` in their bits: noise added below, the carry decides."""
     rounded = ((x.view(torch.int32) + (noise & low)) & ~low).view(torch.float32)
-    return torch.where(torch.isfinite(x), rounded, x)
+    return torch.where(x.abs() < math.inf, rounded, x)
 
 
 def _nearest_bfloat16(x: Tensor) -> Tensor:
@@ -126,4 +128,4 @@ def _nearest_bfloat16(x: Tensor) -> Tensor:
     """
     bits = x.view(torch.int32)
     rounded = ((bits + 0x7FFF + ((bits >> 16) & 1)) & ~_LOW_BITS).view(torch.float32)
-    return torch.where(torch.isfinite(x), rounded, x)
+    return torch.where(x.abs() < math.inf, rounded, x)

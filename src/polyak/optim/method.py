@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from polyak.declare import Argument, Betas, Declared, Eps, Field, Hyper, Lr, Range, WeightDecay, fills
 from polyak.optim.engine.execution import Execution
+from polyak.optim.engine.keeping import Rounding, Storage
 from polyak.optim.engine.optimizer import TORCH_SWITCHES, Optimizer
 from polyak.optim.engine.rule import Options, Slot
 from polyak.optim.groups import GROUP_ROLES, REST, Role, split_roles
@@ -38,6 +39,12 @@ class Method(Declared, Optimizer):
     execution: Annotated[Execution, Argument('"auto", "eager", "batched" or "compiled"')] = "auto"
     maximize: Annotated[bool, Argument("ascend instead of descending")] = False
     check_finite: Annotated[bool, Argument("refuse a step with a gradient that is not finite")] = False
+    state_storage: Annotated[
+        Storage, Argument('how averages are kept: "float32", "bfloat16", "int8" or "factored"')
+    ] = "float32"
+    rounding: Annotated[
+        Rounding, Argument('how half-precision weights are written: "nearest", "stochastic" or "kahan"')
+    ] = "nearest"
 
     def _begin(self, values: dict[str, Any]) -> None:
         Optimizer.__init__(self, **values)

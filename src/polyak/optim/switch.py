@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from polyak.optim.create import get
@@ -42,7 +43,8 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
         groups.append(kept | _given(method, group, hyperparameters))
     engine = {key: getattr(optimizer, key) for key in _ENGINE} | {"maximize": optimizer.defaults["maximize"]}
     new = method(groups, **{**engine, **hyperparameters})
-    _carry_memories(optimizer, new)
+    with torch.no_grad():
+        _carry_memories(optimizer, new)
     for old_group, new_group in zip(optimizer.param_groups, new.param_groups, strict=True):
         values = dict(new_group)
         old_group.clear()
@@ -78,14 +80,15 @@ def _portable(method: type[Method], optimizer: Optimizer, group: dict[str, Any])
 
 
 def _carry_memories(old: Optimizer, new: Optimizer) -> None:
-    """Give the new optimizer what both keep."""
-    for group in new.param_groups:
-        chain = new.chain_of(group)
+    """Copies of what both keep, in the slots' own form."""
+    for before_group, group in zip(old.param_groups, new.param_groups, strict=True):
+        chain, before_chain = new.chain_of(group), old.chain_of(before_group)
         for p in group["params"]:
             before = old.state.get(p, {})
+            known = {one.slot.name: one for one in old.keeping_of(before_group).of(before_chain.for_shape(p.shape), p)}
             for slot in chain.for_shape(p.shape).slots:
-                value = before.get(slot.name)
-                if isinstance(value, Tensor) and value.shape == slot.shape_for(p.shape):
-                    new.state[p][slot.name] = cast_memory(slot, p, value, slot.name)
+                one = known.get(slot.name)
+                if one is not None and one.fits(before, p) and one.slot.shape == slot.shape:
+                    new.state[p][slot.name] = cast_memory(slot, p, one.read(before, p), slot.name).clone()
             if STEP in before and chain.timed:
-                new.state[p][STEP] = before[STEP]
+                new.state[p][STEP] = before[STEP].clone()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -12,29 +11,29 @@ from torch import Tensor, nn
 from polyak.memory._check import require
 from polyak.teachers import checkpoint
 from polyak.teachers.attach import Attachment, When
+from polyak.teachers.averages import Averages
 from polyak.teachers.batchnorm import warn_if_overwritten
-from polyak.teachers.matching import check_fit, places_of
+from polyak.teachers.follow import Anchors
 from polyak.teachers.noise import Noise
-from polyak.teachers.plan import Anchors, Plan, follow, sort_names, sources_of
-from polyak.teachers.replica import Replica, replicate, swap
+from polyak.teachers.plan import Plan
 from polyak.teachers.schedules import Debiased, Schedule, as_schedule
+from polyak.teachers.treatment import Buffers, Frozen, Treatment
 
 Start = Literal["average", "teacher"]
-Buffers = Literal["copy", "average", "keep"]
 Nonfinite = Literal["refuse", "skip", "absorb"]
 
-_DTYPES = (None, torch.float32, torch.float64, torch.bfloat16)
 
-
-class EMA:
+class EMA(Averages):
     r"""Averages of a model's weights: :math:`e_t = \beta_t e_{t-1} + (1 - \beta_t)\,\theta_t`.
 
     Call :meth:`update` after each optimizer step, or :meth:`attach` the optimizer once. ``ema(x)`` runs the averaged
     model, ``with ema.swapped():`` puts the averages into the model itself for an evaluation.
 
-    Parameters are averaged, those with ``requires_grad=False`` and all integer tensors copied, floating buffers
-    treated as ``buffers`` says. Tensors are matched by name, whatever DistributedDataParallel and ``torch.compile``
-    prepend; tied ones are averaged once. Under FSDP2 each rank averages its own shards.
+    Parameters are averaged, those that have always had ``requires_grad=False`` treated as ``frozen`` says; one that
+    has been averaged once is averaged on, also while it is frozen. Floating buffers are treated as ``buffers`` says,
+    integer ones copied, and so are buffers that are not in the ``state_dict``, which may come, go and grow, as masks
+    and other caches do. Tensors are matched by name, whatever DistributedDataParallel and ``torch.compile`` prepend;
+    tied ones are averaged once. Under FSDP2 each rank averages its own shards.
 
     Args:
         model: the online model. A reference is kept and its tensors are looked up at each update: replaced ones, also
@@ -44,7 +43,8 @@ class EMA:
         start: ``"average"``: the first update copies, and the weights before it are forgotten (torch's
             ``AveragedModel``, ema-pytorch, EDM2). ``"teacher"``: the weights at construction count (MoCo, BYOL, DINO).
         buffers: floating buffers, such as BatchNorm's statistics: ``"copy"`` them at each update, ``"average"`` them,
-            or ``"keep"`` those that the averaged model makes by itself, in training mode.
+            or ``"keep"`` those that the averaged model makes by itself, in training mode, with the numbers beside them
+            that count what they are made of.
         dtype: of the averages: ``None`` (float32, or wider where the model is), float32, float64 or bfloat16, which
             is rounded stochastically. A bfloat16 average rounded to nearest would stand still for beta above 0.996.
         device: of the averages; ``None`` is where each tensor is.
@@ -58,7 +58,12 @@ class EMA:
             CTP (arXiv:2308.07146) has ``[(reference, 0.5)]``. Shares are >= 0, and at most 1 together.
         teacher: ``"copy"`` copies the model without copying its tensors; a module (for several averages a sequence)
             of the same tensor names, built by you, is filled from the model; ``None`` keeps tensors only, for
-            :meth:`swapped`. Models sharded with FSDP2 cannot be copied.
+            :meth:`swapped`. Models sharded with FSDP2 cannot be copied, nor those of which a module has a function put
+            over its ``forward``.
+        frozen: parameters without gradients: ``"copy"`` them at each update, or ``"share"`` the online model's, which
+            are then neither held nor stored; one that is unfrozen later is averaged from then on. ``None`` is
+            ``"share"`` with ``teacher=None``, else ``"copy"``, in the dtype of the averages, so that the averaged
+            model runs.
         seed: of the stochastic rounding; the same on all ranks.
         execution: ``"auto"`` compiles the update of large tensors with ``torch.compile``, at the first update (seconds,
             cached on disk); ``"batched"`` does not.
@@ -66,6 +71,7 @@ class EMA:
     Raises:
         ValueError: if an argument is out of range, or tensors do not fit; names them.
         TypeError: if ``schedule`` or ``teacher`` is of another type.
+        RuntimeError: if a model is sharded with FSDP1 or ZeRO-3.
 
     What differs from others: names are matched, not positions; torch copies all buffers unless told to average all,
     integers too, and forgets the schedule in checkpoints; timm averages floating buffers; ema-pytorch ignores integer
@@ -85,12 +91,11 @@ class EMA:
         nonfinite: Nonfinite = "refuse",
         anchors: Anchors = (),
         teacher: nn.Module | Sequence[nn.Module] | Literal["copy"] | None = "copy",
+        frozen: Frozen | None = None,
         seed: int = 0,
         execution: Literal["auto", "batched"] = "auto",
     ) -> None:
         require(start in ("average", "teacher"), "start", start, "'average' or 'teacher'")
-        require(buffers in ("copy", "average", "keep"), "buffers", buffers, "'copy', 'average' or 'keep'")
-        require(dtype in _DTYPES, "dtype", dtype, "None, float32, float64 or bfloat16")
         require(isinstance(update_every, int) and update_every >= 1, "update_every", update_every, "an int >= 1")
         require(nonfinite in ("refuse", "skip", "absorb"), "nonfinite", nonfinite, "'refuse', 'skip' or 'absorb'")
         require(execution in ("auto", "batched"), "execution", execution, "'auto' or 'batched'")
@@ -100,7 +105,7 @@ class EMA:
         require(len(self.schedules) >= 1, "schedule", schedule, "at least one schedule")
         from_zero = any(isinstance(s, Debiased) for s in self.schedules)
         require(start == "average" or not from_zero, "start", start, "'average' with Debiased")
-        self.model, self.start, self.buffers = model, start, buffers
+        self.start, self.buffers = start, buffers
         self.update_every, self.nonfinite, self.execution = update_every, nonfinite, execution
         self.step = 0
         """Calls of :meth:`update`."""
@@ -111,43 +116,15 @@ class EMA:
         self.seen = 0
         """Samples of these calls, where :meth:`update` was told of them; else one each."""
         self._last, self._last_seen = 0, 0
-        self.is_swapped = False
-        """Whether the averages are in a model's place, see :meth:`swapped`."""
         self._warned = False
         self._known: Plan | None = None
         self._attachment: Attachment | None = None
         self.pending = False
         """Whether the next forward has to update: a step was made, and ``attach`` was told to wait for it."""
-        places = places_of(model)
-        self._sources = sources_of(Replica(model, places), anchors)
-        self._replicas = replicate(model, places, teacher, len(self.schedules), several, dtype, device)
+        treatment = Treatment(buffers, frozen or ("share" if teacher is None else "copy"), dtype, device)
+        super().__init__(model, anchors, teacher, len(self.schedules), several, treatment)
+        self._moving: set[str] = set()
         self._noise = Noise(seed)
-
-    @property
-    def module(self) -> nn.Module:
-        """The averaged model, the first if there are several; in evaluation mode until you say otherwise.
-
-        Raises:
-            RuntimeError: if it was made with ``teacher=None``.
-        """
-        return self.modules[0]
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """The averaged models, one for each schedule."""
-        if any(r.module is None for r in self._replicas):
-            raise RuntimeError("this EMA has no module, only tensors: make it with teacher='copy' or a module")
-        return [r.module for r in self._replicas if r.module is not None]
-
-    @property
-    def averages(self) -> list[dict[str, Tensor]]:
-        """The averaged tensors by name, one dictionary for each schedule; not copies."""
-        return [replica.renewed().read() for replica in self._replicas]
-
-    @torch.no_grad()
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the (first) averaged model without gradients."""
-        return self.module(*args, **kwargs)
 
     def __repr__(self) -> str:
         schedules = ", ".join(map(repr, self.schedules))
@@ -183,24 +160,16 @@ class EMA:
             self.updates, self._last, self._last_seen = count, step, seen
         self.step, self.seen = step, seen
 
-    def _refuse_while_swapped(self, what: str) -> None:
-        if self.is_swapped:
-            raise RuntimeError(f"{what}() inside of swapped(): the online and the averaged model are exchanged")
-
     def _plan(self) -> Plan:
         """What an update does, made again only when a tensor has been replaced, moved, frozen or unfrozen."""
         if self.buffers == "copy" and not self._warned:
             self._warned = warn_if_overwritten([r.module for r in self._replicas if r.module is not None])
         if self._known is None or not self._known.holds():
+            self._moving |= self._sources[0][0].replaced()
             self._follow()
-            self._known = Plan(self._sources, self._replicas, self.buffers, self.execution == "auto", self._noise)
+            compiled = self.execution == "auto"
+            self._known = Plan(self._sources, self._replicas, self._treatment, self._moving, compiled, self._noise)
         return self._known
-
-    def _follow(self) -> None:
-        """Take up the models as they are now."""
-        models = [*(source for source, _ in self._sources), *self._replicas]
-        if not all(model.is_unchanged() for model in models):
-            self._sources, self._replicas = follow(self._sources, self._replicas)
 
     def _may_absorb(self, plan: Plan) -> bool:
         if self.nonfinite == "absorb" or plan.is_finite():
@@ -215,12 +184,15 @@ class EMA:
         """Update by itself once for each real step of an optimizer.
 
         A step that a GradScaler skips moves nothing, and accumulated gradients count once. Copies of the model, of the
-        optimizer or of this object are attached to nothing. See :meth:`detach`.
+        optimizer or of this object are attached to nothing. Of several optimizers attach the one that steps last. Where
+        another takes over, as after :func:`polyak.optim.switch`, :meth:`detach` and attach that.
 
         Args:
             optimizer: the optimizer of the online model; a wrapper of accelerate is looked through.
             when: ``"after_step"``, or ``"before_forward"``: at the next forward of the model in training mode, as MoCo
-                and ALBEF do. The teacher of every batch is the same, but for one update before the first step.
+                and ALBEF do. The teacher of every batch is the same, but for one update before the first step. The
+                module that is called is to be the one that was given, so the compiled one where it is compiled.
+                Where the next step comes without such a forward, the update is made before it, with a warning.
 
         Returns:
             This object.
@@ -246,36 +218,6 @@ class EMA:
         """Whether updates come by themselves."""
         return self._attachment is not None
 
-    @contextmanager
-    def swapped(self, model: nn.Module | None = None, which: int = 0) -> Iterator[nn.Module]:
-        """Put the averages into a model, and on leaving, also by an exception, take them out again.
-
-        Memory is exchanged, not copied; only tensors of another dtype or device, and shards, are converted, and the
-        model's own kept aside. Meanwhile the averaged model holds what the model held.
-
-        Args:
-            model: ``None`` for the online model, or another with the same tensors.
-            which: index of the average.
-
-        Yields:
-            The model.
-
-        Raises:
-            RuntimeError: if it is entered twice.
-            ValueError: if the tensors do not fit.
-        """
-        self._refuse_while_swapped("swapped")
-        self._follow()
-        model = self.model if model is None else model
-        replica = Replica(model)
-        check_fit(replica.read(), self._replicas[which].read(), "model")
-        self.is_swapped = True
-        try:
-            with swap(replica, self._replicas[which]):
-                yield model
-        finally:
-            self.is_swapped = False
-
     def snapshot(self, which: int = 0) -> dict[str, Any]:
         """A copy of a power-function average as of now, for :func:`polyak.teachers.reconstruct`.
 
@@ -289,7 +231,8 @@ class EMA:
             TypeError: if the schedule is not :class:`Power`.
             RuntimeError: before the first update.
         """
-        averaged, _ = sort_names(self._sources[0][0], self.buffers)
+        kinds = self._treatment.kinds(self._sources[0][0].places)
+        averaged = [name for name, kind in kinds.items() if kind == "average"]
         return checkpoint.snapshot(self.schedules[which], self._last_seen, self.averages[which], averaged)
 
     def state_dict(self) -> dict[str, Any]:
@@ -297,12 +240,34 @@ class EMA:
         self._refuse_while_swapped("state_dict")
         return checkpoint.save(self)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, schedule: checkpoint.Resume = "same") -> None:
         """Go on from :meth:`state_dict`.
+
+        Args:
+            state: what it gave.
+            schedule: ``"same"`` refuses a state of other schedules; ``"mine"`` goes on with those of this object, as
+                for a longer run or another decay. The counts are those of the state.
 
         Raises:
             ValueError: if names, shapes, schedules or options differ; lists them. Nothing has been changed then.
         """
         self._refuse_while_swapped("load_state_dict")
         self._follow()
-        checkpoint.load(self, state)
+        checkpoint.load(self, state, schedule)
+
+    def take_over(self, averages: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]], steps: int) -> None:
+        """Go on, in the middle of a run, from averages that something else has made.
+
+        Args:
+            averages: tensors by the model's names, such as ``state_dict()`` of the averaged model; for several
+                schedules a sequence of them. Prefixes of wrappers are looked through. More tensors than the average
+                has are left alone, and buffers that are only copied need not be there.
+            steps: calls of the other's update so far, >= 1.
+
+        Raises:
+            ValueError: if names, shapes or their number differ. Nothing has been changed then.
+            RuntimeError: inside of :meth:`swapped`.
+        """
+        self._refuse_while_swapped("take_over")
+        self._follow()
+        checkpoint.take_over(self, [averages] if isinstance(averages, Mapping) else averages, steps)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +22,30 @@ class Place(NamedTuple):
     is_parameter: bool
     name: str
     """Of this place, which where tensors are tied is not always the first."""
+    path: str = ""
+    """Of the owner, with a dot behind it."""
+
+    @property
+    def store(self) -> dict[str, Any]:
+        """The dictionary of the owner that has the tensor under :attr:`key`."""
+        return self.owner._parameters if self.is_parameter else self.owner._buffers
+
+    @property
+    def is_persistent(self) -> bool:
+        """Whether it is part of the owner's ``state_dict``."""
+        return self.is_parameter or self.key not in self.owner._non_persistent_buffers_set
 
     def read(self) -> Tensor:
-        store = self.owner._parameters if self.is_parameter else self.owner._buffers
-        return cast(Tensor, store[self.key])
+        return cast(Tensor, self.store[self.key])
+
+    def write(self, tensor: Tensor) -> None:
+        """Put another tensor there, and where a module remembers its tensors elsewhere too, as recurrent ones do."""
+        if "." in self.key:  # an owner of bare tensors, which have their whole names
+            self.store[self.key] = tensor
+        elif self.is_parameter or self.key in self.owner._buffers:
+            setattr(self.owner, self.key, tensor)
+        else:
+            self.owner.register_buffer(self.key, tensor, persistent=False)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -39,12 +59,22 @@ def unwrap(model: nn.Module) -> nn.Module:
             return model
 
 
+def without_wrappers(path: str) -> str:
+    """A path without what torch.compile, FSDP and activation checkpointing put between."""
+    return _WRAPPERS.sub("", path)
+
+
 def clean(names: Iterable[str]) -> list[str]:
     """Names without what wrappers add: ``_orig_mod.`` and its like, and a ``module.`` that all begin with."""
-    plain = [_WRAPPERS.sub("", name) for name in names]
+    plain = [without_wrappers(name) for name in names]
     while plain and all(name.startswith("module.") for name in plain):
         plain = [name.removeprefix("module.") for name in plain]
     return plain
+
+
+def owners_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The submodules of a model by path with a dot behind it, without what wrappers add."""
+    return {without_wrappers(f"{path}." if path else ""): module for path, module in model.named_modules()}
 
 
 def places_of(model: nn.Module) -> dict[str, list[Place]]:
@@ -52,7 +82,9 @@ def places_of(model: nn.Module) -> dict[str, list[Place]]:
 
     Raises:
         ValueError: on tensors without storage (meta, lazy) or sparse ones; names them.
+        RuntimeError: if it is sharded with FSDP1 or ZeRO-3.
     """
+    refuse_other_shards(model)
     found: dict[str, list[Place]] = {}
     known: dict[object, str] = {}
     unfit: list[str] = []
@@ -75,14 +107,46 @@ def _all_places(model: nn.Module) -> Iterator[Place]:
         for store, is_parameter in ((module._parameters, True), (module._buffers, False)):
             for key, tensor in store.items():
                 if tensor is not None:
-                    yield Place(module, key, is_parameter, f"{prefix}.{key}" if prefix else key)
+                    path = f"{prefix}." if prefix else ""
+                    yield Place(module, key, is_parameter, path + key, path)
 
 
 def _identity(tensor: Tensor) -> object:
     """Equal for tensors that are one memory."""
-    if is_dtensor(tensor) or tensor.numel() == 0:
-        return id(tensor)
-    return tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
+    pointer = 0 if is_dtensor(tensor) else address(tensor)
+    return (pointer, tensor.shape, tensor.stride(), tensor.dtype) if pointer else id(tensor)
+
+
+def address(tensor: Tensor) -> int:
+    """Where the memory of a tensor, or of this rank's shard, begins; 0 for one without, as if empty or a wrapper."""
+    if is_dtensor(tensor):
+        with torch.no_grad():
+            tensor = tensor.to_local()  # type: ignore[attr-defined]
+    try:
+        return tensor.data_ptr()
+    except RuntimeError:
+        return 0
+
+
+def refuse_other_shards(model: nn.Module) -> None:
+    """Refuse parameters of which a rank has a piece that is no tensor of its own: averages could not be put there.
+
+    Raises:
+        RuntimeError: if the model is sharded with FSDP1 or ZeRO-3.
+    """
+    parameters = list(model.parameters())
+    wrapped = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
+    if wrapped or any(hasattr(p, "_fsdp_flattened") or hasattr(p, "ds_id") for p in parameters):
+        kind = "ZeRO-3" if any(hasattr(p, "ds_id") for p in parameters) else "FSDP1"
+        raise RuntimeError(
+            f"model must be whole or sharded with FSDP2 (torch.distributed.fsdp.fully_shard) to be averaged, got one "
+            f"sharded with {kind}: a rank's averages would be of pieces that its forward does not read"
+        )
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """Whether it is torch's own kind of tensor or a DTensor: nothing hangs on it that a new tensor would lack."""
+    return type(tensor) in (Tensor, nn.Parameter, nn.Buffer) or is_dtensor(tensor)
 
 
 def is_averageable(tensor: Tensor) -> bool:
@@ -106,7 +170,7 @@ def check_fit(
             continue
         if x.shape != e.shape:
             wrong.append(f"{name!r} has shape {tuple(x.shape)} and not {tuple(e.shape)}")
-        elif _kind(x) != _kind(e):
+        elif kind_of(x) != kind_of(e):
             wrong.append(f"{name!r} has dtype {x.dtype}, which does not go with {e.dtype}")
         elif _sharding(x) != _sharding(e):
             wrong.append(f"{name!r} is sharded as {_sharding(x)} and not as {_sharding(e)}")
@@ -115,7 +179,7 @@ def check_fit(
         raise ValueError(f"{what} must have the tensors of {other}, got: {'; '.join(wrong)}{tied}")
 
 
-def _kind(tensor: Tensor) -> object:
+def kind_of(tensor: Tensor) -> object:
     """Floating tensors of all widths go together, and so do complex ones; the rest only with its like."""
     return "floating" if tensor.is_floating_point() else "complex" if tensor.is_complex() else tensor.dtype
 

@@ -2,69 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import operator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor
 
-from polyak.memory._check import require
-from polyak.teachers.matching import check_fit, is_averageable, is_dtensor, local
+from polyak.teachers.follow import Sources
+from polyak.teachers.matching import is_averageable, is_dtensor, is_plain, local
 from polyak.teachers.noise import Noise
 from polyak.teachers.passes import Pass, all_finite
 from polyak.teachers.replica import Replica
-
-Sources = list[tuple[Replica, float]]
-Anchors = Iterable[tuple[nn.Module, float]]
+from polyak.teachers.treatment import Treatment, is_movable
 
 
 class Plan:
     """The tensors to average and to copy, of sources (the online model first) and averages.
 
     Args:
-        sources: the online model, then the anchors, each with its share; of fitting tensors, see :func:`follow`.
+        sources: the online model, then the anchors, each with its share; of fitting tensors, see ``follow``.
         replicas: the averages.
-        buffers: what becomes of floating buffers, see :class:`polyak.teachers.EMA`.
+        treatment: what becomes of which tensor.
+        moving: averaged buffers that a forward replaces. They are looked up at each update, as all are that are
+            copied, so that no new plan has to be made for them.
         compiled: whether large tensors go through a compiled kernel.
         noise: for bfloat16 averages.
     """
 
-    def __init__(self, sources: Sources, replicas: list[Replica], buffers: str, compiled: bool, noise: Noise) -> None:
-        targets = [replica.read() for replica in replicas]
-        originals = [source.read() for source, _ in sources]
-        self._pulling, self._pulled = [source for source, _ in sources], replicas
-        tensors = [tensor for model in (*originals, *targets) for tensor in model.values()]
-        self._parameters = [places[0].read() for places in sources[0][0].places.values() if places[0].is_parameter]
-        self._trained = [p.requires_grad for p in self._parameters]
+    def __init__(
+        self,
+        sources: Sources,
+        replicas: list[Replica],
+        treatment: Treatment,
+        moving: set[str],
+        compiled: bool,
+        noise: Noise,
+    ) -> None:
+        self._models = [source for source, _ in sources]
+        self._pulling = [(source, share) for source, share in sources if share > 0.0]
+        self._replicas, self._compiled, self._noise = replicas, compiled, noise
+        online = sources[0][0]
+        treatment.remember(online.places)
+        kinds = treatment.kinds(online.places)
+        self._names = [name for name, kind in kinds.items() if kind == "average"]
+        loose = _movable([*self._models, *replicas], {n for n, k in kinds.items() if k != "average"} | moving)
+        for model in (*self._models, *replicas):
+            model.watch(loose)
+        tensors = [tensor for model in (*self._models, *replicas) for tensor in model.tensors()]
         self._mesh: Any = next((t.device_mesh for t in tensors if is_dtensor(t)), None)  # type: ignore[attr-defined]
-        self._lasting = self._mesh is None and not any(t.is_complex() for t in tensors)
-        self._names, copied = sort_names(sources[0][0], buffers)
-        pulling = [(x, share) for x, (_, share) in zip(originals, sources, strict=True) if share > 0.0]
-        self._sources = [x for x, _ in pulling]
-        averages = [[local(target[n]) for n in self._names] for target in targets]
-        parts = [[local(x[n]) for n in self._names] for x in self._sources]
-        self._pass = Pass(averages, parts, [share for _, share in pulling], compiled, noise)
-        self._originals = [local(originals[0][n]) for n in copied]
-        self._copies = [[local(target[n]) for n in copied] for target in targets if copied]
+        self._has_views = self._mesh is not None or any(t.is_complex() for t in tensors)
+        frozen = [where[0].read() for name, where in online.places.items() if kinds[name] in ("copy", "share")]
+        self._frozen = [t for t in frozen if isinstance(t, torch.nn.Parameter) and is_averageable(t)]
+        self._pass = self._made([name for name in self._names if name not in loose])
+        pulled = [source for source, _ in self._pulling]
+        self._moving = Lookup([name for name in self._names if name in loose], [*pulled, *replicas])
+        self._moved = self._made(self._moving.names)
+        self._copied = Lookup([name for name, kind in kinds.items() if kind == "copy"], [online, *replicas])
+
+    def _made(self, names: list[str]) -> Pass:
+        averages = [[local(replica.places[n][0].read()) for n in names] for replica in self._replicas]
+        parts = [[local(source.places[n][0].read()) for n in names] for source, _ in self._pulling]
+        return Pass(averages, parts, [share for _, share in self._pulling], self._compiled, self._noise)
 
     def holds(self) -> bool:
-        """Whether the models have the tensors it was made for. Views, of shards and complex numbers, do not last."""
-        return (
-            self._lasting
-            and all(source.is_unchanged() for source in self._pulling)
-            and all(replica.is_whole() for replica in self._pulled)  # nothing but us moves these
-            and self._trained == [p.requires_grad for p in self._parameters]
-        )
+        """Whether the models have the tensors it was made for, or others of their make where that is provided for."""
+        # nothing but us moves the memory of averages, but views, of shards and complex numbers, would not go with it
+        whole = (r.is_unchanged() if self._has_views else r.is_whole() for r in self._replicas)
+        if not all(model.is_unchanged() for model in self._models) or not all(whole):
+            return False
+        if any(p.requires_grad for p in self._frozen) or not (self._moving.look() and self._copied.look()):
+            return False
+        if self._moving.has_changed:
+            self._moved = self._made(self._moving.names)
+        return True
 
     def run(self, rates: list[float]) -> None:
         """Move each average by its rate, and copy what is only copied."""
         self._pass.run(rates)
-        for copies in self._copies:
-            torch._foreach_copy_(copies, self._originals)
+        if self._moving.names:
+            self._moved.run(rates)
+        self._copied.copy()
 
     def is_finite(self) -> bool:
         """Whether all that is to be averaged is finite, on all ranks."""
-        finite = self._pass.all_finite()
+        finite = self._pass.all_finite() and (not self._moving.names or self._moved.all_finite())
         if self._mesh is None:
             return finite
         flag = torch.tensor(float(not finite), device=self._mesh.device_type)
@@ -74,56 +95,58 @@ class Plan:
 
     def names_of_nonfinite(self) -> list[str]:
         """The tensors of this rank that hold a NaN or infinity."""
-        return [n for n in self._names if not all(all_finite([[local(x[n])]]) for x in self._sources)]
+        models = [source for source, _ in self._pulling]
+        return [n for n in self._names if not all(all_finite([[local(m.places[n][0].read())]]) for m in models)]
 
 
-def sources_of(online: Replica, anchors: Anchors) -> Sources:
-    """The online model and the anchors, each with its share.
+class Lookup:
+    """Tensors of some names in several models, looked up again when told to.
 
-    Raises:
-        ValueError: if a share is out of range, or the tensors of an anchor do not fit.
+    Args:
+        names: the names.
+        models: the models, of which :meth:`copy` takes the first as the source.
     """
-    sources: Sources = []
-    for i, (anchor, share) in enumerate(anchors):
-        require(share >= 0.0, f"anchors[{i}]", share, "of a share >= 0")
-        replica = Replica(anchor)
-        check_fit(replica.read(), online.read(), f"anchors[{i}]", "the online model")
-        sources.append((replica, float(share)))
-    rest = 1.0 - sum(share for _, share in sources)
-    require(rest >= 0.0, "anchors", [share for _, share in sources], "of shares that sum to at most 1")
-    return [(online, rest), *sources]
+
+    def __init__(self, names: list[str], models: list[Replica]) -> None:
+        self.names, self.has_changed = names, False
+        places = [[model.places[name][0] for name in names] for model in models]
+        self._stores = [[(place.store, place.key) for place in of_one] for of_one in places]
+        self._seen = [[place.read() for place in of_one] for of_one in places]
+        self._views = [list(map(local, seen)) for seen in self._seen]
+        self._plain = [all(is_plain(seen[j]) for seen in self._seen) for j in range(len(names))]
+
+    def look(self) -> bool:
+        """Take up what has been replaced since; False if it is of another make than what was there."""
+        self.has_changed = False
+        for stores, seen, views in zip(self._stores, self._seen, self._views, strict=True):
+            now = [store.get(key) for store, key in stores]
+            if all(map(operator.is_, now, seen)):
+                continue
+            self.has_changed = True
+            for j, (new, old) in enumerate(zip(now, seen, strict=True)):
+                if new is old:
+                    continue
+                if not isinstance(new, Tensor) or _make(new) != _make(old):
+                    return False
+                seen[j], views[j] = new, local(new)
+        return True
+
+    def copy(self) -> None:
+        """Copy the first model's into the others'."""
+        originals = [x for x, plain in zip(self._views[0], self._plain, strict=True) if plain]
+        for views in self._views[1:] if self.names else ():
+            if originals:
+                own = [e for e, plain in zip(views, self._plain, strict=True) if plain]
+                torch._foreach_copy_(own, originals)
+            for e, x, plain in zip(views, self._views[0], self._plain, strict=True):
+                if not plain:
+                    e.copy_(x)
 
 
-def follow(sources: Sources, replicas: list[Replica]) -> tuple[Sources, list[Replica]]:
-    """Models as they are now. Where the online model has untied tensors, so are the averages: their past is the same.
-
-    Raises:
-        ValueError: if the tensors of a source do not fit the averages; lists them. Nothing has been changed then.
-    """
-    online, renewed = sources[0][0], [(source.renewed(), share) for source, share in sources]
-    averages = [replica.renewed() for replica in replicas]
-    tied = {place.name: first for first, places in online.places.items() for place in places[1:]}
-    now, known = renewed[0][0].places, averages[0].places
-    aliases = {name: tied[name] for name in now if name not in known and tied.get(name) in known}
-    targets = [replica.read() for replica in averages]
-    for target in targets:
-        target.update({alias: target[first] for alias, first in aliases.items() if first in target})
-    for i, (source, _) in enumerate(renewed):
-        check_fit(source.read(), targets[0], "the online model" if i == 0 else f"anchors[{i - 1}]")
-    for target in targets[1:]:
-        check_fit(target, targets[0], "each averaged model", "the first")
-    return renewed, [replica.untied(aliases) for replica in averages] if aliases else averages
+def _make(tensor: Tensor) -> tuple[object, ...]:
+    return type(tensor), tensor.shape, tensor.dtype, tensor.device, tensor.layout
 
 
-def sort_names(online: Replica, buffers: str) -> tuple[list[str], list[str]]:
-    """Names of the tensors to average and to copy."""
-    averaged: list[str] = []
-    copied: list[str] = []
-    for name, tensor in online.read().items():
-        if not is_averageable(tensor):
-            copied.append(name)
-        elif online.places[name][0].is_parameter:
-            (averaged if tensor.requires_grad else copied).append(name)
-        elif buffers != "keep":
-            (averaged if buffers == "average" else copied).append(name)
-    return averaged, copied
+def _movable(models: list[Replica], names: set[str]) -> set[str]:
+    """Those of names that are movable buffers in all models that have them."""
+    return {n for n in names if all(is_movable(model.places[n]) for model in models if n in model.places)}

@@ -54,8 +54,8 @@ class Line:
     def run(self, grads: Sequence[Tensor], scalars: Tensor, inputs: Sequence[Tensor]) -> None:
         """All calls, one after the other.
 
-        A kernel takes sizes from the weight's array and of a gradient only where it begins. So a contiguous gradient goes
-        in as it is: to make a view of each costs as much as all kernels.
+        A kernel takes sizes from the weight's array, and of a gradient only where it begins. So a contiguous gradient
+        goes in as it is: to make a view of each costs as much as all kernels.
         """
         for run, array, g, tail in zip(self._runs, self.arrays, grads, self._tails, strict=True):
             run([array, g, scalars, *tail, *inputs])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+import warnings
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterator
 from copy import deepcopy
 from typing import Any, Protocol
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polyak.declare import Hyper
+from polyak.optim.engine.keeping import Keeping
 from polyak.optim.engine.member import STEP, local
 from polyak.optim.engine.rule import Chain, Options, Slot
 
@@ -25,7 +27,11 @@ IGNORED = {
     "initial_lr",
     "method",
     "maximize",
+    "state_storage",
+    "rounding",
 }
+OWN = ("params", "method", "state_storage", "rounding")
+"""Options of a group that a checkpoint does not change."""
 
 
 class Checkpointed(Protocol):
@@ -33,8 +39,8 @@ class Checkpointed(Protocol):
 
     param_groups: list[dict[str, Any]]
     state: Any
-    _optimizer_load_state_dict_pre_hooks: dict[int, Any]
-    _optimizer_load_state_dict_post_hooks: dict[int, Any]
+    _optimizer_load_state_dict_pre_hooks: OrderedDict[int, Any]
+    _optimizer_load_state_dict_post_hooks: OrderedDict[int, Any]
 
     def chain_of(self, group: Options) -> Chain:
         """The chain that a group runs."""
@@ -95,16 +101,28 @@ def load(optimizer: Checkpointed, state_dict: dict[str, Any]) -> None:
             merged = _merge_group(optimizer, group, saved, index)
             groups.append(merged)
             chain, own = optimizer.chain_of(merged), saved.get("method") is not None
+            keeping = Keeping(saved.get("state_storage", "float32"), saved.get("rounding", "nearest"))
+            _say_other_storage(group, saved)
             for saved_id, p in zip(saved["params"], group["params"], strict=True):
                 values = state_dict["state"].get(saved_id)
                 if values:
                     where = f"parameter {saved_id} (group {index})"
-                    states[p] = dict(_memories(optimizer, chain.for_shape(p.shape), p, values, where, own))
+                    states[p] = dict(_memories(optimizer, keeping, chain.for_shape(p.shape), p, values, where, own))
     optimizer.param_groups[:] = groups
     optimizer.state = defaultdict(dict, states)
     optimizer.forget_plans(bool(states))
     for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         post_hook(optimizer)
+
+
+def _say_other_storage(group: dict[str, Any], saved: dict[str, Any]) -> None:
+    before, now = saved.get("state_storage", "float32"), group.get("state_storage", "float32")
+    if before != now:
+        warnings.warn(
+            f"the state_dict keeps memories as {before}, this optimizer as {now}; they are converted",
+            UserWarning,
+            stacklevel=4,
+        )
 
 
 def _check_sizes(optimizer: Checkpointed, saved: list[dict[str, Any]]) -> None:
@@ -126,7 +144,7 @@ def _merge_group(optimizer: Checkpointed, group: dict[str, Any], saved: dict[str
         )
     if method is None:
         _check_foreign(optimizer, group, saved, index)
-    merged = {**group, **{k: _read(v) for k, v in saved.items() if k not in ("params", "method")}}
+    merged = {**group, **{k: _read(v) for k, v in saved.items() if k not in OWN}}
     if "param_names" in group:
         merged["param_names"] = group["param_names"]
     optimizer.check_group(merged)
@@ -151,21 +169,28 @@ def _check_foreign(optimizer: Checkpointed, group: dict[str, Any], saved: dict[s
 
 
 def _memories(
-    optimizer: Checkpointed, chain: Chain, p: Tensor, values: dict[str, Any], where: str, own: bool
+    optimizer: Checkpointed, keeping: Keeping, chain: Chain, p: Tensor, values: dict[str, Any], where: str, own: bool
 ) -> Iterator[tuple[str, Any]]:
-    slots = {slot.name: slot for slot in chain.slots}
+    """A parameter's state, each memory in the form in which it was saved; the next step brings it into its own."""
+    kept = keeping.of(chain, p)
+    expected = {key for one in kept for key in one.keys}
     present = {name: v for name, v in values.items() if v is not None}
-    extra = {name: v for name, v in present.items() if name not in slots and name != STEP}
-    missing = sorted(set(slots) - set(present)) if set(present) - {STEP} or not slots else []
+    extra = {name: v for name, v in present.items() if name not in expected and name != STEP}
+    missing = sorted(expected - set(present)) if set(present) - {STEP} or not expected else []
     if missing or (extra and not own):
         owner = type(optimizer).__name__
         raise ValueError(
-            f"{where}: {owner} keeps {sorted(slots)}; the state_dict has extra {sorted(extra)}, lacks {missing}"
+            f"{where}: {owner} keeps {sorted(expected)}; the state_dict has extra {sorted(extra)}, lacks {missing}"
         )
-    for name, slot in slots.items():
-        if name in present:
-            yield name, cast_memory(slot, p, present[name], where)
-    if chain.timed:
+    for one in kept:
+        for key in one.keys:
+            if key not in present:
+                continue
+            if one.form is None:
+                yield key, cast_memory(one.slot, p, present[key], where)
+            else:
+                yield key, present[key].detach().to(p.device)
+    if chain.timed or STEP in present:
         # torch's SGD keeps no counter: a momentum buffer tells that a step was made
         yield STEP, torch.tensor(float(present.get(STEP, 1.0 if present else 0.0)), device="cpu")
     for name, value in extra.items():  # what others put there: a wrapper's slow weights
@@ -179,14 +204,14 @@ def cast_memory(slot: Slot, p: Tensor, value: Any, where: str) -> Tensor:
     fits = value.shape == shape or (slot.shape == "param" and value.shape == local(p).shape)
     if not fits:
         raise ValueError(f"{where}: {slot.name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
-    value = value.detach().to(device=p.device, dtype=slot.dtype_for(p.dtype))
-    if not hasattr(p, "placements") or hasattr(value, "placements") or slot.shape != "param":
-        return value
+    held: Tensor = value.detach().to(device=p.device, dtype=slot.dtype_for(p.dtype))
+    if not hasattr(p, "placements") or hasattr(held, "placements") or slot.shape != "param":
+        return held
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     sharded: Any = p
-    if value.shape == p.shape:
-        return distribute_tensor(value, sharded.device_mesh, sharded.placements, src_data_rank=None)
+    if held.shape == p.shape:
+        return distribute_tensor(held, sharded.device_mesh, sharded.placements, src_data_rank=None)
     return DTensor.from_local(
-        value, sharded.device_mesh, sharded.placements, run_check=False, shape=p.shape, stride=p.stride()
+        held, sharded.device_mesh, sharded.placements, run_check=False, shape=p.shape, stride=p.stride()
     )

@@ -73,17 +73,31 @@ def read(plans: Sequence[GroupPlan], inputs: dict[str, Tensor]) -> dict[str, dic
     return {name: {key: float(v) for key, v in look.figures.items()} for name, look in seen}
 
 
+def refuse_sparse(groups: Sequence[dict[str, Any]], grads: Sequence[Sequence[Tensor | None]]) -> None:
+    """Raise ``RuntimeError`` naming the first parameter whose gradient is sparse."""
+    for index, (group, own) in enumerate(zip(groups, grads, strict=True)):
+        if not {g.layout for g in own if g is not None} <= {torch.strided}:
+            i = next(i for i, g in enumerate(own) if g is not None and g.layout is not torch.strided)
+            raise RuntimeError(
+                f"sparse gradients are not supported ({_name(group, index, i)}); consider torch.optim.SparseAdam"
+            )
+
+
 def refuse_non_finite(groups: Sequence[dict[str, Any]], grads: Sequence[Sequence[Tensor | None]]) -> None:
     """Raise ``RuntimeError`` naming the parameters whose gradient is not finite."""
     params, names, here = [], [], []
     for index, (group, own) in enumerate(zip(groups, grads, strict=True)):
-        given = group.get("param_names")
         for i, (p, g) in enumerate(zip(group["params"], own, strict=True)):
             params.append(p)
-            names.append(given[i] if given else f"parameter {i} of group {index}")
+            names.append(_name(group, index, i))
             here.append(g is not None and not bool(torch.isfinite(local(g)).all()))
     found, elsewhere = found_anywhere(params, here)
     bad = [name for name, wrong in zip(names, found, strict=True) if wrong]
     if bad or elsewhere:
         where = ", ".join(bad) or "a parameter of another rank"
         raise RuntimeError(f"check_finite: non-finite gradient in {where}; nothing was changed")
+
+
+def _name(group: dict[str, Any], index: int, i: int) -> str:
+    given = group.get("param_names")
+    return str(given[i]) if given else f"parameter {i} of group {index}"

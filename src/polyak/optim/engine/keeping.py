@@ -1,119 +1,214 @@
-"""How memories are kept between steps, and how a half-precision weight is written."""
+"""How memories are kept between steps, and how a half-precision weight is written: properties of a slot and of a group.
+
+A kernel reads what is kept, and writes it, in the pass that computes; no rule knows of it.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from polyak.aot import Array
+from polyak.memory.codecs import BLOCK, Codec, codec
+from polyak.memory.rounding import kahan_add, round_stochastic
+from polyak.memory.storage import square_shape
 from polyak.optim.engine.rule import Chain, Slot
-
-if TYPE_CHECKING:
-    from polyak.optim.engine.member import Member
 
 Rounding = Literal["nearest", "stochastic", "kahan"]
 Storage = Literal["float32", "bfloat16", "int8", "factored"]
-ROUNDINGS = ("nearest", "stochastic", "kahan")
-STORAGES = ("float32", "bfloat16", "int8", "factored")
+Layout = Literal["flat", "rows", "blocks", "square"]
+ROUNDINGS: tuple[Rounding, ...] = ("nearest", "stochastic", "kahan")
+STORAGES: tuple[Storage, ...] = ("float32", "bfloat16", "int8", "factored")
 KAHAN = "kahan"
+"""The state's key of what a half-precision weight could not hold."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One memory as it is kept: in the tensors ``optimizer.state[p][key]`` for each of ``keys``."""
+    """One memory as it is kept: in the tensors ``optimizer.state[p][key]`` for each of ``keys``.
+
+    Args:
+        slot: the memory.
+        form: the codec; None for a tensor in the slot's own dtype.
+        suffixes: of the names of the codec's tensors.
+    """
 
     slot: Slot
+    form: Codec | None = None
+    suffixes: tuple[str, ...] = ("",)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """Names in ``optimizer.state[p]``."""
-        return (self.slot.name,)
+        return tuple(self.slot.name + suffix for suffix in self.suffixes)
 
     @property
-    def is_whole(self) -> bool:
-        """Whether its tensors are laid out like the weight."""
-        return self.slot.shape == "param"
+    def whole(self) -> tuple[bool, ...]:
+        """Of each key whether its tensor is laid out like the weight."""
+        return tuple(self.slot.shape == "param" and not suffix for suffix in self.suffixes)
 
     @property
     def draws(self) -> bool:
         """Whether keeping it rounds at random."""
-        return False
+        return self.form is not None and self.form.name != "factored"
 
-    def decode(self, parts: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """The memory as the rule sees it, broadcastable against the weight's array."""
+    def decode(self, parts: Sequence[Tensor], dtype: torch.dtype, like: Tensor) -> Tensor:
+        """The memory as the rule sees it, broadcastable against the weight's array ``like``."""
+        if self.form is not None:
+            flat = [t.reshape(-1) for t in parts]
+            return self.form.decode(flat, like.numel()).reshape(like.shape).to(dtype)
         value = parts[0].to(dtype)
         if self.slot.shape == "row":
             return value[:, None]
         return value[None] if self.slot.shape == "column" else value
 
-    def write(self, parts: Sequence[Tensor], value: Tensor, seed: Tensor | None, salt: int) -> None:
+    def write(self, parts: Sequence[Tensor], value: Tensor, seed: Tensor | None) -> None:
         """Keep a new value."""
-        parts[0].copy_(value.reshape(parts[0].shape) if self.slot.shape in ("row", "column") else value)
+        if self.form is None:
+            parts[0].copy_(value.reshape(parts[0].shape) if self.slot.shape in ("row", "column") else value)
+            return
+        value = value.float()
+        encoded = self.form.encode(value if self.form.name == "factored" else value.reshape(-1), _seeded(seed))
+        for part, new in zip(parts, encoded, strict=True):
+            part.copy_(new.reshape(part.shape))
 
     def arrays(self, weight: torch.dtype, whole: tuple[str | int, ...]) -> Iterator[Array]:
         """The parts as a kernel takes them."""
-        dims: dict[Any, tuple[str | int, ...]] = {"param": whole, "scalar": (), "row": ("rows",)}
-        yield Array(self.slot.dtype_for(weight), dims.get(self.slot.shape, ("columns",)))
+        if self.form is None:
+            dims: dict[Any, tuple[str | int, ...]] = {"param": whole, "scalar": (), "row": ("rows",)}
+            yield Array(self.slot.dtype_for(weight), dims.get(self.slot.shape, ("columns",)))
+            return
+        for suffix, (_, dtype) in self.form.parts(BLOCK * BLOCK).items():
+            yield Array(dtype, ("blocks",) if suffix else whole)
 
     def new(self, param: Tensor) -> dict[str, Tensor]:
         """Fresh tensors."""
-        slot, dtype = self.slot, self.slot.dtype_for(param.dtype)
-        if slot.shape == "param":
-            fresh = torch.full_like(param.detach(), slot.initial, dtype=dtype, requires_grad=False)
-        else:
-            fresh = torch.full(slot.shape_for(param.shape), slot.initial, dtype=dtype, device=param.device)
-        return {slot.name: fresh}
+        slot = self.slot
+        if slot.shape != "param":
+            dtype = slot.dtype_for(param.dtype)
+            return {slot.name: torch.full(slot.shape_for(param.shape), slot.initial, dtype=dtype, device=param.device)}
+        if self.form is None:
+            dtype = slot.dtype_for(param.dtype)
+            return {slot.name: torch.full_like(param.detach(), slot.initial, dtype=dtype, requires_grad=False)}
+        made = {}
+        for suffix, (shape, dtype) in self.form.parts(param.numel()).items():
+            zeros = torch.zeros(shape, dtype=dtype, device=param.device)
+            made[slot.name + suffix] = zeros if suffix else torch.zeros_like(param.detach(), dtype=dtype)
+        return made
 
     def fits(self, state: dict[str, Any], param: Tensor) -> bool:
         """Whether the memory in a state can be worked on as it is."""
-        memory, dtype = state[self.slot.name], self.slot.dtype_for(param.dtype)
-        if memory.dtype != dtype or memory.device != param.device:
+        if any(key not in state for key in self.keys):
             return False
-        return self.slot.shape != "param" or (memory.shape == param.shape and memory.stride() == param.stride())
+        first = state[self.keys[0]]
+        if self.form is not None:
+            dtypes = [dtype for _, dtype in self.form.parts(param.numel()).values()]
+            return [state[key].dtype for key in self.keys] == dtypes and first.device == param.device
+        if first.dtype != self.slot.dtype_for(param.dtype) or first.device != param.device:
+            return False
+        return self.slot.shape != "param" or (first.shape == param.shape and first.stride() == param.stride())
+
+    def adopt(self, state: dict[str, Any], param: Tensor) -> None:
+        """Bring a memory that a state holds in the slot's own shape into the form in which it is kept."""
+        old, fresh = state.pop(self.slot.name), self.new(param)
+        if self.form is None:
+            fresh[self.slot.name].copy_(old)
+        else:
+            laid = torch.empty_like(param.detach(), dtype=torch.float32).copy_(old)
+            shape = square_shape(param.numel()) if self.form.name == "factored" else (param.numel(),)
+            flat = laid.as_strided(shape, (shape[-1], 1) if len(shape) == 2 else (1,))
+            parts = [t.as_strided((t.numel(),), (1,)) for t in fresh.values()]
+            self.write(parts, flat, torch.zeros((), dtype=torch.int64, device=param.device))
+        state.update(fresh)
+
+    def read(self, state: dict[str, Any], param: Tensor) -> Tensor:
+        """The memory in the slot's own shape and dtype."""
+        if self.form is None:
+            memory: Tensor = state[self.slot.name]
+            return memory
+        flat = self.form.decode(
+            [t.as_strided((t.numel(),), (1,)) for t in (state[key] for key in self.keys)], param.numel()
+        )
+        out = torch.empty_like(param.detach(), dtype=self.slot.dtype_for(param.dtype))
+        return out.copy_(flat.as_strided(out.shape, out.stride()))
+
+
+def _seeded(seed: Tensor | None) -> Tensor:
+    return torch.zeros((), dtype=torch.int64) if seed is None else seed
 
 
 @dataclass(frozen=True)
 class Keeping:
-    """How an optimizer keeps memories and writes weights."""
+    """How a parameter group keeps memories and writes weights."""
 
     storage: Storage = "float32"
     rounding: Rounding = "nearest"
 
-    def of(self, chain: Chain, param: Tensor, in_rows: bool) -> tuple[Kept, ...]:
+    def of(self, chain: Chain, param: Tensor) -> tuple[Kept, ...]:
         """How the memories of a parameter are kept."""
-        return tuple(Kept(slot) for slot in chain.slots)
+        return tuple(self._kept(slot, param) for slot in chain.slots)
+
+    def _kept(self, slot: Slot, param: Tensor) -> Kept:
+        if self.storage == "float32" or slot.average is None or slot.shape != "param":
+            return Kept(slot)
+        form = codec(self.storage, slot.average == "signed")
+        if not form.fits(param.numel()) or (self.storage != "bfloat16" and hasattr(param, "placements")):
+            return Kept(slot)  # small tensors, and shards of tensors, in the slot's own dtype
+        return Kept(slot, form, tuple(form.parts(param.numel())))
 
     def rounding_of(self, dtype: torch.dtype) -> Rounding:
         """How a weight of this dtype is written; only half precision needs more than rounding to nearest."""
+        if self.rounding == "kahan":
+            return "kahan" if dtype == torch.bfloat16 else "nearest"
         return self.rounding if dtype.itemsize < 4 else "nearest"
 
-    def complete(self, member: Member) -> None:
-        """Make the memories that a member's state lacks, and bring those that do not fit into their form."""
-        state, param = member.state, member.param
-        for kept in member.kept:
-            if any(key not in state for key in kept.keys):
-                state.update(kept.new(param))
-            elif not kept.fits(state, param):
-                for key, like in kept.new(param).items():
-                    state[key] = like.copy_(state[key])
-        if KAHAN in member.keys and KAHAN not in state:
+    def complete(self, kept: Sequence[Kept], state: dict[str, Any], param: Tensor) -> None:
+        """Make the memories that a state lacks, and bring those that do not fit into their form."""
+        for one in kept:
+            if one.fits(state, param):
+                continue
+            _unpack(one.slot, state, param)
+            if one.slot.name in state:
+                one.adopt(state, param)
+            else:
+                state.update(one.new(param))
+        if self.rounding_of(param.dtype) == KAHAN and KAHAN not in state:
             state[KAHAN] = torch.zeros_like(param.detach(), requires_grad=False)
 
-    def describe(self, members: list[Member]) -> Iterator[str]:
-        """Lines for ``explain()``."""
-        yield from ()
+
+def _unpack(slot: Slot, state: dict[str, Any], param: Tensor) -> None:
+    """Bring a memory that is kept in some other form into the slot's own."""
+    for storage in STORAGES:
+        held = Keeping(storage)._kept(slot, param)
+        if held.form is not None and held.fits(state, param):
+            value = held.read(state, param)
+            for key in held.keys:
+                del state[key]
+            state[slot.name] = value
+            return
 
 
-def write(p: Tensor, w: Tensor, rounding: Rounding, seed: Tensor | None) -> None:
-    """Write a weight."""
-    p.copy_(w)
+@functools.cache
+def layout_of(kept: tuple[Kept, ...], in_rows: bool) -> Layout:
+    """The arrays that a chain and the way its memories are kept ask for."""
+    if in_rows:
+        return "rows"
+    names = {one.form.name for one in kept if one.form is not None}
+    return "square" if "factored" in names else "blocks" if "int8" in names else "flat"
 
 
-def kahan(p: Tensor, extra: Tensor, w: Tensor) -> None:
-    """Write a weight and what its dtype could not hold of it."""
-    p.copy_(w)
-    extra.copy_(w - w.to(p.dtype).to(w.dtype))
+def write_weight(p: Tensor, w: Tensor, rounding: Rounding, seed: Tensor | None, extra: Tensor | None) -> None:
+    """Write a weight in its own dtype."""
+    if rounding == "stochastic":
+        p.copy_(round_stochastic(w.reshape(-1), p.dtype, _seeded(seed)).reshape(p.shape))
+    elif extra is not None:
+        weight, lost = kahan_add(p, extra, w)
+        extra.copy_(lost)
+        p.copy_(weight)
+    else:
+        p.copy_(w)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from polyak.aot import Array, Source
+from polyak.memory.codecs import BLOCK
 from polyak.optim.engine.context import Asked, Dialogue, Flow, Rows
-from polyak.optim.engine.keeping import Kept, Rounding, kahan, write
+from polyak.optim.engine.keeping import Kept, Layout, Rounding, write_weight
 from polyak.optim.engine.rule import Chain, Rule
 
 Names = tuple[tuple[str, ...], ...]
@@ -41,7 +42,7 @@ class Form:
         kept: how each memory is kept.
         rounding: how a half-precision weight is written.
         maximize: ascend.
-        in_rows: arrays are (rows, columns), else flat.
+        layout: arrays are ``"flat"``, ``"rows"`` (shape[0], rest), ``"blocks"`` of 8-bit storage or ``"square"``.
         inside: sums over the tensor are answered in the kernel, which sees the whole tensor.
         level: up to which question that is answered outside; None: to the end, writing weight and memories.
     """
@@ -53,7 +54,7 @@ class Form:
     kept: tuple[Kept, ...]
     rounding: Rounding
     maximize: bool
-    in_rows: bool
+    layout: Layout
     inside: bool
     level: int | None = None
 
@@ -73,15 +74,13 @@ def evaluate(
     facts = rest.pop(0) if form.has_facts else None
     numel = facts[0] if facts is not None else scalars[0]
     parts = [[rest.pop(0) for _ in kept.keys] for kept in form.kept]
-    extra = rest.pop(0) if form.rounding == "kahan" else None
+    del rest[: form.rounding == "kahan"]
     inputs = {name: rest.pop(0) for name in form.chain.inputs}
     weight, gradient = p.to(dtype), g.to(dtype)
-    if extra is not None:
-        weight = weight + extra.to(dtype)
     dialogue = Dialogue(numel, dtype, _unpacked(form, rest), form.inside, inputs)
     dialogue.notes = notes
     gradient = -gradient if form.maximize else gradient
-    old = {kept.slot.name: kept.decode(own, dtype) for kept, own in zip(form.kept, parts, strict=True)}
+    old = {kept.slot.name: kept.decode(own, dtype, p) for kept, own in zip(form.kept, parts, strict=True)}
     return form.chain.run(Flow(gradient, gradient, weight, weight, 1.0), old, _by_rule(form.names, scalars), dialogue)
 
 
@@ -107,21 +106,19 @@ def function(form: Form) -> Callable[..., Any]:
 def _write(form: Form, tensors: Sequence[Tensor], w: Tensor, new: dict[str, Tensor]) -> None:
     p, _, scalars, *rest = tensors
     facts = rest.pop(0) if form.has_facts else None
-    # the step number is the last of the vector; a seed for each step, tensor and memory
+    # the step number is the last of the vector; each step, tensor and memory has a seed of its own
     seed = (facts[1] + scalars[-1] * 2**20).to(torch.int64) if facts is not None else None
-    for i, kept in enumerate(form.kept):
+    for i, kept in enumerate(form.kept, start=1):
         own = [rest.pop(0) for _ in kept.keys]
         if kept.slot.name in new:
-            kept.write(own, new[kept.slot.name], seed, i + 1)
-    if form.rounding == "kahan":
-        kahan(p, rest[0], w)
-    else:
-        write(p, w, form.rounding, seed)
+            kept.write(own, new[kept.slot.name], None if seed is None else seed + i * 2**56)
+    write_weight(p, w, form.rounding, seed, rest[0] if form.rounding == "kahan" else None)
 
 
 def signature(form: Form) -> Iterator[Array]:
     """Every tensor of a kernel."""
-    whole: Dims = ("rows", "columns") if form.in_rows else ("n",)
+    layouts: dict[Layout, Dims] = {"rows": ("rows", "columns"), "blocks": ("blocks", BLOCK)}
+    whole = layouts.get(form.layout, ("n",))
     yield Array(form.weight, whole)
     yield Array(form.gradient, whole)
     yield Array(torch.float64, (sum(map(len, form.names)) + 1,))
@@ -181,7 +178,7 @@ def source(form: Form, small: bool, device: torch.device) -> Source:
         device=device,
         identity=_identity(form),
         threads="one" if small else "all",
-        settings=NEVER_STORED,
+        settings=() if any(kept.form is not None for kept in form.kept) else NEVER_STORED,
     )
 
 
@@ -190,7 +187,7 @@ def _identity(form: Form) -> str | None:
     rules = [_described(rule) for rule in form.chain]
     if None in rules:
         return None
-    rest = (form.names, form.weight, form.gradient, form.kept, form.rounding, form.maximize, form.in_rows)
+    rest = (form.names, form.weight, form.gradient, form.kept, form.rounding, form.maximize, form.layout)
     return repr((rules, *rest, form.inside, form.level))
 
 

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyak.memory.codecs import BLOCK
+from polyak.memory.storage import square_shape
 from polyak.optim.engine.context import Question
-from polyak.optim.engine.keeping import Keeping
+from polyak.optim.engine.keeping import KAHAN, Keeping, layout_of
 from polyak.optim.engine.rule import Chain
 
 STEP = "step"
@@ -17,9 +19,10 @@ SMALL = 16 * 1024
 """Elements up to which one thread is best, and up to which gathering costs less than a call of its own."""
 
 
-def local(t: Tensor) -> Tensor:
+def local(t: Any) -> Tensor:
     """The part of a tensor that lies on this rank (a DTensor's shard; else the tensor), detached."""
-    return t.to_local().detach() if hasattr(t, "placements") else t.detach()  # type: ignore[operator]
+    here: Tensor = t.to_local() if hasattr(t, "placements") else t
+    return here.detach()
 
 
 def is_sharded(t: Tensor) -> bool:
@@ -47,7 +50,6 @@ class Member:
         chain: the rules that apply to it.
         questions: what they ask.
         keeping: how memories are kept.
-        state: ``optimizer.state[param]``.
         salt: a number of its own, for random rounding.
     """
 
@@ -59,24 +61,26 @@ class Member:
         chain: Chain,
         questions: tuple[Question, ...],
         keeping: Keeping,
-        state: dict[str, Any],
         salt: int,
     ) -> None:
         self.param, self.index, self.name, self.chain, self.questions = param, index, name, chain, questions
-        self.state, self.salt = state, salt
+        self.salt = salt
         self.value = local(param)
         self.strides = self.value.stride()
         self.sharded = is_sharded(param)
-        self.in_rows = chain.in_rows(questions)
-        self.kept = keeping.of(chain, param, self.in_rows)
+        self.kept = keeping.of(chain, param)
+        self.layout = layout_of(self.kept, chain.in_rows(questions))
         self.rounding = keeping.rounding_of(param.dtype)
         self.draws = self.rounding == "stochastic" or any(kept.draws for kept in self.kept)
-        self.keys = [key for kept in self.kept for key in kept.keys] + ["kahan"] * (self.rounding == "kahan")
+        self.keys = [key for kept in self.kept for key in kept.keys]
+        self._whole = [whole for kept in self.kept for whole in kept.whole]
+        if self.rounding == "kahan":
+            self.keys.append(KAHAN)
+            self._whole.append(True)
         self.direct = self._is_direct()
         self.keeping = keeping
         self.counter: array[float] | None = None
-        rows = self.value.shape[0] if self.value.ndim else 1
-        self.shape = (rows, self.numel // rows if rows else 0) if self.in_rows else (self.numel,)
+        self.shape = self._array_shape()
         if not self.numel:
             # of a sharded tensor nothing lies here: a zero, which adds nothing to any sum, takes part in its stead, so
             # that one-number memories follow those of the other ranks
@@ -95,16 +99,24 @@ class Member:
             return False
         if any(q.kind == "matrix" for q in self.questions):
             return self.value.is_contiguous()
-        return not self.in_rows or not self.strides or self.strides[0] == max(self.strides)
+        return self.layout != "rows" or not self.strides or self.strides[0] == max(self.strides)
+
+    def _array_shape(self) -> tuple[int, ...]:
+        if self.layout == "rows":
+            rows = self.value.shape[0] if self.value.ndim else 1
+            return (rows, self.numel // rows if rows else 0)
+        if self.layout == "blocks":
+            return (self.numel // BLOCK, BLOCK)
+        return square_shape(self.numel) if self.layout == "square" and self.numel else (self.numel,)
 
     @torch.inference_mode(False)
-    def bind(self) -> None:
-        """Take the memories from the state; those that are missing are made."""
-        self.keeping.complete(self)
+    def bind(self, state: dict[str, Any]) -> None:
+        """Take the memories from ``optimizer.state[param]``; those that are missing are made."""
+        self.state = state
+        self.keeping.complete(self.kept, self.state, self.param)
         self.memories = [self.state[key] for key in self.keys]
         self.array = self.as_array(self.value)
         self._take_parts()
-        self.written = [self.array, *self.parts]
         facts = torch.tensor([self.param.numel(), self.salt], dtype=torch.float64, device="cpu")
         self.facts = facts.to(self.value.device)
         if self.chain.timed or self.draws:
@@ -114,9 +126,8 @@ class Member:
             self.state[STEP] = torch.zeros(()) if is_fake else torch.frombuffer(self.counter, dtype=torch.float32)[0]
 
     def _take_parts(self) -> None:
-        whole = [kept.is_whole for kept in self.kept for _ in kept.keys] + [True] * (self.rounding == "kahan")
         here = [local(m) for m in self.memories]
-        self.parts = [self.as_array(t) if is_whole else t for t, is_whole in zip(here, whole, strict=True)]
+        self.parts = [self.as_array(t) if whole else t for t, whole in zip(here, self._whole, strict=True)]
 
     def as_array(self, t: Tensor) -> Tensor:
         """A tensor laid out like the weight as the array that kernels see; where that has gaps, a copy."""
@@ -124,7 +135,7 @@ class Member:
             return t.new_zeros(self.shape)
         if not self.direct or t.is_contiguous():
             return t.reshape(self.shape)
-        return t.as_strided(self.shape, (self.shape[-1], 1) if self.in_rows else (1,))
+        return t.as_strided(self.shape, (self.shape[-1], 1)[-len(self.shape) :])
 
     def gradient(self, g: Tensor) -> Tensor:
         """A gradient as an array whose elements pair with those of the weight's."""
@@ -150,7 +161,10 @@ class Member:
     @property
     def is_compilable(self) -> bool:
         """Whether kernels of it can be compiled: to a compiler sizes of 0 and 1 are special."""
-        return all(size > 1 for size in self.shape) and self.chain.is_compilable
+        # nor does a compiler see through packed signs, or that the size of rows is one of blocks
+        forms = {kept.form.name for kept in self.kept if kept.form is not None}
+        sized = "factored" not in forms and not (self.layout == "rows" and "int8" in forms)
+        return all(size > 1 for size in self.shape) and self.chain.is_compilable and sized
 
     @property
     def time(self) -> float:

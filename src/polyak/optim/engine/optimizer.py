@@ -15,7 +15,7 @@ from typing_extensions import Self
 from polyak.declare import Hyper
 from polyak.optim.engine import checkpoint, diagnose
 from polyak.optim.engine.execution import Execution, checked, in_force
-from polyak.optim.engine.keeping import Keeping
+from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.rule import Chain, Options, check_complete
 from polyak.optim.engine.run import check_totals, drive
@@ -31,11 +31,20 @@ class EngineOptions(TypedDict, total=False):
     ``execution``: ``"auto"`` (compiled where it is worth it), ``"eager"`` (one tensor after the other), ``"batched"``
     (flat arrays, no compiler) or ``"compiled"``; the environment variable ``POLYAK_EXECUTION`` overrides it.
     ``maximize``: ascend. ``check_finite``: refuse a step with a non-finite gradient, naming the parameter.
+
+    ``state_storage``: how memories that are averages are kept: ``"float32"`` (in at least that), ``"bfloat16"`` (half
+    the bytes), ``"int8"`` (a quarter; tensors of 4,096 elements or more that 256 divides) or ``"factored"`` (row and
+    column sums, and a bit a sign). What is stored low is rounded at random; counters, signs and previous values stay
+    exact.
+    ``rounding``: how a half-precision weight is written: ``"nearest"``, ``"stochastic"``, or ``"kahan"`` (bfloat16;
+    what it could not hold is kept in one more tensor like it).
     """
 
     execution: Execution
     maximize: bool
     check_finite: bool
+    state_storage: Storage
+    rounding: Rounding
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -44,7 +53,7 @@ class Optimizer(torch.optim.Optimizer):
     Args:
         params: what any ``torch.optim`` optimizer takes: parameters, named parameters or groups.
         rules: the chain; see :func:`polyak.optim.chain`.
-        execution, maximize, check_finite: see :class:`EngineOptions`.
+        execution, maximize, check_finite, state_storage, rounding: see :class:`EngineOptions`.
         **hyperparameters: values for the hyperparameters that the chain's rules declare.
 
     Raises:
@@ -63,14 +72,16 @@ class Optimizer(torch.optim.Optimizer):
         execution: Execution = "auto",
         maximize: bool = False,
         check_finite: bool = False,
+        state_storage: Storage = "float32",
+        rounding: Rounding = "nearest",
         **hyperparameters: Any,
     ) -> None:
         if rules is not None:
             check_complete(rules)
         self._rules = rules
         self.execution: Execution = checked(execution)
+        in_force(self.execution, 0)  # a wrong word in the environment is told here
         self.check_finite = check_finite
-        self._keeping = Keeping()
         self._plans: list[GroupPlan] = []
         self._entries: list[int] = []
         self._elements = 0
@@ -78,6 +89,7 @@ class Optimizer(torch.optim.Optimizer):
         defaults = self._defaults(hyperparameters)
         defaults["maximize"] = bool(maximize)
         defaults["method"] = self._method()
+        defaults |= {"state_storage": state_storage, "rounding": rounding}
         super().__init__(_materialized(params, self._owner()), defaults)
 
     @classmethod
@@ -127,6 +139,9 @@ class Optimizer(torch.optim.Optimizer):
         """Refuse a group with options out of range, or with parameters that cannot be optimized."""
         for hyper in self.declared():
             hyper.check(group[hyper.name], self._owner())
+        for name, allowed in (("state_storage", STORAGES), ("rounding", ROUNDINGS)):
+            if group.get(name, allowed[0]) not in allowed:
+                raise ValueError(f"{self._owner()}: {name} must be one of {list(allowed)}, got {group[name]!r}")
         self.check_options(group)
         params = group["params"]
         params = [params] if isinstance(params, Tensor) else list(params)
@@ -144,11 +159,12 @@ class Optimizer(torch.optim.Optimizer):
 
     def keeping_of(self, group: Options) -> Keeping:
         """How the memories of a parameter group are kept."""
-        return self._keeping
+        return Keeping(group.get("state_storage", "float32"), group.get("rounding", "nearest"))
 
     def _current_plans(self) -> list[GroupPlan]:
         """Plans that describe the optimizer as it is now, with the gradients read."""
         grads = [[p.grad for p in group["params"]] for group in self.param_groups]
+        diagnose.refuse_sparse(self.param_groups, grads)
         if self.check_finite:
             diagnose.refuse_non_finite(self.param_groups, grads)
         chosen = self._chosen()[0]
@@ -164,7 +180,8 @@ class Optimizer(torch.optim.Optimizer):
         plans = [GroupPlan(self, i, chosen, g, dry) for i, g in enumerate(grads)]
         check_totals(m.questions for plan in plans for m in plan.members.values())
         for plan in plans:
-            plan.bind()
+            if not dry:
+                plan.bind()
         return plans
 
     def _chosen(self) -> tuple[str, str]:
@@ -193,7 +210,7 @@ class Optimizer(torch.optim.Optimizer):
         self._advance(loss)
         return loss  # type: ignore[return-value]
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _advance(self, loss: float | Tensor | None) -> None:
         """One step with the gradients present; nothing is gained by tracing it."""
         inputs = self._inputs(loss)
@@ -274,7 +291,7 @@ class Optimizer(torch.optim.Optimizer):
         self._plans, self._stepped = [], stepped
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("defaults", "param_groups", "state", "execution", "check_finite", "_rules", "_keeping", "_stepped")
+        kept = ("defaults", "param_groups", "state", "execution", "check_finite", "_rules", "_stepped")
         return {name: self.__dict__[name] for name in kept if name in self.__dict__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

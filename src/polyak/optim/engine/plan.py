@@ -21,7 +21,8 @@ from polyak.optim.engine.sharding import check_rows
 from polyak.optim.engine.units import Mode, Moment, Unit
 
 # looked up in C, since a step does it for every parameter
-_ADDRESS, _STRIDE, _SHAPE, _LAYOUT = Tensor.data_ptr, Tensor.stride, attrgetter("shape"), attrgetter("layout")
+_ADDRESS, _STRIDE, _SHAPE = Tensor.data_ptr, Tensor.stride, attrgetter("shape")
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
 class Planned(Protocol):
@@ -62,7 +63,7 @@ class GroupPlan:
         for i, (p, g) in enumerate(zip(self.listed, grads, strict=True)):
             wanted = g is not None or self._has_state(p) or self._takes_part(p) or (dry and p.requires_grad)
             if wanted and p.is_floating_point():
-                self.members[i] = self._member(i, p, dry)
+                self.members[i] = self._member(i, p)
         self.units = list(units.build([m for m in self.members.values() if m.numel or m.sharded], *self._ways()))
         self.devices = {m.value.device.type for m in self.members.values()}
         self._direct: dict[int, Call] = {}
@@ -73,7 +74,7 @@ class GroupPlan:
     def bind(self) -> None:
         """Take the memories from the state, and remember where all lies."""
         for m in self.members.values():
-            m.bind()
+            m.bind(self.optimizer.state[m.param])
         self._weights = [m.param for m in self.members.values()]
         self._distributed = any(hasattr(p, "placements") for p in self._weights)
         self._slots = [(m.state, key) for m in self.members.values() for key in m.keys]
@@ -89,7 +90,7 @@ class GroupPlan:
         """Whether other ranks may wait for this one's part of a sum."""
         return p.requires_grad and is_sharded(p) and bool(self.chain.for_shape(p.shape).questions(self.group))
 
-    def _member(self, i: int, p: Tensor, dry: bool) -> Member:
+    def _member(self, i: int, p: Tensor) -> Member:
         names = self.group.get("param_names")
         name = names[i] if names else f"parameter {i} of group {self.index}"
         chain = self.chain.for_shape(p.shape)
@@ -97,8 +98,7 @@ class GroupPlan:
         if is_sharded(p) and any(q.kind == "rows" for q in questions):
             check_rows(p, name)
         salt = 1 + i + self.index * 2**14
-        state = {} if dry else self.optimizer.state[p]
-        return Member(p, i, name, chain, questions, self.keeping, state, salt)
+        return Member(p, i, name, chain, questions, self.keeping, salt)
 
     def _mode(self, execution: str) -> Mode:
         return Mode(execution == "compiled", execution == "eager", bool(self.group["maximize"]))
@@ -210,16 +210,10 @@ class GroupPlan:
 
     def _take(self, grads: list[Tensor | None]) -> None:
         """The gradients, of this rank and placed like their parameters."""
-        present = [g for g in grads if g is not None]
-        plain = set(map(type, present)) <= {Tensor, torch.nn.Parameter}
-        if not set(map(_LAYOUT, present)) <= {torch.strided}:
-            bad = next(
-                m.name for i, m in self.members.items() if (g := grads[i]) is not None and g.layout != torch.strided
-            )
-            raise RuntimeError(f"sparse gradients are not supported ({bad}); consider torch.optim.SparseAdam")
+        plain = _PLAIN.issuperset(map(type, grads))
         if not plain:
             grads = [None if g is None else _placed_like(g, p) for g, p in zip(grads, self.listed, strict=True)]
-            plain = all(type(g) is Tensor for g in grads if g is not None)
+            plain = _PLAIN.issuperset(map(type, grads))
         self._calls = self.mode.compiled and plain and aot.usable()
         self.grads = grads
 
@@ -253,7 +247,9 @@ class GroupPlan:
         sharded = [m.name for m in self.members.values() if m.sharded and m.questions]
         if sharded:
             yield f"  sums cross ranks: {_some(sharded)}"
-        yield from self.keeping.describe(list(self.members.values()))
+        if self.keeping.storage != "float32":
+            high = [m.name for m in self.members.values() if any(k.form is None and k.slot.average for k in m.kept)]
+            yield f"  memories kept as {self.keeping.storage}" + (f", not of {_some(high)}" if high else "")
 
 
 def _some(names: list[str], most: int = 4) -> str:

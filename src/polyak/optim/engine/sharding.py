@@ -111,8 +111,8 @@ def sums_of_shards(asked: Sequence[Waiting]) -> list[tuple[list[Tensor], Tensor 
         by_row = [i for i in indices if asked[i].question.kind == "rows"]
         if by_row:
             worst = _reduce(torch.stack([_worst(asked[i]) for i in by_row]), groups, largest=True)
-            for i, w in zip(by_row, worst.unbind(), strict=True):
-                out[i] = (out[i][0], w)
+            for i, largest in zip(by_row, worst.unbind(), strict=True):
+                out[i] = (out[i][0], largest)
     return out
 
 

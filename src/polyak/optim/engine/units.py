@@ -62,12 +62,17 @@ class Piece:
             self.p = torch.cat([m.array for m in members])
             self.g = torch.cat([m.gradient(g) for m, g in zip(members, grads, strict=True)])
             self.parts = [torch.cat(list(ts)) for ts in zip(*(m.parts for m in members), strict=True)]
-        # a gradient of 1 element or the like: to a compiler sizes of 0 and 1 are special
-        self.compiled = mode.compiled and all(n > 1 for n in self.p.shape) and first.chain.is_compilable
+        # gathered tensors of one element make an array of more
+        self.compiled = mode.compiled and (first.is_compilable or (len(members) > 1 and first.chain.is_compilable))
         self.inside = not first.sharded
         self.compiled = self.compiled and aot.usable() and self._code(self.form(names, None)) is not None
         rows = self.p.shape[0]
-        step = rows if mode.whole or self.compiled else max(1, SLICE // max(self.p[0:1].numel(), 1))
+        # codes of whole blocks are cut with them, and so are seeds: what draws is not cut
+        step = (
+            rows
+            if mode.whole or self.compiled or first.layout == "square" or first.draws
+            else max(1, SLICE // max(self.p[0:1].numel(), 1))
+        )
         self.slices = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
         self.inside = self.inside and len(self.slices) <= 1
 
@@ -132,7 +137,7 @@ def form_of(
 ) -> Form:
     """What selects the code of a pass over a member."""
     return Form(
-        m.chain, names, m.value.dtype, gradient, m.kept, m.rounding, maximize, m.in_rows, inside, level
+        m.chain, names, m.value.dtype, gradient, m.kept, m.rounding, maximize, m.layout, inside, level
     )  # fmt: skip
 
 
@@ -204,10 +209,10 @@ def _key(member: Member, compiled: bool) -> tuple[Any, ...] | None:
     if any(q.kind == "matrix" for q in member.questions):
         return None if member.sharded else ("stack", *same, member.value.shape)
     elementwise = not any(q.is_local for q in member.questions) and not member.chain.inputs
-    only_arrays = all(slot.shape == "param" for slot in member.chain.slots)
+    only_arrays = member.layout == "flat" and all(slot.shape == "param" for slot in member.chain.slots)
     dear = not compiled or member.value.device.type != "cpu"
     small = 0 < member.numel <= SMALL and member.value.device.type in RUN
-    return ("flat", *same) if elementwise and only_arrays and dear and small and not member.sharded else None
+    return ("flat", *same) if elementwise and only_arrays and dear and small and not member.draws else None
 
 
 def _overlapping(members: Sequence[Member]) -> set[int]:
