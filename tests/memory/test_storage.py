@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyak.memory import (
-    ema,
     factorize,
     pack_bits,
     reconstruct,

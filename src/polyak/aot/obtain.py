@@ -33,6 +33,7 @@ class _State:
     def __init__(self) -> None:
         self.building = threading.Lock()  # torch's compiler does one thing at a time
         self.kernels: weakref.WeakValueDictionary[tuple[str, str], Kernel] = weakref.WeakValueDictionary()
+        self.own: Shelf | None = None  # for what the user's folder cannot keep
         self.no_compiler: str | None = None
         self.by_key: dict[str, str] = {}  # why a source was not compiled
         self.by_function: weakref.WeakKeyDictionary[Any, dict[str, str]] = weakref.WeakKeyDictionary()
@@ -47,6 +48,7 @@ _state = _State()
 
 def _forked() -> None:
     _state.building = threading.Lock()  # the parent's may be held by a thread that is not here
+    _state.own = None  # the parent removes it when it ends
 
 
 if hasattr(os, "register_at_fork"):
@@ -170,7 +172,7 @@ def _obtain(source: Source, cancelled: threading.Event, many: bool = False) -> K
         key = source.key() if program is None else source.key(text(program))
         kernel = _known(source, key) or _open(source, key)
         if kernel is None and _compiler_is_there():
-            with _shelves()[0].lock(key, _Waiting(source, cancelled)), _state.building:
+            with (Shelf.of_user(version()) or _own()).lock(key, _Waiting(source, cancelled)), _state.building:
                 kernel = _open(source, key) or _make(source, program, key, cancelled, many)
         return kernel
     except _Cancelled:
@@ -188,10 +190,15 @@ def _known(source: Source, key: str) -> Kernel | None:
 
 
 def _shelves() -> list[Shelf]:
-    """The user's, if it can be used, and this process's own."""
-    user = Shelf.of_user(version())
-    own = Shelf(temporary(os.getpid()), "")
-    return [own] if user is None else [user, own]
+    """Where packages may be: the user's folder, if it can be used, and what this process keeps for itself."""
+    return [shelf for shelf in (Shelf.of_user(version()), _state.own) if shelf is not None]
+
+
+def _own() -> Shelf:
+    """The shelf of this process alone, made when it is first needed."""
+    if _state.own is None:
+        _state.own = Shelf(temporary(os.getpid()), "")
+    return _state.own
 
 
 def _find(key: str) -> tuple[Shelf, Path] | None:
@@ -232,9 +239,9 @@ class _Waiting:
             note(f"waiting for another process that compiles {self.source.name}")
 
 
-def _make(source: Source, program: Any, key: str, cancelled: threading.Event, many: bool) -> Kernel | None:
+def _make(source: Source, program: Any, key: str, cancelled: threading.Event, many: bool) -> Kernel:
     """Compile and keep; in the user's folder if that can be, else in this process's."""
-    with TemporaryDirectory(dir=temporary(os.getpid())) as work:
+    with TemporaryDirectory(prefix="polyak-") as work:
         package = Path(work) / "package.pt2"
         with progress(f"compiling {source.name} (once on this machine)"):
             try:
@@ -245,12 +252,11 @@ def _make(source: Source, program: Any, key: str, cancelled: threading.Event, ma
                 build(source, program, package, many=many, trusting=False)
         if cancelled.is_set():
             raise _Cancelled
-        for shelf in _shelves():
-            try:
-                path = shelf.put(package, source.slug, key)
-            except OSError as error:
-                say_once(f"{shelf.root} cannot keep what is compiled ({error}): it serves this process alone")
-                continue
-            shelf.sweep()
-            return _state.kernels.setdefault((key, str(source.device)), Kernel(path, source.device))
-        raise OSError("there is no room for a package")
+        shelf = Shelf.of_user(version()) or _own()
+        try:
+            path = shelf.put(package, source.slug, key)
+        except OSError as error:
+            say_once(f"{shelf.root} cannot keep what is compiled ({error}): it serves this process alone")
+            path = _own().put(package, source.slug, key)
+        shelf.sweep()
+        return _state.kernels.setdefault((key, str(source.device)), Kernel(path, source.device))

@@ -10,6 +10,7 @@ from polyak.optim import methods, rules
 from polyak.optim.create import create, get, names
 from polyak.optim.engine.context import Context, Flow
 from polyak.optim.engine.optimizer import Optimizer
+from polyak.optim.engine.release import Released, release_gradients
 from polyak.optim.engine.rule import Chain, Rule, Slot, chain, factory
 from polyak.optim.groups import roles_of
 from polyak.optim.method import MatrixMethod, Method
@@ -28,6 +29,7 @@ __all__ = [
     "Optimizer",
     "Paper",
     "Range",
+    "Released",
     "Rule",
     "Slot",
     "chain",
@@ -35,6 +37,7 @@ __all__ = [
     "factory",
     "get",
     "names",
+    "release_gradients",
     "roles_of",
     "rules",
     "switch",

@@ -176,7 +176,8 @@ def _memories(
     expected = {key for one in kept for key in one.keys}
     present = {name: v for name, v in values.items() if v is not None}
     extra = {name: v for name, v in present.items() if name not in expected and name != STEP}
-    missing = sorted(expected - set(present)) if set(present) - {STEP} or not expected else []
+    fresh = own and not expected & set(present)  # only what others put there
+    missing = sorted(expected - set(present)) if set(present) - {STEP} and not fresh else []
     if missing or (extra and not own):
         owner = type(optimizer).__name__
         raise ValueError(

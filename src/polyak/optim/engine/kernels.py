@@ -178,7 +178,7 @@ def source(form: Form, small: bool, device: torch.device) -> Source:
         device=device,
         identity=_identity(form),
         threads="one" if small else "all",
-        settings=() if any(kept.form is not None for kept in form.kept) else NEVER_STORED,
+        settings=NEVER_STORED,
     )
 
 

@@ -86,6 +86,8 @@ class Member:
             # that one-number memories follow those of the other ranks
             self.shape = (1,) * len(self.shape)
         local_sums = all(q.is_local for q in questions) and not (self.sharded and questions)
+        # seeds belong to a whole tensor, and so do packed signs and what flows through a layer
+        self.uncut = self.draws or self.layout == "square" or not chain.is_compilable
         self.one_call = self.direct and self.is_compilable and local_sums
 
     @property

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar, TypedDict, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
 from polyak.declare import Hyper
-from polyak.optim.engine import checkpoint, diagnose
+from polyak.optim.engine import checkpoint, diagnose, views
 from polyak.optim.engine.execution import Execution, checked, in_force
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.rule import Chain, Options, check_complete
 from polyak.optim.engine.run import check_totals, drive
+from polyak.optim.engine.taps import TAPPED, Taps
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
 
@@ -86,6 +87,7 @@ class Optimizer(torch.optim.Optimizer):
         self._entries: list[int] = []
         self._elements = 0
         self._stepped = False
+        self._taps: Taps | None = None
         defaults = self._defaults(hyperparameters)
         defaults["maximize"] = bool(maximize)
         defaults["method"] = self._method()
@@ -167,11 +169,11 @@ class Optimizer(torch.optim.Optimizer):
         diagnose.refuse_sparse(self.param_groups, grads)
         if self.check_finite:
             diagnose.refuse_non_finite(self.param_groups, grads)
-        chosen = self._chosen()[0]
+        chosen = self.chosen()[0]
         good = len(self._plans) == len(grads) and [*map(id, self.state.values())] == self._entries
         if not good or not all([plan.refresh(chosen, g) for plan, g in zip(self._plans, grads, strict=True)]):
             self._plans = []
-            chosen = self._chosen()[0]
+            chosen = self.chosen()[0]
             self._plans = self._planned(chosen, grads)
             self._entries = [*map(id, self.state.values())]
         return self._plans
@@ -184,7 +186,12 @@ class Optimizer(torch.optim.Optimizer):
                 plan.bind()
         return plans
 
-    def _chosen(self) -> tuple[str, str]:
+    def salt_of(self, index: int, i: int) -> int:
+        """A number that tells parameter ``i`` of group ``index`` from the others, for random rounding."""
+        return 1 + i + index * 2**14
+
+    def chosen(self) -> tuple[str, str]:
+        """How the optimizer runs now, and why."""
         if not self._plans:
             listed = [p for group in self.param_groups for p in group["params"]]
             self._elements = sum(p.numel() for p in listed if not torch.nn.parameter.is_lazy(p))
@@ -213,24 +220,44 @@ class Optimizer(torch.optim.Optimizer):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _advance(self, loss: float | Tensor | None) -> None:
         """One step with the gradients present; nothing is gained by tracing it."""
+        if views.is_predicted(self):
+            raise RuntimeError(f"{self._owner()}: the weights are predicted ones; restore() them before the step")
         inputs = self._inputs(loss)
         plans = self._current_plans()
         if not self._stepped and self._is_request_for_state(plans):
             return
+        self.advance(plans, inputs)
+        if self._taps is not None:
+            self._taps.clear()
+
+    @torch.no_grad()
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def advance(self, plans: Sequence[GroupPlan], inputs: dict[str, Any] | None = None) -> None:
+        """Step what the plans describe."""
         self._stepped = True
         with _without_autocast(plans):
-            drive([r for plan in plans for r in plan.runs(inputs)])
+            drive([r for plan in plans for r in plan.runs(inputs or {})])
         for plan in plans:
             plan.count_step()
 
-    def _inputs(self, loss: float | Tensor | None) -> dict[str, Tensor]:
+    def tap(self, module: nn.Module) -> None:
+        """Listen to the layers of a module, for chains whose rules read what flows through them."""
+        if self._taps is not None:
+            self._taps.remove()
+        self._taps = Taps(module)
+
+    def _inputs(self, loss: float | Tensor | None) -> dict[str, Any]:
         """What enters the step by name."""
-        if not any("loss" in self.chain_of(group).inputs for group in self.param_groups):
-            return {}
+        wanted = {name for group in self.param_groups for name in self.chain_of(group).inputs}
+        tapped = {} if self._taps is None else self._taps.by_name()
+        if wanted & set(TAPPED) and self._taps is None:
+            raise RuntimeError(f"{self._owner()} reads what flows through layers: call tap(model) before the passes")
+        if "loss" not in wanted:
+            return {**tapped}
         if loss is None:
             raise RuntimeError(f"{self._owner()} reads the loss: call step(loss=loss), or step(closure)")
         device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
-        return {"loss": torch.as_tensor(loss).detach().to(device, torch.float64).reshape(())}
+        return {**tapped, "loss": torch.as_tensor(loss).detach().to(device, torch.float64).reshape(())}
 
     def _is_request_for_state(self, plans: list[GroupPlan]) -> bool:
         """Whether this is the step that torch.distributed.checkpoint makes to have the state: it counts nothing.
@@ -244,7 +271,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def explain(self) -> str:
         """Which path every group takes, and why: one line a kind of tensor."""
-        chosen, reason = self._chosen()
+        chosen, reason = self.chosen()
         nothing: list[list[Tensor | None]] = [[None] * len(group["params"]) for group in self.param_groups]
         plans = self._plans or self._planned(chosen, nothing, dry=True)
         lines = [f"{self._owner()}: {chosen} ({reason})"]
@@ -295,7 +322,7 @@ class Optimizer(torch.optim.Optimizer):
         return {name: self.__dict__[name] for name in kept if name in self.__dict__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._plans, self._entries, self._elements = [], [], 0
+        self._plans, self._entries, self._elements, self._taps = [], [], 0, None
         super().__setstate__(state)
 
     def __copy__(self) -> Self:
@@ -322,7 +349,7 @@ def _listed(group: Any) -> Iterator[Any]:
     return iter(params)
 
 
-def _without_autocast(plans: list[GroupPlan]) -> ExitStack:
+def _without_autocast(plans: Sequence[GroupPlan]) -> ExitStack:
     """A step inside an autocast region must not compute in bfloat16."""
     off = ExitStack()
     devices = {d for plan in plans for d in plan.devices if torch.amp.is_autocast_available(d)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from operator import attrgetter, is_
 from typing import Any, Protocol
 
@@ -29,13 +29,19 @@ class Planned(Protocol):
     """What a plan needs of an optimizer."""
 
     param_groups: list[dict[str, Any]]
-    state: Any
+
+    @property
+    def state(self) -> Any:
+        """``optimizer.state``."""
 
     def chain_of(self, group: Options) -> Chain:
         """The chain that a group runs."""
 
     def keeping_of(self, group: Options) -> Keeping:
         """How a group's memories are kept."""
+
+    def salt_of(self, index: int, i: int) -> int:
+        """A number that tells a parameter from the others."""
 
 
 def _placed_like(g: Any, p: Any) -> Tensor:
@@ -97,7 +103,7 @@ class GroupPlan:
         questions = chain.questions(self.group)
         if is_sharded(p) and any(q.kind == "rows" for q in questions):
             check_rows(p, name)
-        salt = 1 + i + self.index * 2**14
+        salt = self.optimizer.salt_of(self.index, i)
         return Member(p, i, name, chain, questions, self.keeping, salt)
 
     def _mode(self, execution: str) -> Mode:
@@ -143,14 +149,18 @@ class GroupPlan:
         self._take(grads)
         return True
 
-    def runs(self, inputs: dict[str, Tensor], only: int | None = None) -> Iterator[Run]:
-        """This step's runs (or that of one parameter). What is one call of a compiled kernel is done on the way."""
+    def owns(self, state: Mapping[Any, Any]) -> bool:
+        """Whether the entries of the state are those that the members hold."""
+        return all(state.get(m.param) is m.state for m in self.members.values())
+
+    def runs(self, inputs: dict[str, Any]) -> Iterator[Run]:
+        """This step's runs. What is one call of a compiled kernel is done on the way."""
         moments: dict[Any, Moment] = {}
-        done = self._run_lines(moments, inputs) if only is None and self._calls else set()
+        done = self._run_lines(moments, inputs) if self._calls else set()
         complete = True
         for unit in self.units:
             first = unit.first
-            if first.index in done or (only is not None and all(m.index != only for m in unit.members)):
+            if first.index in done:
                 continue
             if self._calls and first.one_call:
                 g = self.grads[first.index]
@@ -158,10 +168,10 @@ class GroupPlan:
                 if g is None or self._call(first, g, moments, inputs):
                     continue
             yield from self._runs_of(unit, moments, inputs)
-        if complete and only is None and self._calls and not self._lines:
+        if complete and self._calls and not self._lines:
             self._lines = lines(list(self._direct.values()))
 
-    def _run_lines(self, moments: dict[Any, Moment], inputs: dict[str, Tensor]) -> set[int]:
+    def _run_lines(self, moments: dict[Any, Moment], inputs: dict[str, Any]) -> set[int]:
         """Indices of the members that were stepped in lines."""
         done: set[int] = set()
         for line in self._lines:
@@ -169,12 +179,12 @@ class GroupPlan:
             if grads is None:
                 continue
             moment = self._moment(moments, line.members[0], inputs)
-            line.run(grads, moment.scalars, moment.given(self.chain))
+            line.run(grads, moment.scalars, moment.given(line.members[0]))
             increment_version(line.arrays)
             done.update(line.indices)
         return done
 
-    def _call(self, m: Member, g: Tensor, moments: dict[Any, Moment], inputs: dict[str, Tensor]) -> bool:
+    def _call(self, m: Member, g: Tensor, moments: dict[Any, Moment], inputs: dict[str, Any]) -> bool:
         """Do a member's step by one call of its kernel, if that is possible."""
         moment = self._moment(moments, m, inputs)
         call = self._direct.get(m.index)
@@ -185,11 +195,11 @@ class GroupPlan:
                 return False
             call = self._direct[m.index] = Call(m, g.dtype, kernel, form.has_facts)
             self._lines = []
-        call(g, moment.scalars, moment.given(m.chain))
+        call(g, moment.scalars, moment.given(m))
         increment_version(m.array)
         return True
 
-    def _runs_of(self, unit: Unit, moments: dict[Any, Moment], inputs: dict[str, Tensor]) -> Iterator[Run]:
+    def _runs_of(self, unit: Unit, moments: dict[Any, Moment], inputs: dict[str, Any]) -> Iterator[Run]:
         first = unit.first
         if unit.sharded and first.questions and self.grads[first.index] is None:
             yield run(unit, [], self._moment(moments, first, inputs), self.mode)
@@ -201,7 +211,7 @@ class GroupPlan:
             grads = [g for m in members if (g := self.grads[m.index]) is not None]
             yield run(unit.only(members), grads, self._moment(moments, members[0], inputs), self.mode)
 
-    def _moment(self, moments: dict[Any, Moment], m: Member, inputs: dict[str, Tensor]) -> Moment:
+    def _moment(self, moments: dict[Any, Moment], m: Member, inputs: dict[str, Any]) -> Moment:
         key = (id(m.chain), m.time, m.value.device)
         if key not in moments:
             names, scalars = coefficients(m.chain, self.group, int(m.time) + 1, m.value.device)
@@ -217,10 +227,10 @@ class GroupPlan:
         self._calls = self.mode.compiled and plain and aot.usable()
         self.grads = grads
 
-    def count_step(self, only: int | None = None) -> None:
+    def count_step(self) -> None:
         """Advance the counters of the tensors that were stepped, and let the gradients go."""
         for m in self._counters:
-            if self.grads[m.index] is not None and m.counter is not None and only in (None, m.index):
+            if self.grads[m.index] is not None and m.counter is not None:
                 m.counter[0] += 1.0
         self.grads = []
 

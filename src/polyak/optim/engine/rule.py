@@ -207,7 +207,8 @@ class Chain:
     def in_rows(self, questions: tuple[Question, ...]) -> bool:
         """Whether the chain sees tensors as (shape[0], rest)."""
         shapes = {slot.shape for slot in self.slots if not callable(slot.shape)}
-        return any(q.kind in ("rows", "columns") for q in questions) or bool(shapes & {"row", "column"})
+        asks = any(q.kind in ("rows", "columns") for q in questions)
+        return asks or bool(shapes & {"row", "column"}) or not self.is_compilable
 
     @functools.cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -253,7 +254,8 @@ class Chain:
             as_tensors = [
                 {k: torch.as_tensor(v, dtype=torch.float64).cpu() for k, v in c.items()} for c in self.scalars(h, 1)
             ]
-            recorder = _Recorder(4 * one[0, 0], torch.float64, inputs={name: one[0, 0] for name in self.inputs})
+            inputs = {name: one[0, 0] if name == "loss" else one for name in self.inputs}
+            recorder = _Recorder(4 * one[0, 0], torch.float64, inputs=inputs)
             self.run(Flow(one, one, one, one), memories, as_tensors, recorder)
             self._questions.append(tuple(recorder.asked))
         return self._questions[0]

@@ -17,7 +17,6 @@ from polyak.optim.engine import kernels
 from polyak.optim.engine.context import Question, settle
 from polyak.optim.engine.kernels import Form, high
 from polyak.optim.engine.member import SMALL, Member
-from polyak.optim.engine.rule import Chain
 
 SLICE = 12 * 1024
 """Elements at a time without a compiler, where every operation makes an array."""
@@ -41,11 +40,20 @@ class Moment(NamedTuple):
 
     names: kernels.Names
     scalars: Tensor
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
 
-    def given(self, chain: Chain) -> list[Tensor]:
-        """The inputs that a chain reads."""
-        return [self.inputs[name] for name in chain.inputs]
+    def given(self, m: Member) -> list[Tensor]:
+        """The inputs that a member's chain reads; those of layers are told apart by the weight."""
+        return [self._one(name, m) for name in m.chain.inputs]
+
+    def _one(self, name: str, m: Member) -> Tensor:
+        value = self.inputs[name]
+        if isinstance(value, Tensor):
+            return value
+        if id(m.param) not in value:
+            raise RuntimeError(f"no {name} of a layer with the weight {m.name} were seen in the passes before the step")
+        tapped: Tensor = value[id(m.param)]
+        return tapped
 
 
 class Piece:
@@ -67,12 +75,7 @@ class Piece:
         self.inside = not first.sharded
         self.compiled = self.compiled and aot.usable() and self._code(self.form(names, None)) is not None
         rows = self.p.shape[0]
-        # codes of whole blocks are cut with them, and so are seeds: what draws is not cut
-        step = (
-            rows
-            if mode.whole or self.compiled or first.layout == "square" or first.draws
-            else max(1, SLICE // max(self.p[0:1].numel(), 1))
-        )
+        step = rows if mode.whole or self.compiled or first.uncut else max(1, SLICE // max(self.p[0:1].numel(), 1))
         self.slices = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
         self.inside = self.inside and len(self.slices) <= 1
 
@@ -98,7 +101,7 @@ class Piece:
         """What the kernel takes."""
         facts = [self.first.facts] if form.has_facts else []
         brought = [t for answer in answers for t in kernels.pack(answer)]
-        return [self.p, self.g, moment.scalars, *facts, *self.parts, *moment.given(form.chain), *brought]
+        return [self.p, self.g, moment.scalars, *facts, *self.parts, *moment.given(self.first), *brought]
 
     def _cut(self, form: Form, moment: Moment, answers: Answers, c: slice) -> list[Tensor]:
         """What the kernel takes of a slice; vectors of coefficients and what is one number are for all slices."""

@@ -1,0 +1,142 @@
+"""Gradient release: each parameter steps as soon as its gradient is there, and lets it go.
+
+The gradients of a model are then never all in memory at once, and the step runs while the backward pass goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from polyak.optim.engine.keeping import Keeping
+from polyak.optim.engine.member import is_sharded
+from polyak.optim.engine.optimizer import Optimizer
+from polyak.optim.engine.plan import GroupPlan
+from polyak.optim.engine.rule import Chain, Options
+
+
+class _Alone:
+    """One parameter of an optimizer, as a plan sees an optimizer: options and state are the optimizer's."""
+
+    def __init__(self, optimizer: Optimizer, index: int, i: int) -> None:
+        self.optimizer, self.index, self.i = optimizer, index, i
+        self.param: Tensor = optimizer.param_groups[index]["params"][i]
+        self.param_groups: list[dict[str, Any]] = [{}]
+        self.plan: GroupPlan | None = None
+
+    @property
+    def state(self) -> Any:
+        """The optimizer's."""
+        return self.optimizer.state
+
+    def chain_of(self, group: Options) -> Chain:
+        """The optimizer's."""
+        return self.optimizer.chain_of(group)
+
+    def keeping_of(self, group: Options) -> Keeping:
+        """The optimizer's."""
+        return self.optimizer.keeping_of(group)
+
+    def salt_of(self, index: int, i: int) -> int:
+        """The optimizer's."""
+        return self.optimizer.salt_of(self.index, self.i)
+
+    def current_plan(self) -> GroupPlan:
+        """A plan that describes the parameter as it is now, with its gradient read."""
+        group = self.optimizer.param_groups[self.index]
+        own = self.param_groups[0]
+        own.update(group)
+        own["params"] = [self.param]
+        if "param_names" in group:
+            own["param_names"] = [group["param_names"][self.i]]
+        chosen, grads = self.optimizer.chosen()[0], [self.param.grad]
+        if self.plan is None or not self.plan.owns(self.state) or not self.plan.refresh(chosen, grads):
+            self.plan = GroupPlan(self, 0, chosen, grads)
+            self.plan.bind()
+        return self.plan
+
+
+class Released:
+    """What :func:`release_gradients` returns: gradients are released until :meth:`remove`."""
+
+    def __init__(self, optimizer: Optimizer, clip_value: float | None) -> None:
+        self._optimizer, self._clip_value = optimizer, clip_value
+        self._waits = False
+        self._handles = []
+        for index, group in enumerate(optimizer.param_groups):
+            for i, p in enumerate(group["params"]):
+                if p.requires_grad:
+                    alone = _Alone(optimizer, index, i)
+                    self._handles.append(p.register_post_accumulate_grad_hook(self._hook(alone)))
+
+    def _hook(self, alone: _Alone) -> Any:
+        def step(p: Tensor) -> None:
+            if self._waits or p.grad is None:
+                return
+            if self._clip_value is not None:
+                p.grad.clamp_(-self._clip_value, self._clip_value)
+            self._optimizer.advance([alone.current_plan()])
+            p.grad = None
+
+        return step
+
+    @contextmanager
+    def accumulate(self) -> Iterator[None]:
+        """Backward passes in this block add gradients up and step nothing; the next one after it steps."""
+        self._waits = True
+        try:
+            yield
+        finally:
+            self._waits = False
+
+    def remove(self) -> None:
+        """Step in ``optimizer.step()`` again."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+
+def release_gradients(
+    optimizer: Optimizer, model: nn.Module | None = None, *, clip_value: float | None = None
+) -> Released:
+    """Let each parameter step in the backward pass, as soon as its gradient is there, and free the gradient.
+
+    The loop stays as it is: ``optimizer.step()`` then finds no gradients and does nothing, schedulers and checkpoints
+    work. Parameters that are added to the optimizer later are not released. A GradScaler, which looks at all gradients
+    before the step, and clipping by norm cannot be used.
+
+    Args:
+        optimizer: any method or chain that needs no sum over all tensors.
+        model: if given, all trainable parameters of the optimizer must be its own; a safeguard against the wrong one.
+        clip_value: clip each gradient's elements to [-clip_value, clip_value] before its step, > 0.
+
+    Returns:
+        A handle with ``accumulate()`` and ``remove()``.
+
+    Raises:
+        ValueError: if a chain needs all gradients at once (with the reason), parameters are sharded and their sums
+            cross ranks, or parameters of the optimizer are none of the model's.
+    """
+    if clip_value is not None and not clip_value > 0:
+        raise ValueError(f"release_gradients: clip_value must be positive, got {clip_value!r}")
+    known = None if model is None else {id(p) for p in model.parameters()}
+    for index, group in enumerate(optimizer.param_groups):
+        chain = optimizer.chain_of(group)
+        questions = chain.questions(group)
+        for q in questions:
+            if q.kind == "total":
+                raise ValueError(f"release_gradients: {q.asker} of group {index} needs all gradients at once")
+        if chain.inputs:
+            raise ValueError(f"release_gradients: group {index} reads {list(chain.inputs)}, known only after the pass")
+        for i, p in enumerate(group["params"]):
+            if known is not None and p.requires_grad and id(p) not in known:
+                raise ValueError(f"release_gradients: parameter {i} of group {index} is none of the model's")
+            if questions and is_sharded(p):
+                raise ValueError(f"release_gradients: sums of parameter {i} of group {index} cross ranks")
+    return Released(optimizer, clip_value)
+
+
+__all__ = ["Released", "release_gradients"]

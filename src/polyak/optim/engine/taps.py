@@ -1,0 +1,69 @@
+"""Taps: what flows through layers, for rules that read it (second-order methods).
+
+A rule says ``inputs=("inputs", "output_gradients")`` and finds both as attributes of its context: for the weight of an
+``nn.Linear`` or ``nn.Conv2d`` the matrix (positions, features) of what went into the layer, a convolution's patches
+unfolded, and that of the loss's gradients by what came out. Passes between two steps are put one below the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+TAPPED = ("inputs", "output_gradients")
+
+
+class Taps:
+    """Listens to the layers of a module.
+
+    Args:
+        module: its ``nn.Linear`` and ``nn.Conv2d`` layers are listened to, in training passes with gradients enabled.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._seen: dict[str, dict[int, list[Tensor]]] = {name: {} for name in TAPPED}
+        layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        self._handles = [layer.register_forward_hook(self._listen) for layer in layers]
+
+    def _listen(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if not (layer.training and torch.is_grad_enabled() and output.requires_grad):
+            return
+        key = id(layer.weight)
+        self._seen["inputs"].setdefault(key, []).append(_positions(layer, args[0].detach()))
+
+        def note(gradient: Tensor) -> None:
+            flat = gradient.detach().movedim(1, -1) if isinstance(layer, nn.Conv2d) else gradient.detach()
+            self._seen["output_gradients"].setdefault(key, []).append(flat.reshape(-1, flat.shape[-1]))
+
+        output.register_hook(note)
+
+    def by_name(self) -> dict[str, Mapping[int, Tensor]]:
+        """What was seen since :meth:`clear`, by the ``id`` of the layer's weight."""
+        return {
+            name: {key: parts[0] if len(parts) == 1 else torch.cat(parts) for key, parts in seen.items()}
+            for name, seen in self._seen.items()
+        }
+
+    def clear(self) -> None:
+        """Forget what was seen."""
+        for seen in self._seen.values():
+            seen.clear()
+
+    def remove(self) -> None:
+        """Listen no more."""
+        for handle in self._handles:
+            handle.remove()
+        self.clear()
+
+
+def _positions(layer: nn.Module, x: Tensor) -> Tensor:
+    """What went into a layer, one row for each application of its weight."""
+    if not isinstance(layer, nn.Conv2d):
+        return x.reshape(-1, x.shape[-1])
+    if isinstance(layer.padding, str) or layer.groups != 1:
+        raise ValueError(f"taps: {layer} must have groups=1 and padding in numbers")
+    patches = nn.functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+    return patches.movedim(1, -1).reshape(-1, patches.shape[1])
