@@ -51,7 +51,7 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
         old_group.update(values)
     new.param_groups = optimizer.param_groups
     no_gradients: list[list[Tensor | None]] = [[None] * len(group["params"]) for group in new.param_groups]
-    new._planned(new._chosen()[0], no_gradients)  # makes what is missing of the memories, so that a checkpoint is whole
+    new._planned(new.chosen()[0], no_gradients)  # makes what is missing of the memories, so that a checkpoint is whole
     new.forget_plans(bool(new.state))
     return new
 
