@@ -284,12 +284,6 @@ def test_a_file_that_is_no_method_is_refused_by_the_tool(tmp_path: Path) -> None
     assert refused.returncode == 1 and "must have one class with slug = 'other'" in refused.stderr
 
 
-@pytest.mark.parametrize("tool", ["make_lists.py", "make_catalogue.py"])
-def test_what_is_made_from_the_methods_is_up_to_date(tool: str) -> None:
-    checked = run(str(ROOT / "tools" / tool), "--check", source=ROOT / "src")
-    assert checked.returncode == 0, checked.stderr
-
-
 TYPED = """
 import torch
 from polyak.declare import Lr

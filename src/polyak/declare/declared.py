@@ -156,8 +156,9 @@ def _read_fields(cls: type[Declared]) -> dict[str, Field]:
 def _evaluated(cls: type, name: str, written: Any) -> Any:
     if not isinstance(written, str):
         return written
+    module = sys.modules.get(cls.__module__)
     try:
-        return eval(written, vars(sys.modules[cls.__module__]), dict(vars(cls)))
+        return eval(written, vars(module) if module else {}, dict(vars(cls)))
     except NameError as error:
         raise TypeError(f"{cls.__name__}.{name}: its annotation {written!r} cannot be read: {error}") from error
 

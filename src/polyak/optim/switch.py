@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from polyak.optim.create import get
 from polyak.optim.engine.checkpoint import cast_memory
@@ -49,6 +50,8 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
         old_group.clear()
         old_group.update(values)
     new.param_groups = optimizer.param_groups
+    no_gradients: list[list[Tensor | None]] = [[None] * len(group["params"]) for group in new.param_groups]
+    new._planned(new.chosen()[0], no_gradients)  # makes what is missing of the memories, so that a checkpoint is whole
     new.forget_plans(bool(new.state))
     return new
 
@@ -77,7 +80,7 @@ def _portable(method: type[Method], optimizer: Optimizer, group: dict[str, Any])
 
 
 def _carry_memories(old: Optimizer, new: Optimizer) -> None:
-    """Copies of what both keep, in the slots' own form; what is missing the first step makes."""
+    """Copies of what both keep, in the slots' own form."""
     for before_group, group in zip(old.param_groups, new.param_groups, strict=True):
         chain, before_chain = new.chain_of(group), old.chain_of(before_group)
         for p in group["params"]:
