@@ -100,6 +100,7 @@ def _work(cases: dict[str, Any]) -> None:
     folder = Path(sys.argv[1])
     for case in sys.argv[2:]:
         name, *arguments = case.split(":")
+        torch.manual_seed(0)
         result = cases[name](folder, *arguments)
         if rank == 0:
             torch.save(result, folder / f"{case}.pt")
