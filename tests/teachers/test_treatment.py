@@ -1,4 +1,4 @@
-"""What becomes of which tensor: frozen, unfrozen, quantized, made in a forward, or counting others."""
+"""What becomes of which tensor: frozen, unfrozen, made in a forward, or counting others."""
 
 import io
 from contextlib import nullcontext
@@ -227,107 +227,6 @@ def test_counts_stay_with_the_statistics_that_they_count():
         ema.update()
     assert ema.module.num_batches_tracked.item() == 3
     assert ema.module.running_mean.item() == pytest.approx(3.0)
-
-
-class Quantized(nn.Parameter):
-    """Whole numbers with a scale that hangs on the parameter, as quantized weights are kept."""
-
-    def __new__(cls, data, scale=1.0):
-        self = torch.Tensor._make_subclass(cls, data, False)
-        self.scale = scale
-        return self
-
-    def __deepcopy__(self, memo):
-        memo[id(self)] = found = Quantized(self.data.clone(), self.scale)
-        return found
-
-    def to(self, *args):
-        """As bitsandbytes' of four bits, takes no ``copy``."""
-        return Quantized(self.data.to(*args), self.scale)
-
-
-class QuantizedLinear(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = Quantized(torch.randint(-8, 8, (4, 4), dtype=torch.int8), 0.5)
-        self.adapter = nn.Linear(4, 4)
-
-    def forward(self, x):
-        return x @ (self.weight.float() * self.weight.scale) + self.adapter(x)
-
-
-@pytest.mark.parametrize("device", [None, "cpu"])
-def test_parameters_of_a_class_of_their_own_stay_so(device):
-    model = QuantizedLinear()
-    ema = EMA(model, 0.5, start="teacher", device=device)
-    assert type(ema.module.weight) is Quantized and ema.module.weight.scale == 0.5
-    assert ema.module.weight.data_ptr() != model.weight.data_ptr()
-    x = torch.randn(2, 4)
-    torch.testing.assert_close(ema(x), model(x).detach())
-    with torch.no_grad():
-        model.weight += 1
-        model.adapter.weight.zero_()
-    ema.update()
-    with ema.swapped(), torch.no_grad():
-        torch.testing.assert_close(ema.module.weight.data, model.weight.data)
-        swapped = model(x)
-    torch.testing.assert_close(ema(x), swapped)
-
-
-class Wrapped(torch.Tensor):
-    """Has no memory of its own, but a tensor inside, as sharded and quantized ones have."""
-
-    @staticmethod
-    def __new__(cls, inner):
-        return torch.Tensor._make_wrapper_subclass(cls, inner.shape, dtype=inner.dtype)
-
-    def __init__(self, inner):
-        self.inner = inner
-
-    def __tensor_flatten__(self):
-        return ["inner"], None
-
-    @classmethod
-    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
-        def strip(x):
-            return x.inner if isinstance(x, Wrapped) else x
-
-        out = func(*map(strip, args), **(kwargs or {}))
-        if func in (torch.ops.aten.copy_.default,):
-            return args[0]
-        keeps = func in (torch.ops.aten.detach.default, torch.ops.aten.clone.default, torch.ops.aten.alias.default)
-        return Wrapped(out) if keeps else out
-
-    def __deepcopy__(self, memo):
-        return Wrapped(self.inner.clone())
-
-
-def test_tensors_without_memory_of_their_own_are_told_apart():
-    """By their address, 0, they would all be one."""
-    model = nn.Module()
-    for name in ("a", "b"):
-        wrapped = Wrapped(torch.randn(2, 3))
-        model.register_parameter(name, nn.Parameter(wrapped, requires_grad=False))
-    model.head = nn.Linear(2, 2)
-    for options in ({"frozen": "copy"}, {"frozen": "share"}, {"frozen": "copy", "teacher": None}):
-        ema = EMA(model, 0.5, start="teacher", **options)
-        ema.update()
-        held = {"head.weight", "head.bias"} | ({"a", "b"} if options["frozen"] == "copy" else set())
-        assert ema.averages[0].keys() == held
-        with ema.swapped():
-            pass
-        for name in held & {"a", "b"}:
-            own = ema.averages[0][name]
-            assert torch.equal(own.inner, getattr(model, name).inner)
-            assert own.inner.data_ptr() != getattr(model, name).inner.data_ptr()
-
-
-def test_the_real_quantized_layers():
-    bnb = pytest.importorskip("bitsandbytes")
-    model = nn.Sequential(bnb.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False), nn.Linear(64, 64)).to("cpu")
-    ema = EMA(model, 0.5)
-    assert type(ema.module[0].weight) is type(model[0].weight)
-    assert ema(torch.randn(2, 64)).shape == (2, 64)
 
 
 def test_recurrent_layers_see_the_tensors_that_are_put_in():
