@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar, TypedDict, overload
+from typing import Any, ClassVar, TypedDict, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,12 @@ from polyak.optim.engine.taps import TAPPED, Taps
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
 
+_F = TypeVar("_F", bound=Callable[..., Any])
 _chains: dict[tuple[Any, ...], Chain] = {}
+
+
+# torch.compiler.disable imports torch's compiler (2 s) where it decorates; torch.optim's own way waits until it traces
+_untraced: Callable[[_F], _F] = getattr(torch, "_disable_dynamo", torch.compiler.disable)
 
 
 class EngineOptions(TypedDict, total=False):
@@ -217,7 +222,7 @@ class Optimizer(torch.optim.Optimizer):
         self._advance(loss)
         return loss  # type: ignore[return-value]
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_untraced
     def _advance(self, loss: float | Tensor | None) -> None:
         """One step with the gradients present; nothing is gained by tracing it."""
         if views.is_predicted(self):
@@ -231,7 +236,7 @@ class Optimizer(torch.optim.Optimizer):
             self._taps.clear()
 
     @torch.no_grad()
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @_untraced
     def advance(self, plans: Sequence[GroupPlan], inputs: dict[str, Any] | None = None) -> None:
         """Step what the plans describe."""
         self._stepped = True
