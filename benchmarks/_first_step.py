@@ -14,9 +14,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+TORCH = "torch"  # torch.optim.AdamW, for its own first step
+
 
 def measured(method: str, which: str, device: str, execution: str, quick: bool) -> dict[str, Any]:
-    """Seconds for the import and the first steps in this process, and graphs that the import compiled."""
+    """Seconds for the import and the first steps in this process, and kernels that they compiled or loaded."""
     import torch
 
     before = set(sys.modules)
@@ -31,24 +33,32 @@ def measured(method: str, which: str, device: str, execution: str, quick: bool) 
     import _sets
 
     tensors = _sets.make(which, device, quick)
-    contender = next(_peers.contenders(method, execution, ()))
     start = time.perf_counter()
-    optimizers = contender.build(tensors.params)
+    if method == TORCH:
+        optimizers: list[Any] = [torch.optim.AdamW(tensors.params.values(), fused=True)]
+    else:
+        optimizers = next(_peers.contenders(method, execution, ())).build(tensors.params)
     built = time.perf_counter() - start
     tensors.restore()
     first, second = (_measure.timed(lambda: [o.step() for o in optimizers], device) for _ in range(2))
     return {
         "import_s": imported, "import_loads": compilers, "build_s": built, "first_step_s": first,
-        "second_step_s": second, "graphs": _measure.graphs(), "threads": torch.get_num_threads(),
+        "second_step_s": second, "kernels": _measure.kernels(), "threads": torch.get_num_threads(),
     }  # fmt: skip
 
 
 def cold_and_warm(method: str, which: str, device: str, execution: str, quick: bool) -> dict[str, dict[str, Any]]:
-    """The first step with an empty compile cache, and in a second process that finds the first one's cache."""
+    """The first step with an empty cache, in a second process that finds the first one's, and torch.optim's own."""
     command = [sys.executable, str(Path(__file__).resolve()), method, which, device, execution, str(int(quick))]
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as cache:
-        env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "TRITON_CACHE_DIR": str(Path(cache, "triton"))}
-        return {name: _run(command, env) for name in ("cold", "warm")}
+        own = {
+            "POLYAK_CACHE": f"{cache}/polyak",
+            "TORCHINDUCTOR_CACHE_DIR": cache,
+            "TRITON_CACHE_DIR": f"{cache}/triton",
+        }
+        env = {**os.environ, **own}
+        found = {name: _run(command, env) for name in ("cold", "warm")}
+        return {**found, TORCH: _run([*command[:2], TORCH, *command[3:]], env)}
 
 
 def _run(command: list[str], env: dict[str, str]) -> dict[str, Any]:

@@ -120,8 +120,8 @@ def peak_extra(action: Action, device: str) -> int:
     return most
 
 
-def graphs() -> int:
-    """Graphs that torch.compile has made in this process."""
-    from torch._dynamo.utils import counters
+def kernels() -> int:
+    """Kernels that polyak's optimizers have compiled or loaded in this process."""
+    from polyak.optim.engine import units
 
-    return int(counters["stats"]["unique_graphs"])
+    return len(units._compiled)

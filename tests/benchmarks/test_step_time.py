@@ -41,8 +41,8 @@ def test_compiled_with_first_steps(tmp_path):
     _, found = run(tmp_path / "b.json", "--methods", "adamw", "--sets", "medium,small", "--libraries", "timm")
     for row in found["rows"]:
         if row["contender"] == "polyak":
-            assert row["graphs"]["new_lr"] == 0
-            assert row["graphs"]["here"] <= (2 if row["set"] == "medium" else 0)
+            assert row["kernels"]["new_lr"] == 0
+            assert row["kernels"]["here"] <= (2 if row["set"] == "medium" else 0)
     for steps in found["first_steps"].values():
         assert steps["warm"]["first_step_s"] < steps["cold"]["first_step_s"]
         assert steps["warm"]["import_loads"] == []
