@@ -16,9 +16,11 @@ from polyak.declare import Hyper
 from polyak.optim.engine import checkpoint, diagnose
 from polyak.optim.engine.execution import Execution, checked, in_force
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
+from polyak.optim.engine.member import holds_nothing, local
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.rule import Chain, Options, check_complete
 from polyak.optim.engine.run import check_totals, drive
+from polyak.optim.engine.units import mark_crossing
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
 
@@ -179,7 +181,9 @@ class Optimizer(torch.optim.Optimizer):
     def _planned(self, chosen: str, grads: list[list[Tensor | None]], dry: bool = False) -> list[GroupPlan]:
         plans = [GroupPlan(self, i, chosen, g, dry) for i, g in enumerate(grads)]
         check_totals(m.questions for plan in plans for m in plan.members.values())
+        mark_crossing(m for plan in plans for m in plan.members.values())
         for plan in plans:
+            plan.divide()
             if not dry:
                 plan.bind()
         return plans
@@ -213,15 +217,20 @@ class Optimizer(torch.optim.Optimizer):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def _advance(self, loss: float | Tensor | None) -> None:
         """One step with the gradients present; nothing is gained by tracing it."""
-        inputs = self._inputs(loss)
-        plans = self._current_plans()
-        if not self._stepped and self._is_request_for_state(plans):
-            return
-        self._stepped = True
-        with _without_autocast(plans):
-            drive([r for plan in plans for r in plan.runs(inputs)])
-        for plan in plans:
-            plan.count_step()
+        asked = not self._stepped and self._is_request_for_state()
+        inputs = {} if asked else self._inputs(loss)
+        try:
+            plans = self._current_plans()
+            if asked:
+                return
+            self._stepped = True
+            with _without_autocast(plans):
+                drive([r for plan in plans for r in plan.runs(inputs)])
+            for plan in plans:
+                plan.count_step()
+        finally:
+            for plan in self._plans:
+                plan.let_go()
 
     def _inputs(self, loss: float | Tensor | None) -> dict[str, Tensor]:
         """What enters the step by name."""
@@ -232,15 +241,17 @@ class Optimizer(torch.optim.Optimizer):
         device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
         return {"loss": torch.as_tensor(loss).detach().to(device, torch.float64).reshape(())}
 
-    def _is_request_for_state(self, plans: list[GroupPlan]) -> bool:
+    def _is_request_for_state(self) -> bool:
         """Whether this is the step that torch.distributed.checkpoint makes to have the state: it counts nothing.
 
         It comes with lr 0 and gradients that are all zero, to an optimizer that has made no step yet.
         """
         if any(float(group["lr"]) != 0 for group in self.param_groups if "lr" in group):
             return False
-        members = [(m, plan.grads[m.index]) for plan in plans for m in plan.members.values()]
-        return not any(bool(g.any()) for _, g in members if g is not None)
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if any(g.layout is not torch.strided or holds_nothing(g) for g in grads):
+            return False
+        return not any(bool(local(g).any()) for g in grads)
 
     def explain(self) -> str:
         """Which path every group takes, and why: one line a kind of tensor."""
@@ -259,10 +270,8 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _forget(self) -> None:
         """Zero all memories and counters."""
-        for state in self.state.values():
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
+        for memory in checkpoint.state_tensors(self):
+            memory.zero_()
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state on this rank."""
