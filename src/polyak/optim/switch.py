@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from polyak.optim.create import get
 from polyak.optim.engine.checkpoint import cast_memory
@@ -50,8 +49,10 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
         old_group.clear()
         old_group.update(values)
     new.param_groups = optimizer.param_groups
-    no_gradients: list[list[Tensor | None]] = [[None] * len(group["params"]) for group in new.param_groups]
-    new._planned(new.chosen()[0], no_gradients)  # makes what is missing of the memories, so that a checkpoint is whole
+    # the same registries, so that what listens to the steps (an average of the weights) goes on, and can still let go
+    new._optimizer_step_pre_hooks = optimizer._optimizer_step_pre_hooks
+    new._optimizer_step_post_hooks = optimizer._optimizer_step_post_hooks
+    new.complete_state()  # so that a checkpoint taken before the next step is whole
     new.forget_plans(bool(new.state))
     return new
 

@@ -82,8 +82,13 @@ def _read(option: Any) -> Any:
 
 def state_bytes(optimizer: Checkpointed) -> int:
     """Bytes of all state tensors on this rank."""
-    tensors = (v for values in optimizer.state.values() for v in values.values() if isinstance(v, Tensor))
-    return sum(local(t).numel() * t.itemsize for t in tensors)
+    return sum(local(t).numel() * t.itemsize for t in state_tensors(optimizer))
+
+
+def state_tensors(optimizer: Checkpointed) -> Iterator[Tensor]:
+    """All tensors in the states of parameters; others may have put other things there."""
+    states = (values for values in optimizer.state.values() if isinstance(values, dict))
+    return (v for values in states for v in values.values() if isinstance(v, Tensor))
 
 
 def load(optimizer: Checkpointed, state_dict: dict[str, Any]) -> None:

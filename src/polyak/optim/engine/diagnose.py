@@ -67,7 +67,7 @@ def read(plans: Sequence[GroupPlan], inputs: dict[str, Tensor]) -> dict[str, dic
             looks.append(_Looking(member))
             names, scalars = coefficients(member.chain, plan.group, int(member.time) + 1, member.value.device)
             runs.append(run(looks[-1], [g] if g is not None else [], Moment(names, scalars, inputs), mode))
-        plan.grads = []
+        plan.let_go()
     drive(runs)
     seen = [(one.first.name, one.look) for one in looks if one.look is not None and one.first.numel]
     return {name: {key: float(v) for key, v in look.figures.items()} for name, look in seen}

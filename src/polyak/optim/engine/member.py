@@ -40,6 +40,11 @@ def is_dense(t: Tensor) -> bool:
     return True
 
 
+def holds_nothing(t: Tensor) -> bool:
+    """Whether a tensor has no values (meta and fake tensors): they cannot be read, and have no address."""
+    return t.untyped_storage().device.type == "meta"
+
+
 class Member:
     """One parameter of a group.
 
@@ -89,6 +94,7 @@ class Member:
         # seeds belong to a whole tensor, and so do packed signs and what flows through a layer
         self.uncut = self.draws or self.layout == "square" or not chain.is_compilable
         self.one_call = self.direct and self.is_compilable and local_sums
+        self.crossing = False
 
     @property
     def numel(self) -> int:
@@ -123,9 +129,12 @@ class Member:
         self.facts = facts.to(self.value.device)
         if self.chain.timed or self.draws:
             # a counter of its own, 0-d and float32 like torch's, that Python reads and writes without a call into torch
-            self.counter = array("f", [float(self.state.get(STEP, 0.0))])
-            is_fake = type(self.value) is not Tensor
-            self.state[STEP] = torch.zeros(()) if is_fake else torch.frombuffer(self.counter, dtype=torch.float32)[0]
+            before, fresh = self.state.get(STEP, 0.0), torch.zeros((), device="cpu")
+            if holds_nothing(fresh):  # under a fake mode
+                self.counter, self.state[STEP] = array("f", [0.0]), fresh
+            else:
+                self.counter = array("f", [float(before)])
+                self.state[STEP] = torch.frombuffer(self.counter, dtype=torch.float32)[0]
 
     def _take_parts(self) -> None:
         here = [local(m) for m in self.memories]
@@ -144,6 +153,10 @@ class Member:
         if self.direct and g.stride() != self.strides:
             g = torch.empty_like(self.value, dtype=g.dtype).copy_(g)
         return self.as_array(g.resolve_neg())
+
+    def set_crossing(self) -> None:
+        """Share memory with another weight: steps are made in the order of the parameters, whatever the mode."""
+        self.crossing, self.one_call = True, False
 
     def settle_copies(self) -> None:
         """Write back what the kernel worked on in copies."""

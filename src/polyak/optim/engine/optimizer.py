@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any, ClassVar, TypedDict, TypeVar, overload
+from typing import Any, ClassVar, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +16,11 @@ from polyak.declare import Hyper
 from polyak.optim.engine import checkpoint, diagnose, views
 from polyak.optim.engine.execution import Execution, checked, in_force
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
+from polyak.optim.engine.member import holds_nothing, local
 from polyak.optim.engine.plan import GroupPlan
+from polyak.optim.engine.planner import Planner
 from polyak.optim.engine.rule import Chain, Options, check_complete
-from polyak.optim.engine.run import check_totals, drive
+from polyak.optim.engine.run import drive
 from polyak.optim.engine.taps import TAPPED, Taps
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
@@ -31,35 +33,22 @@ _chains: dict[tuple[Any, ...], Chain] = {}
 _untraced: Callable[[_F], _F] = getattr(torch, "_disable_dynamo", torch.compiler.disable)
 
 
-class EngineOptions(TypedDict, total=False):
-    """How an optimizer runs; the same for every method.
-
-    ``execution``: ``"auto"`` (compiled where it is worth it), ``"eager"`` (one tensor after the other), ``"batched"``
-    (flat arrays, no compiler) or ``"compiled"``; the environment variable ``POLYAK_EXECUTION`` overrides it.
-    ``maximize``: ascend. ``check_finite``: refuse a step with a non-finite gradient, naming the parameter.
-
-    ``state_storage``: how memories that are averages are kept: ``"float32"`` (in at least that), ``"bfloat16"`` (half
-    the bytes), ``"int8"`` (a quarter; tensors of 4,096 elements or more that 256 divides) or ``"factored"`` (row and
-    column sums, and a bit a sign). What is stored low is rounded at random; counters, signs and previous values stay
-    exact.
-    ``rounding``: how a half-precision weight is written: ``"nearest"``, ``"stochastic"``, or ``"kahan"`` (bfloat16;
-    what it could not hold is kept in one more tensor like it).
-    """
-
-    execution: Execution
-    maximize: bool
-    check_finite: bool
-    state_storage: Storage
-    rounding: Rounding
-
-
 class Optimizer(torch.optim.Optimizer):
     """Any chain of rules as a PyTorch optimizer.
 
     Args:
         params: what any ``torch.optim`` optimizer takes: parameters, named parameters or groups.
         rules: the chain; see :func:`polyak.optim.chain`.
-        execution, maximize, check_finite, state_storage, rounding: see :class:`EngineOptions`.
+        execution: ``"auto"`` (compiled where it is worth it), ``"eager"`` (one tensor after the other), ``"batched"``
+            (no compiler) or ``"compiled"``; the environment variable ``POLYAK_EXECUTION`` overrides it.
+        maximize: ascend.
+        check_finite: refuse a step with a non-finite gradient, naming the parameter.
+        state_storage: how memories that are averages are kept: ``"float32"`` (in at least that), ``"bfloat16"`` (half
+            the bytes), ``"int8"`` (a quarter; tensors of 4,096 elements or more that 256 divides) or ``"factored"``
+            (row and column sums, and a bit a sign). What is stored low is rounded at random; counters, signs and
+            previous values stay exact.
+        rounding: how a half-precision weight is written: ``"nearest"``, ``"stochastic"``, or ``"kahan"`` (bfloat16;
+            what it could not hold is kept in one more tensor like it).
         **hyperparameters: values for the hyperparameters that the chain's rules declare.
 
     Raises:
@@ -88,9 +77,7 @@ class Optimizer(torch.optim.Optimizer):
         self.execution: Execution = checked(execution)
         in_force(self.execution, 0)  # a wrong word in the environment is told here
         self.check_finite = check_finite
-        self._plans: list[GroupPlan] = []
-        self._entries: list[int] = []
-        self._elements = 0
+        self._planner = Planner()
         self._stepped = False
         self._taps: Taps | None = None
         defaults = self._defaults(hyperparameters)
@@ -168,39 +155,13 @@ class Optimizer(torch.optim.Optimizer):
         """How the memories of a parameter group are kept."""
         return Keeping(group.get("state_storage", "float32"), group.get("rounding", "nearest"))
 
-    def _current_plans(self) -> list[GroupPlan]:
-        """Plans that describe the optimizer as it is now, with the gradients read."""
-        grads = [[p.grad for p in group["params"]] for group in self.param_groups]
-        diagnose.refuse_sparse(self.param_groups, grads)
-        if self.check_finite:
-            diagnose.refuse_non_finite(self.param_groups, grads)
-        chosen = self.chosen()[0]
-        good = len(self._plans) == len(grads) and [*map(id, self.state.values())] == self._entries
-        if not good or not all([plan.refresh(chosen, g) for plan, g in zip(self._plans, grads, strict=True)]):
-            self._plans = []
-            chosen = self.chosen()[0]
-            self._plans = self._planned(chosen, grads)
-            self._entries = [*map(id, self.state.values())]
-        return self._plans
-
-    def _planned(self, chosen: str, grads: list[list[Tensor | None]], dry: bool = False) -> list[GroupPlan]:
-        plans = [GroupPlan(self, i, chosen, g, dry) for i, g in enumerate(grads)]
-        check_totals(m.questions for plan in plans for m in plan.members.values())
-        for plan in plans:
-            if not dry:
-                plan.bind()
-        return plans
-
     def salt_of(self, index: int, i: int) -> int:
         """A number that tells parameter ``i`` of group ``index`` from the others, for random rounding."""
         return 1 + i + index * 2**14
 
     def chosen(self) -> tuple[str, str]:
         """How the optimizer runs now, and why."""
-        if not self._plans:
-            listed = [p for group in self.param_groups for p in group["params"]]
-            self._elements = sum(p.numel() for p in listed if not torch.nn.parameter.is_lazy(p))
-        return in_force(self.execution, self._elements)
+        return self._planner.chosen(self)
 
     @overload
     def step(self, closure: None = None, *, loss: float | Tensor | None = None) -> None: ...
@@ -227,13 +188,20 @@ class Optimizer(torch.optim.Optimizer):
         """One step with the gradients present; nothing is gained by tracing it."""
         if views.is_predicted(self):
             raise RuntimeError(f"{self._owner()}: the weights are predicted ones; restore() them before the step")
-        inputs = self._inputs(loss)
-        plans = self._current_plans()
-        if not self._stepped and self._is_request_for_state(plans):
-            return
-        self.advance(plans, inputs)
+        asked = not self._stepped and self._is_request_for_state()
+        inputs = {} if asked else self._inputs(loss)
+        try:
+            plans = self._planner.current(self)
+            if not asked:
+                self.advance(plans, inputs)
+        finally:
+            self._planner.let_go()
         if self._taps is not None:
             self._taps.clear()
+
+    def complete_state(self) -> None:
+        """Make the memories that the state of a parameter lacks, where it has one already."""
+        self._planner.without_gradients(self, bind=True)
 
     @torch.no_grad()
     @_untraced
@@ -264,37 +232,36 @@ class Optimizer(torch.optim.Optimizer):
         device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
         return {**tapped, "loss": torch.as_tensor(loss).detach().to(device, torch.float64).reshape(())}
 
-    def _is_request_for_state(self, plans: list[GroupPlan]) -> bool:
+    def _is_request_for_state(self) -> bool:
         """Whether this is the step that torch.distributed.checkpoint makes to have the state: it counts nothing.
 
         It comes with lr 0 and gradients that are all zero, to an optimizer that has made no step yet.
         """
         if any(float(group["lr"]) != 0 for group in self.param_groups if "lr" in group):
             return False
-        members = [(m, plan.grads[m.index]) for plan in plans for m in plan.members.values()]
-        return not any(bool(g.any()) for _, g in members if g is not None)
+        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if any(g.layout is not torch.strided or holds_nothing(g) for g in grads):
+            return False
+        return not any(bool(local(g).any()) for g in grads)
 
     def explain(self) -> str:
         """Which path every group takes, and why: one line a kind of tensor."""
         chosen, reason = self.chosen()
-        nothing: list[list[Tensor | None]] = [[None] * len(group["params"]) for group in self.param_groups]
-        plans = self._plans or self._planned(chosen, nothing, dry=True)
+        plans = self._planner.without_gradients(self)
         lines = [f"{self._owner()}: {chosen} ({reason})"]
         return "\n".join(lines + [line for plan in plans for line in plan.describe()])
 
     def diagnostics(self) -> dict[str, dict[str, float]]:
         """Read-outs of the step that the gradients present now would give, by parameter; see :mod:`diagnose`."""
-        plans = self._current_plans()
+        plans = self._planner.current(self)
         with _without_autocast(plans):
             return diagnose.read(plans, {})
 
     @torch.no_grad()
     def _forget(self) -> None:
         """Zero all memories and counters."""
-        for state in self.state.values():
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
+        for memory in checkpoint.state_tensors(self):
+            memory.zero_()
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state on this rank."""
@@ -320,14 +287,14 @@ class Optimizer(torch.optim.Optimizer):
 
     def forget_plans(self, stepped: bool) -> None:
         """Plan anew at the next step: the state is another one."""
-        self._plans, self._stepped = [], stepped
+        self._planner, self._stepped = Planner(), stepped
 
     def __getstate__(self) -> dict[str, Any]:
         kept = ("defaults", "param_groups", "state", "execution", "check_finite", "_rules", "_stepped")
         return {name: self.__dict__[name] for name in kept if name in self.__dict__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._plans, self._entries, self._elements, self._taps = [], [], 0, None
+        self._planner, self._taps = Planner(), None
         super().__setstate__(state)
 
     def __copy__(self) -> Self:

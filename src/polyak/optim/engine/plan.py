@@ -14,14 +14,14 @@ from polyak import aot
 from polyak.optim.engine import units
 from polyak.optim.engine.calls import Call, Line, lines
 from polyak.optim.engine.keeping import Keeping
-from polyak.optim.engine.member import SMALL, STEP, Member, is_sharded, local
+from polyak.optim.engine.member import SMALL, STEP, Member, holds_nothing, is_sharded, local
 from polyak.optim.engine.rule import Chain, Options
 from polyak.optim.engine.run import Run, coefficients, run
 from polyak.optim.engine.sharding import check_rows
 from polyak.optim.engine.units import Mode, Moment, Unit
 
 # looked up in C, since a step does it for every parameter
-_ADDRESS, _STRIDE, _SHAPE = Tensor.data_ptr, Tensor.stride, attrgetter("shape")
+_ADDRESS, _STRIDE, _KIND = Tensor.data_ptr, Tensor.stride, attrgetter("shape", "dtype")
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
@@ -70,19 +70,22 @@ class GroupPlan:
             wanted = g is not None or self._has_state(p) or self._takes_part(p) or (dry and p.requires_grad)
             if wanted and p.is_floating_point():
                 self.members[i] = self._member(i, p)
-        self.units = list(units.build([m for m in self.members.values() if m.numel or m.sharded], *self._ways()))
         self.devices = {m.value.device.type for m in self.members.values()}
         self._direct: dict[int, Call] = {}
         self._lines: list[Line] = []
         if not dry:
             self._take(grads)
 
+    def divide(self) -> None:
+        """Divide the members into units, knowing which of them share memory."""
+        self.units = list(units.build([m for m in self.members.values() if m.numel or m.sharded], *self._ways()))
+
     def bind(self) -> None:
         """Take the memories from the state, and remember where all lies."""
         for m in self.members.values():
             m.bind(self.optimizer.state[m.param])
         self._weights = [m.param for m in self.members.values()]
-        self._distributed = any(hasattr(p, "placements") for p in self._weights)
+        self._plain = not any(hasattr(p, "placements") or holds_nothing(p) for p in self._weights)
         self._slots = [(m.state, key) for m in self.members.values() for key in m.keys]
         self._held = [state[key] for state, key in self._slots]
         self._counters = [m for m in self.members.values() if m.counter is not None]
@@ -113,13 +116,14 @@ class GroupPlan:
         return self.execution != "eager", self.execution == "compiled"
 
     def _look(self) -> tuple[list[Any], ...]:
-        """Where weights and memories lie: two tensors of one address, shape and stride are the same elements."""
-        weights, memories = self._weights, self._held
-        if self._distributed:
-            weights, memories = [local(t) for t in weights], [local(t) for t in memories]
-        addresses = [*map(_ADDRESS, weights), *map(_ADDRESS, memories), *map(_ADDRESS, self._steps)]
+        """Where weights and memories lie: tensors of one address, stride, shape and dtype are the same elements."""
+        weights, memories = self._weights, [*self._held, *self._steps]
+        if not self._plain:
+            weights = [local(t) for t in weights if not holds_nothing(t)]
+            memories = [local(t) for t in memories if not holds_nothing(t)]
+        addresses = [*map(_ADDRESS, weights), *map(_ADDRESS, memories)]
         # of memories only those that replace others have another stride or shape, and these are other tensors
-        return addresses, list(map(_STRIDE, weights)), list(map(_SHAPE, weights))
+        return addresses, list(map(_STRIDE, weights)), list(map(_KIND, weights))
 
     def refresh(self, execution: str, grads: list[Tensor | None]) -> bool:
         """Take the gradients; False if the plan no longer describes the optimizer."""
@@ -228,10 +232,13 @@ class GroupPlan:
         self.grads = grads
 
     def count_step(self) -> None:
-        """Advance the counters of the tensors that were stepped, and let the gradients go."""
+        """Advance the counters of the tensors that were stepped."""
         for m in self._counters:
             if self.grads[m.index] is not None and m.counter is not None:
                 m.counter[0] += 1.0
+
+    def let_go(self) -> None:
+        """Keep no gradient alive."""
         self.grads = []
 
     def describe(self) -> Iterator[str]:

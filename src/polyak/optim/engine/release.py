@@ -55,6 +55,7 @@ class _Alone:
         chosen, grads = self.optimizer.chosen()[0], [self.param.grad]
         if self.plan is None or not self.plan.owns(self.state) or not self.plan.refresh(chosen, grads):
             self.plan = GroupPlan(self, 0, chosen, grads)
+            self.plan.divide()
             self.plan.bind()
         return self.plan
 
@@ -78,7 +79,11 @@ class Released:
                 return
             if self._clip_value is not None:
                 p.grad.clamp_(-self._clip_value, self._clip_value)
-            self._optimizer.advance([alone.current_plan()])
+            plan = alone.current_plan()
+            try:
+                self._optimizer.advance([plan])
+            finally:
+                plan.let_go()
             p.grad = None
 
         return step

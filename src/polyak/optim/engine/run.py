@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyak import aot
 from polyak.optim.engine.context import Question
 from polyak.optim.engine.rule import Chain, Options
 from polyak.optim.engine.sharding import ShardedSums, localize, matrix_of_shards, sums_of_shards
@@ -150,5 +151,8 @@ def coefficients(chain: Chain, options: Options, t: int, device: torch.device) -
     flat = [*(value for values in by_rule for value in values.values()), float(t)]
     if any(isinstance(v, Tensor) for v in flat):  # a tensor lr on an accelerator: no reading it here
         return names, torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).reshape(()) for v in flat])
-    packed = torch.frombuffer(array("d", flat), dtype=torch.float64)
+    if aot.usable():
+        packed = torch.frombuffer(array("d", flat), dtype=torch.float64)
+    else:  # some modes must see where a tensor comes from
+        packed = torch.tensor(flat, dtype=torch.float64, device="cpu")
     return names, packed if device.type == "cpu" else packed.to(device, non_blocking=True)

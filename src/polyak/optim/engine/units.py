@@ -6,7 +6,7 @@ where launches are dear (CUDA) or every operation is a call (no compiler). Equal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +16,7 @@ from polyak import aot
 from polyak.optim.engine import kernels
 from polyak.optim.engine.context import Question, settle
 from polyak.optim.engine.kernels import Form, high
-from polyak.optim.engine.member import SMALL, Member
+from polyak.optim.engine.member import SMALL, Member, holds_nothing
 
 SLICE = 12 * 1024
 """Elements at a time without a compiler, where every operation makes an array."""
@@ -24,7 +24,7 @@ RUN = {"cpu": 20 * 1024, "cuda": 2**22}
 """Elements that are gathered: on a CPU what stays in cache."""
 
 Answers = list[Any]
-_compiled: dict[tuple[Form, bool, torch.device], Callable[[list[Tensor]], Any]] = {}
+_compiled: dict[tuple[Form, bool, torch.device], Callable[[list[Tensor]], Any] | None] = {}
 
 
 class Mode(NamedTuple):
@@ -148,10 +148,11 @@ def compiled(form: Form, small: bool, device: torch.device) -> Callable[[list[Te
     """The compiled code of a pass; None where nothing can be compiled."""
     key = (form, small, device)
     if key not in _compiled:
-        kernel = aot.load(kernels.source(form, small, device))
-        if kernel is None:
-            return None
-        _compiled[key] = kernel.run
+        source = kernels.source(form, small, device)
+        kernel = aot.load(source)
+        if kernel is None and (aot.failed() is not None or aot.failed(source) is None):
+            return None  # compiling is switched off, or was interrupted
+        _compiled[key] = None if kernel is None else kernel.run
     return _compiled[key]
 
 
@@ -188,11 +189,10 @@ def solve_stack(question: Question, terms: Sequence[Tensor], shape: torch.Size) 
 
 
 def build(members: Sequence[Member], gather: bool, compiled: bool) -> Iterator[Unit]:
-    """Divide members into units. Overlapping weights go one after the other, whatever the mode."""
-    crossing = _overlapping(members)
+    """Divide members into units."""
     runs: dict[Any, list[Member]] = {}
     for member in members:
-        key = None if member.index in crossing or not gather else _key(member, compiled)
+        key = None if member.crossing or not gather else _key(member, compiled)
         if key is None:
             yield Unit([member], gathered=False)
             continue
@@ -218,17 +218,22 @@ def _key(member: Member, compiled: bool) -> tuple[Any, ...] | None:
     return ("flat", *same) if elementwise and only_arrays and dear and small and not member.draws else None
 
 
-def _overlapping(members: Sequence[Member]) -> set[int]:
-    """Indices of members that share memory with another."""
-    spans = sorted((m.value.data_ptr(), m.value.data_ptr() + _extent(m.value), m.index) for m in members if m.numel)
-    found: set[int] = set()
-    end, last = 0, -1
-    for start, stop, index in spans:
-        if start < end:
-            found |= {index, last}
-        if stop > end:
-            end, last = stop, index
-    return found
+def mark_crossing(members: Iterable[Member]) -> None:
+    """Find the members, of all groups, that share memory with another."""
+    by_device: dict[torch.device, list[Member]] = {}
+    for m in members:
+        if m.numel and not holds_nothing(m.value):
+            by_device.setdefault(m.value.device, []).append(m)
+    for own in by_device.values():
+        own.sort(key=lambda m: m.value.data_ptr())
+        end, last = 0, own[0]
+        for m in own:
+            start = m.value.data_ptr()
+            if start < end:
+                m.set_crossing()
+                last.set_crossing()
+            if start + _extent(m.value) > end:
+                end, last = start + _extent(m.value), m
 
 
 def _extent(t: Tensor) -> int:
