@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, NoReturn, cast
@@ -131,6 +131,34 @@ def local_backward(
     return LocalOutcome(spent(loss), tuple(spent(value) for value in losses), x)
 
 
+def pair(batch: Any, what: str) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of what ``what`` gave.
+
+    Raises:
+        TypeError: if it is no pair of tensors; says what it is.
+    """
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(x, Tensor) for x in batch):
+        return batch[0], batch[1]
+    got = f"a dictionary of {list(batch)}" if isinstance(batch, Mapping) else f"a {type(batch).__name__}"
+    if isinstance(batch, (tuple, list)):
+        got += f" of {', '.join(type(x).__name__ for x in batch)}"
+    raise TypeError(
+        f"{what} must give pairs of tensors (inputs, targets), got {got}; for others write the loop yourself, around "
+        "local_backward()"
+    )
+
+
+def require_factory(name: str, made: object) -> None:
+    """Refuse what has been made in place of a function that makes it.
+
+    Raises:
+        TypeError: in that case.
+    """
+    if made is not None and not callable(made):
+        example = "partial(torch.optim.SGD, lr=0.1)" if name == "optimizer" else "partial(StepLR, step_size=10)"
+        raise TypeError(f"{name} must be a function that makes one, such as {example}, got a {type(made).__name__}")
+
+
 def check(network: LocalNetwork, batch: Batch) -> None:
     """Refuse a batch that cannot be trained on, before anything runs.
 
@@ -173,7 +201,10 @@ def run_block(
     scaler: torch.amp.GradScaler | None,
     weight: float,
 ) -> tuple[Tensor, Tensor]:
-    """Forward and backward of one block; its output and its loss, both detached. ``net=None``: the last block."""
+    """Forward and backward of one block; its output and its loss, both detached. ``net=None``: the last block.
+
+    Where nothing in a block and its auxiliary network is trained, there is no backward to do.
+    """
     if net is not None:
         net.begin()
     out = block(x)
@@ -181,9 +212,10 @@ def run_block(
     device = loss.device.type
     # What was computed under autocast is differentiated outside of it, as PyTorch asks.
     outside = torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext()
-    with outside:
-        weighted = loss if weight == 1.0 else weight * loss
-        (weighted if scaler is None else scaler.scale(weighted)).backward()
+    if loss.requires_grad:
+        with outside:
+            weighted = loss if weight == 1.0 else weight * loss
+            (weighted if scaler is None else scaler.scale(weighted)).backward()
     return out.detach(), loss.detach()
 
 

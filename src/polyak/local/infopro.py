@@ -41,7 +41,9 @@ class InfoPro(Auxiliary):
         widen: width of the decoder, >= 1.
         contrastive: the supervised contrastive loss (temperature 0.07) instead of the criterion.
         legacy_ratio: MAN's :math:`r`, the number of the *stage* of the next layer over :math:`K - 2`, which can exceed
-            1 and make weights negative. Only for networks with stages.
+            1 and make weights negative. Only for networks with stages. A number >= 3 is what to take for :math:`K`
+            instead of the number of blocks: for "K = 16" the authors' table of ResNet-32 has 15 blocks, one for each
+            layer, while their ratio divides by 16 - 2.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -57,7 +59,7 @@ class InfoPro(Auxiliary):
     feature_dim: int = 128
     widen: int = 1
     contrastive: bool = False
-    legacy_ratio: bool = False
+    legacy_ratio: bool | int = False
 
     def __post_init__(self) -> None:
         if len(self.image_mean) != len(self.image_std):
@@ -68,6 +70,8 @@ class InfoPro(Auxiliary):
             raise ValueError(f"image_std must be greater than 0, got {self.image_std!r}")
         if self.classifier not in get_args(Kind):
             raise ValueError(f"classifier must be one of {get_args(Kind)}, got {self.classifier!r}")
+        if not isinstance(self.legacy_ratio, bool) and self.legacy_ratio < 3:
+            raise ValueError(f"legacy_ratio must be True, False or at least 3, got {self.legacy_ratio!r}")
         for name in ("feature_dim", "widen"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)!r}")
@@ -93,7 +97,8 @@ class InfoPro(Auxiliary):
             if self.legacy_ratio:
                 if not site.layers.stages or site.cut == len(site.layers.stages):
                     raise ValueError(f"legacy_ratio needs the stage of the layer after block {site.block}: it has none")
-                r = site.layers.stages[site.cut] / (site.num_blocks - 2)
+                blocks = site.num_blocks if self.legacy_ratio is True else self.legacy_ratio
+                r = site.layers.stages[site.cut] / (blocks - 2)
         wx, wy = self.ixx_1 * (1 - r) + self.ixx_2 * r, self.ixy_1 * (1 - r) + self.ixy_2 * r
         if wx == wy == 0:
             raise ValueError(f"ixx_1, ixy_1, ixx_2, ixy_2 give both losses of block {site.block} the weight 0")
@@ -197,11 +202,12 @@ def _conv(width: int, out: int, stride: int) -> list[nn.Module]:
 def supervised_contrastive(features: Tensor, labels: Tensor, temperature: float = TEMPERATURE) -> Tensor:
     r"""Supervised contrastive loss (Khosla et al., arXiv:2004.11362) of one view.
 
-    .. math:: -\frac{1}{|I|}\sum_{i \in I} \frac{1}{|P_i|} \sum_{p \in P_i}
+    .. math:: -\frac{1}{N}\sum_{i \in I} \frac{1}{|P_i|} \sum_{p \in P_i}
         \log \frac{e^{z_i \cdot z_p / T}}{\sum_{a \ne i} e^{z_i \cdot z_a / T}}
 
     :math:`z` are the features at length 1, :math:`P_i` the others with the label of :math:`i`, :math:`I` the samples
-    that have such others; 0 if there are none.
+    that have such others. The mean is over all :math:`N` samples, as in the code of InfoPro and MAN: one without others
+    counts as 0.
 
     Args:
         features: (N, F).
@@ -217,6 +223,4 @@ def supervised_contrastive(features: Tensor, labels: Tensor, temperature: float 
     own = torch.eye(len(z), dtype=torch.bool, device=z.device)
     log_p = (z @ z.T / temperature).masked_fill(own, -torch.inf).log_softmax(1)
     positive = (labels[:, None] == labels) & ~own
-    count = positive.sum(1)
-    per_sample = log_p.masked_fill(~positive, 0.0).sum(1) / count.clamp(min=1)
-    return -per_sample.sum() / (count > 0).sum().clamp(min=1)
+    return -(log_p.masked_fill(~positive, 0.0).sum(1) / positive.sum(1).clamp(min=1)).mean()

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal, TypeVar, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,12 @@ from torch import Tensor, nn
 from polyak.local.auxiliary import Auxiliary, AuxiliaryNet, Batch, Site, channels
 from polyak.local.heads import DGL
 from polyak.memory import ema_
+from polyak.teachers.copies import deep_copy
+from polyak.teachers.matching import is_averageable
 
 Variant = Literal["code", "scale", "paper", "trained", "average"]
 Init = Literal["copy", "fresh"]
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,9 @@ class MANNet(AuxiliaryNet):
         variant = recipe.variant
         self.momentum = recipe.momentum
         self.variant = variant
-        self.average = None if variant == "trained" else start(source).requires_grad_(variant == "paper")
+        self.average = None if variant == "trained" else start(source)
+        if variant != "paper" and self.average is not None:
+            self.average.requires_grad_(False)
         self.trained = fresh(source) if variant in ("code", "scale", "trained") else None
         self.scale = nn.Parameter(torch.ones((), dtype=u.dtype)) if variant == "scale" else None
         shape = (-1, *(1,) * (u.ndim - 2)) if u.ndim == 4 else (-1,)
@@ -164,43 +168,69 @@ class MANNet(AuxiliaryNet):
 
     def pull(self) -> None:
         """Move the average towards the next layer's weights."""
+        ema_([e.detach() for e, _ in self._pairs()], [p.detach() for _, p in self._pairs()], 1.0 - self.momentum)
+
+    def _pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """Averaged weights, each with its source; quantized ones do not move."""
         assert self.average is not None
-        sources = [p.detach() for p in self.source.parameters()]
-        ema_([p.detach() for p in self.average.parameters()], sources, 1.0 - self.momentum)
+        pairs = zip(self.average.parameters(), self.source.parameters(), strict=True)
+        return [(e, p) for e, p in pairs if is_averageable(p)]
 
     def sources(self) -> list[Tensor]:
         """See :class:`AuxiliaryNet`."""
-        own = [] if self.variant in ("trained", "paper") else list(self.source.parameters())
+        own = [] if self.variant in ("trained", "paper") else [p for _, p in self._pairs()]
         return [*own, *self.head.sources()]
 
-    def get_extra_state(self) -> bool:
-        """Whether a step has been made that the variant ``"paper"`` has not yet pulled after."""
-        return self._stepped
+    def get_extra_state(self) -> Tensor:
+        """Whether a step has been made that the variant ``"paper"`` has not yet pulled after.
 
-    def set_extra_state(self, state: bool) -> None:
+        A tensor, which is all that some formats store.
+        """
+        return torch.tensor(self._stepped)
+
+    def set_extra_state(self, state: Tensor | bool) -> None:
         """Put back what :meth:`get_extra_state` gave."""
         self._stepped = bool(state)
 
 
-def copied(layer: nn.Module) -> nn.Module:
-    """A deep copy whose parameters have no gradients, all of them trainable."""
-    layer = copy.deepcopy(layer).requires_grad_()
+def copied(layer: Layer) -> Layer:
+    """A deep copy whose parameters have no gradients, and are trainable, whether or not the layer is frozen.
+
+    Where only some of a layer's parameters are frozen, these are constants, such as tables of positions or quantized
+    weights under an adapter, and stay so.
+
+    Raises:
+        ValueError: if it cannot be copied.
+    """
+    layer = deep_copy(layer)
+    weights = [p for p in layer.parameters() if is_averageable(p)]
+    for parameter in weights if not any(p.requires_grad for p in weights) else ():
+        parameter.requires_grad_()
     layer.zero_grad(set_to_none=True)
     return layer
 
 
 @torch.no_grad()
-def fresh(layer: nn.Module) -> nn.Module:
-    """A copy started anew: weights of two or more dimensions are drawn again from a normal distribution.
+def fresh(layer: Layer) -> Layer:
+    """A copy started anew: what is a weight is drawn again from a normal distribution.
 
-    Each keeps its standard deviation, whatever rule the layer was initialized by; biases and the affine part of
-    normalizations are copied, running statistics begin again.
+    Each keeps its standard deviation, whatever rule the layer was initialized by. Weights are the trainable parameters
+    with two or more dimensions that are no vectors, so neither biases nor the affine part of normalizations, the scales
+    ``(C, 1, 1)`` of a layer or those of ``weight_norm``: these are copied. Running statistics begin again.
     """
     layer = copied(layer)
-    for parameter in layer.parameters():
-        if parameter.ndim >= 2 and parameter.numel() > 1:
-            parameter.normal_(0.0, float(parameter.float().std()))
     for module in layer.modules():
+        for parameter in module.parameters(recurse=False):
+            if parameter.requires_grad and _is_weight(parameter, module):
+                wide = parameter.float() if parameter.dtype in (torch.float16, torch.bfloat16) else parameter
+                parameter.normal_(0.0, float(wide.std()))
         if isinstance(module, nn.modules.batchnorm._NormBase):
             module.reset_running_stats()
     return layer
+
+
+def _is_weight(parameter: Tensor, owner: nn.Module) -> bool:
+    if parameter.numel() < 2 or parameter.ndim < 2:
+        return False
+    is_map = isinstance(owner, (nn.Linear, nn.modules.conv._ConvNd)) and parameter is owner._parameters.get("weight")
+    return is_map or sum(n > 1 for n in parameter.shape) >= 2

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.optim import Optimizer
 
 from polyak.local.auxiliary import AuxiliaryNet, Batch, Criterion
-from polyak.local.backward import check, run_block
+from polyak.local.backward import check, pair, require_factory, run_block
 from polyak.local.man import MANNet
 from polyak.local.network import LocalNetwork
 
@@ -64,6 +64,7 @@ class BlockPipeline:
         optimizer: the optimizer of their parameters.
 
     Raises:
+        TypeError: if ``optimizer`` is an optimizer, and no function that makes one.
         ValueError: if ``split`` does not give each rank at least one and all of them all blocks; if the variant
             ``"paper"`` of MAN would need weights from after the next rank's step, for which it would have to wait; if
             the ranks' networks or their splits differ.
@@ -80,6 +81,7 @@ class BlockPipeline:
         group: dist.ProcessGroup | None = None,
         timeout: timedelta = timedelta(minutes=5),
     ) -> None:
+        require_factory("optimizer", optimizer)
         self._group, self._rank, self._world = group, dist.get_rank(group), dist.get_world_size(group)
         self._starts = _starts(network.num_blocks, self._world, split)
         self.network, self._criterion, self._timeout = network, criterion, timeout
@@ -111,6 +113,7 @@ class BlockPipeline:
             For each batch the losses of this rank's blocks.
 
         Raises:
+            TypeError: if a batch is no pair of tensors.
             ValueError: if rank 0 has no batches or another rank has some; if a batch is refused.
             RuntimeError: if modules of the model were replaced after it was cut.
             NeighbourError: if a neighbour has ended or does not answer; names it. Nothing hangs.
@@ -127,7 +130,8 @@ class BlockPipeline:
         return losses
 
     def _own(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for inputs, targets in batches:
+        for batch in batches:
+            inputs, targets = pair(batch, "batches")
             check(self.network, Batch(inputs, targets, self._criterion))
             yield inputs, targets, inputs
 
@@ -189,7 +193,7 @@ class BlockPipeline:
     def _share(self, module: nn.Module, rank: int) -> None:
         """Give every rank one rank's tensors of a module, and whether its averages are still to follow a step."""
         averages = [m for m in module.modules() if isinstance(m, MANNet)]
-        stepped = torch.tensor([m.get_extra_state() for m in averages], dtype=torch.uint8)
+        stepped = torch.tensor([bool(m.get_extra_state()) for m in averages], dtype=torch.uint8)
         for tensor in (*module.parameters(), *module.buffers(), stepped):
             if tensor.numel() == 0:
                 continue

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from polyak.local.auxiliary import Auxiliary, Criterion
-from polyak.local.backward import LocalOutcome, local_backward
+from polyak.local.backward import LocalOutcome, local_backward, pair, require_factory
 from polyak.local.listing import Layers
 from polyak.local.network import Cuts, LocalNetwork
 
@@ -69,6 +69,7 @@ class LocalTrainer:
         history: an :class:`Epoch` for each epoch.
 
     Raises:
+        TypeError: if ``optimizer`` or ``scheduler`` is one already, and no function that makes one.
         ValueError: if ``accumulate`` is below 1, and what :class:`LocalNetwork` raises, when it is built.
     """
 
@@ -86,6 +87,8 @@ class LocalTrainer:
         accumulate: int = 1,
         autocast: torch.dtype | None = None,
     ) -> None:
+        require_factory("optimizer", optimizer)
+        require_factory("scheduler", scheduler)
         if accumulate < 1:
             raise ValueError(f"accumulate must be at least 1, got {accumulate!r}")
         self.model = model if isinstance(model, nn.Module) else nn.Sequential(*model)
@@ -132,6 +135,7 @@ class LocalTrainer:
             What the epochs added to ``history``.
 
         Raises:
+            TypeError: if a batch is no pair of tensors.
             ValueError: if ``epochs`` is below 1 or an epoch has no batch.
         """
         if epochs < 1:
@@ -157,7 +161,8 @@ class LocalTrainer:
         return Epoch(last, tuple(local), right / samples)
 
     def _groups(self, loader: Loader) -> Iterator[list[Pair]]:
-        batches = ((x.to(self.device), y.to(self.device)) for x, y in loader)
+        pairs = (pair(batch, "loader") for batch in loader)
+        batches = ((x.to(self.device), y.to(self.device)) for x, y in pairs)
         while group := list(islice(batches, self._accumulate)):
             yield group
 
@@ -196,7 +201,7 @@ class LocalTrainer:
         self.model.eval()
         right, samples = 0.0, 0
         try:
-            for x, y in loader:
+            for x, y in (pair(batch, "loader") for batch in loader):
                 right += _right(self.model(x.to(self.device)), y.to(self.device))
                 samples += len(y)
         finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -36,10 +37,28 @@ class Attachment:
 
     def __init__(self, ema: EMA, optimizer: torch.optim.Optimizer, when: When) -> None:
         require(when in ("after_step", "before_forward"), "when", when, "'after_step' or 'before_forward'")
-        self._ema, self._when = ema, when
-        self._handles: list[RemovableHandle] = [_innermost(optimizer).register_step_post_hook(Hook(self._after_step))]
+        self._ema, self._when, self._warned = ema, when, False
+        optimizer = _innermost(optimizer)
+        self._handles: list[RemovableHandle] = [optimizer.register_step_post_hook(Hook(self._after_step))]
         if when == "before_forward":
+            self._handles.append(optimizer.register_step_pre_hook(Hook(self._before_step)))
             self._handles.append(ema.model.register_forward_pre_hook(Hook(self._before_forward)))
+
+    def _before_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Make up for an update that was due before the last forward: the weights are still those of then."""
+        if not self._ema.pending or self._ema.is_swapped:
+            return
+        if not self._warned:
+            self._warned = True
+            warnings.warn(
+                "the model made no forward in training mode since the last step, so its average moves late, after the "
+                "forward: attach to the module that is called (the compiled one, where it is compiled), or take "
+                "when='after_step'",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        self._ema.update()
+        self._ema.pending = False
 
     def _after_step(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         # Only an optimizer that unscales by itself is called for a step that is to be skipped.
@@ -52,7 +71,9 @@ class Attachment:
             self._ema.pending = True
 
     def _before_forward(self, module: nn.Module, args: Any) -> None:
-        # a forward inside of swapped() runs the averages: the update waits for the next
+        # a compiled forward would trace the update instead of making it; one inside of swapped() runs the averages
+        if torch.compiler.is_compiling():
+            return
         if self._ema.pending and module.training and not self._ema.is_swapped:
             self._ema.update()
             self._ema.pending = False

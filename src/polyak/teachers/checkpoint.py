@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import io
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -13,12 +14,20 @@ from polyak.teachers.schedules import Power, Schedule
 if TYPE_CHECKING:
     from polyak.teachers.ema import EMA
 
+Resume = Literal["same", "mine"]
+"""Whose schedules are gone on with: the stored ones, which are to be the same, or those of the object at hand."""
+
+_PAGE = 4096
+"""Bytes; states that differ by a digit are tensors of one size, as checkpoints of many ranks want them."""
+
 _COUNTS = ("step", "seen", "updates", "skipped", "_last", "_last_seen")
 
 
 def save(ema: EMA) -> dict[str, Any]:
     """Averages, counts and what they were made with; see :meth:`EMA.state_dict`."""
-    averages = [{name: tensor.detach() for name, tensor in average.items()} for average in ema.averages]
+    places = ema._sources[0][0].places
+    passing = {name for name, where in places.items() if not where[0].is_persistent}
+    averages = [{n: x.detach() for n, x in average.items() if n not in passing} for average in ema.averages]
     return {"averages": averages, **progress(ema)}
 
 
@@ -60,8 +69,25 @@ def progress(ema: EMA) -> dict[str, Any]:
         **{_public(count): getattr(ema, count) for count in _COUNTS},
         "pending": ema.pending,
         "noise": ema._noise.get_state() if _is_rounded(ema) else None,
+        "averaged": sorted(ema._treatment.averaged),
         "made_with": _made_with(ema),
     }
+
+
+def encode(state: dict[str, Any]) -> Tensor:
+    """A state as one tensor of bytes, for what stores nothing but tensors."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    content = len(file.getvalue()).to_bytes(8, "little") + file.getvalue()
+    return torch.frombuffer(bytearray(content.ljust(-(-len(content) // _PAGE) * _PAGE, b"\0")), dtype=torch.uint8)
+
+
+def decode(encoded: Tensor) -> dict[str, Any]:
+    """The state that :func:`encode` was given."""
+    content = bytes(encoded.cpu().tolist())
+    size = int.from_bytes(content[:8], "little")
+    state: dict[str, Any] = torch.load(io.BytesIO(content[8 : 8 + size]), weights_only=True)
+    return state
 
 
 def _public(count: str) -> str:
@@ -78,33 +104,44 @@ def _made_with(ema: EMA) -> dict[str, Any]:
         "schedules": [schedule.describe() for schedule in ema.schedules],
         "start": ema.start,
         "buffers": ema.buffers,
+        "frozen": ema._treatment.frozen,
         "update_every": ema.update_every,
         "shares": [share for _, share in ema._sources],
     }
 
 
 @torch.no_grad()
-def load(ema: EMA, state: dict[str, Any]) -> None:
+def load(ema: EMA, state: dict[str, Any], schedule: Resume = "same") -> None:
     """Check all, then take over all.
 
     Raises:
         ValueError: see :meth:`EMA.load_state_dict`.
     """
-    check_progress(ema, state, {"averages"})
+    check_progress(ema, state, {"averages"}, schedule)
     if (state["noise"] is None) == _is_rounded(ema):
         raise ValueError("state must be of averages in the same dtype, got one that is bfloat16 where the other is not")
-    averages = ema.averages
-    for i, (average, stored) in enumerate(zip(averages, state["averages"], strict=True)):
-        check_fit(stored, average, f"state['averages'][{i}]")
-    for average, stored in zip(averages, state["averages"], strict=True):
+    places = ema._sources[0][0].places
+    kinds = ema._treatment.kinds(places)
+    free = {n for n, kind in kinds.items() if kind != "average" and not places[n][0].is_parameter}
+    late = {n for n in state["averaged"] if n in places}  # unfrozen in the run that stored, and still frozen here
+    for i, (average, stored) in enumerate(zip(ema.averages, state["averages"], strict=True)):
+        own = {**{n: places[n][0].read() for n in late}, **average}
+        wanted = {n: x for n, x in own.items() if n not in free}
+        check_fit({n: x for n, x in stored.items() if n in wanted or n not in own}, wanted, f"state['averages'][{i}]")
+    ema._treatment.averaged |= late
+    ema._follow()
+    for average, stored in zip(ema.averages, state["averages"], strict=True):
         for name, tensor in average.items():
-            local(tensor).copy_(local(stored[name]))
+            if name in stored and stored[name].shape == tensor.shape:  # a buffer may be a cache that grows
+                local(tensor).copy_(local(stored[name]))
     take_progress(ema, state)
 
 
-def check_progress(ema: EMA, state: dict[str, Any], more: set[str]) -> None:
+def check_progress(ema: EMA, state: dict[str, Any], more: set[str], schedule: Resume = "same") -> None:
     """Whether a state is of an EMA like this one, and has ``more`` keys than those of :func:`progress`."""
-    wanted = {*map(_public, _COUNTS), "pending", "noise", "made_with", *more}
+    if schedule not in ("same", "mine"):
+        raise ValueError(f"schedule must be 'same' or 'mine', got {schedule!r}")
+    wanted = {*map(_public, _COUNTS), "pending", "noise", "averaged", "made_with", *more}
     if state.keys() != wanted:
         raise ValueError(f"state must have the keys {sorted(wanted)}, got {sorted(state)}")
     odd = [name for name in map(_public, _COUNTS) if type(state[name]) is not int or state[name] < 0]
@@ -112,6 +149,11 @@ def check_progress(ema: EMA, state: dict[str, Any], more: set[str]) -> None:
         raise ValueError(f"state must count with whole numbers, got {odd[0]}={state[odd[0]]!r}")
     own, given = _made_with(ema), state["made_with"]
     wrong = [f"{key} {given.get(key)!r} and not {own[key]!r}" for key in own if given.get(key) != own[key]]
+    if len(given.get("schedules", ())) == len(own["schedules"]) and given["schedules"] != own["schedules"]:
+        if schedule == "mine":
+            wrong = [text for text in wrong if not text.startswith("schedules ")]
+        elif len(wrong) == 1:
+            wrong[0] += "; to go on with the new one all the same, load with schedule='mine'"
     if wrong:
         raise ValueError(f"state must be of an EMA like this one, got one with {'; '.join(wrong)}")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -302,12 +303,32 @@ class EMA:
         self._refuse_while_swapped("state_dict")
         return checkpoint.save(self)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, schedule: checkpoint.Resume = "same") -> None:
         """Go on from :meth:`state_dict`.
+
+        Args:
+            state: what it gave.
+            schedule: ``"same"`` refuses a state of other schedules; ``"mine"`` goes on with those of this object, as
+                for a longer run or another decay. The counts are those of the state.
 
         Raises:
             ValueError: if names, shapes, schedules or options differ; lists them. Nothing has been changed then.
         """
         self._refuse_while_swapped("load_state_dict")
         self._follow()
-        checkpoint.load(self, state)
+        checkpoint.load(self, state, schedule)
+
+    def model_state_dict(self, which: int = 0) -> dict[str, Any]:
+        """What ``model.state_dict()`` would be with the averages in it, to be stored or shipped.
+
+        Keys, dtypes and devices are the model's, without what DistributedDataParallel and ``torch.compile`` prepend.
+        Tensors are copies.
+
+        Args:
+            which: index of the average.
+
+        Raises:
+            RuntimeError: inside of :meth:`swapped`.
+        """
+        with self.swapped(which=which):
+            return copy.deepcopy(unwrap(self.model).state_dict())

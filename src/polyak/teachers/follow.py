@@ -80,9 +80,8 @@ def _fixed(online: Replica, average: Replica, kinds: dict[str, Kind]) -> set[str
         place = online.places[name][0]
         theirs = average.places.get(name)
         alike = theirs is None or kind_of(theirs[0].read()) == kind_of(place.read())
-        if kind == "average" or (kind == "copy" and place.is_parameter):
-            fixed.add(name)
-        elif kind != "share" and not alike and place.is_persistent:
+        is_copy = kind == "copy" and place.is_parameter
+        if kind == "average" or is_copy or (kind != "share" and not alike and place.is_persistent):
             fixed.add(name)
     gone = (name for name in average.places if name not in kinds)
     return fixed | {name for name in gone if average.places[name][0].is_parameter}

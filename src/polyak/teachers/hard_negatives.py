@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from polyak.memory._check import require
+from polyak.teachers.losses import similarities
 from polyak.teachers.moco import MoCo, MoCoOutput
 
 
@@ -87,7 +88,7 @@ class HardNegativeMoCo(MoCo):
 
     def _logits(self, q: Tensor, k: Tensor) -> Tensor:
         bank = self.queue.read()
-        kept = hard_negatives(q @ bank.T, self.n_hard, self.upper)
+        kept = hard_negatives(similarities(q, bank), self.n_hard, self.upper)
         return torch.cat([(q * k).sum(1, keepdim=True), kept], dim=1) / self.temperature
 
 

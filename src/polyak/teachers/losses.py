@@ -16,8 +16,9 @@ def info_nce_logits(q: Tensor, k: Tensor, negatives: Tensor, temperature: float 
 
     Args:
         q: queries ``(n, dim)``, of unit length.
-        k: the positive key of each query, ``(n, dim)``.
-        negatives: ``(K, dim)`` for all queries alike.
+        k: the positive key of each query, ``(n, dim)``, of unit length. Gradients go into it as well: ``detach()`` it
+            unless what makes it is to be trained.
+        negatives: ``(K, dim)`` for all queries alike, of any floating dtype: the widest of the three is computed in.
         temperature: :math:`T` > 0. MoCo v1 0.07, v2 0.2.
 
     Returns:
@@ -31,7 +32,13 @@ def info_nce_logits(q: Tensor, k: Tensor, negatives: Tensor, temperature: float 
     require(k.shape == q.shape, "k", tuple(k.shape), f"of q's shape {tuple(q.shape)}")
     fits = negatives.ndim == 2 and negatives.shape[1] == q.shape[1]
     require(fits, "negatives", tuple(negatives.shape), f"of shape (K, {q.shape[1]})")
-    return torch.cat([(q * k).sum(1, keepdim=True), q @ negatives.T], dim=1) / temperature
+    return torch.cat([(q * k).sum(1, keepdim=True), similarities(q, negatives)], dim=1) / temperature
+
+
+def similarities(q: Tensor, keys: Tensor) -> Tensor:
+    """Products of all rows with all keys, ``(n, K)``, in the wider of their dtypes."""
+    wide = torch.promote_types(q.dtype, keys.dtype)
+    return q.to(wide) @ keys.to(wide).T
 
 
 def info_nce(q: Tensor, k: Tensor, negatives: Tensor, temperature: float = 0.2) -> Tensor:

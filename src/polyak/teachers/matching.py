@@ -39,7 +39,7 @@ class Place(NamedTuple):
         return cast(Tensor, self.store[self.key])
 
     def write(self, tensor: Tensor) -> None:
-        """Put another tensor there; where modules remember theirs elsewhere too, as recurrent ones do, there as well."""
+        """Put another tensor there, and where a module remembers its tensors elsewhere too, as recurrent ones do."""
         if "." in self.key:  # an owner of bare tensors, which have their whole names
             self.store[self.key] = tensor
         elif self.is_parameter or self.key in self.owner._buffers:
@@ -118,7 +118,7 @@ def _identity(tensor: Tensor) -> object:
 
 
 def address(tensor: Tensor) -> int:
-    """Where the memory of a tensor begins; of a shard its own, and 0 for one that has none, as if empty or a wrapper."""
+    """Where the memory of a tensor, or of this rank's shard, begins; 0 for one without, as if empty or a wrapper."""
     if is_dtensor(tensor):
         with torch.no_grad():
             tensor = tensor.to_local()  # type: ignore[attr-defined]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from polyak.memory._check import require
 from polyak.teachers import checkpoint, ranks
 from polyak.teachers.batchnorm import buffers_kept
+from polyak.teachers.copies import deep_copy
 from polyak.teachers.ema import EMA
 from polyak.teachers.losses import first_is_right, info_nce_logits
 from polyak.teachers.queue import Queue
@@ -52,9 +53,9 @@ class MoCo(nn.Module):
         symmetric: average the losses of both directions; only the keys of ``x_k`` enter the queue.
 
     Raises:
-        ValueError: if an argument is out of range; in a forward on inputs, queries (so mostly where weights are not)
-            or keys that are not finite, on batches that differ, over ranks too, outputs of another shape, or a batch
-            larger than the queue.
+        ValueError: if an argument is out of range, or ``encoder`` cannot be copied; in a forward on inputs, queries (so
+            mostly where weights are not) or keys that are not finite, on batches that differ, over ranks too, outputs of
+            another shape, or a batch larger than the queue.
         FloatingPointError: in a forward, if a weight is not finite that the queries do not depend on.
 
     What one rank's batch is refused for, all ranks refuse. A refused forward leaves weights, the averages' counts,
@@ -85,9 +86,10 @@ class MoCo(nn.Module):
         require(isinstance(bn_groups, int) and bn_groups >= 1, "bn_groups", bn_groups, "an int >= 1")
         self.dim, self.temperature, self.bn_groups, self.symmetric = dim, temperature, bn_groups, symmetric
         self.encoder = encoder
-        self.key_encoder = copy.deepcopy(encoder)
+        self.key_encoder = deep_copy(encoder)
         self.queue = Queue(queue_size, dim)
         self.ema = EMA(encoder, momentum, start="teacher", buffers="keep", teacher=self.key_encoder)
+        self._resumed: checkpoint.Resume = "same"
         self.keys_per_image = 1
         """How many keys of each image enter the queue."""
         self._has_batch_norm = any(isinstance(m, _BatchNorm) for m in encoder.modules())
@@ -174,14 +176,34 @@ class MoCo(nn.Module):
             warnings.warn("an output of the encoder is zero, which has no direction", RuntimeWarning, stacklevel=4)
         return normalize(out, dim=1)
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """The counts of the keys' encoder's average."""
-        return checkpoint.progress(self.ema)
+    def get_extra_state(self) -> Tensor:
+        """The counts of the keys' encoder's average, as a tensor, which is all that some formats store."""
+        return checkpoint.encode(checkpoint.progress(self.ema))
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Go on counting; refuses what another momentum made."""
-        checkpoint.check_progress(self.ema, state, set())
-        checkpoint.take_progress(self.ema, state)
+        counts = checkpoint.decode(state)
+        checkpoint.check_progress(self.ema, counts, set(), self._resumed)
+        checkpoint.take_progress(self.ema, counts)
+
+    def load_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        strict: bool = True,
+        assign: bool = False,
+        *,
+        schedule: checkpoint.Resume = "same",
+    ) -> Any:
+        """As ``torch.nn.Module``; what another momentum made is refused, or with ``schedule="mine"`` gone on with.
+
+        Raises:
+            ValueError: if the momentum differs from the stored one and ``schedule`` is ``"same"``.
+        """
+        self._resumed = schedule
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        finally:
+            self._resumed = "same"
 
 
 def projection_head(features: int, dim: int = 128, mlp: bool = True) -> nn.Module:

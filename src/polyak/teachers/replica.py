@@ -5,7 +5,6 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from polyak.teachers.matching import Place, address, owners_of, places_of, without_wrappers
@@ -117,7 +116,7 @@ class Replica:
     def tensors(self) -> list[Tensor]:
         """The tensors as they are now, in the order of the names."""
         self.reshard()
-        return [store[key] for store, key in self._stores]  # type: ignore[misc]
+        return [store[key] for store, key in self._stores]
 
     def read(self) -> dict[str, Tensor]:
         """The tensors as they are now, by name."""

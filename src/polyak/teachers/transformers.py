@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from polyak.teachers import checkpoint
 from polyak.teachers.attach import When
@@ -41,6 +40,7 @@ class EMACallback(TrainerCallback):
         resume_from: folder of the checkpoint that the training resumes from, where that is not
             ``<output_dir>/checkpoint-<step>``.
         when: see :meth:`polyak.teachers.EMA.attach`.
+        resume: ``"same"`` refuses a checkpoint of another schedule, ``"mine"`` goes on from it with this one.
         **options: further arguments of :class:`polyak.teachers.EMA`.
 
     Raises:
@@ -56,9 +56,11 @@ class EMACallback(TrainerCallback):
         *,
         resume_from: str | Path | None = None,
         when: When = "after_step",
+        resume: checkpoint.Resume = "same",
         **options: Any,
     ) -> None:
         self._schedule, self._resume_from, self._when, self._options = schedule, resume_from, when, options
+        self._resume = resume
         self._ema: EMA | None = None
 
     @property
@@ -75,7 +77,6 @@ class EMACallback(TrainerCallback):
         if self._ema is not None:
             self._ema.detach()  # a training that failed did not come to its end
             self._ema = None
-        _refuse_shards_of_others(more["model"])
         ema = EMA(more["model"], self._schedule, **self._options)
         if state.global_step > 0:
             folder = Path(self._resume_from or self._folder(args, state))
@@ -85,7 +86,7 @@ class EMACallback(TrainerCallback):
                     "averages; give resume_from the checkpoint's folder"
                 )
             stored = torch.load(folder / FILE, map_location="cpu", weights_only=True)
-            ema.load_state_dict(checkpoint.scatter(ema, stored))
+            ema.load_state_dict(checkpoint.scatter(ema, stored), schedule=self._resume)
         self._ema = ema.attach(more["optimizer"], self._when)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **more: Any) -> None:
@@ -103,12 +104,3 @@ class EMACallback(TrainerCallback):
     @staticmethod
     def _folder(args: TrainingArguments, state: TrainerState) -> Path:
         return Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-
-
-def _refuse_shards_of_others(model: nn.Module) -> None:
-    wrapped = any(type(m).__name__ == "FullyShardedDataParallel" for m in model.modules())
-    if wrapped or any(hasattr(p, "ds_id") for p in model.parameters()):
-        raise RuntimeError(
-            f"the model must be whole or sharded with FSDP2 (fsdp_version: 2) to be averaged, got one sharded with "
-            f"{'FSDP1' if wrapped else 'ZeRO-3'}: a checkpoint would hold the averages of one rank's shards"
-        )
