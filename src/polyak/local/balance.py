@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyak.local.auxiliary import Auxiliary, Site
 from polyak.local.cut import balanced
@@ -46,9 +49,34 @@ def least_memory(
 def _saved(auxiliary: Auxiliary, site: Site, held: bool) -> int | None:
     """Bytes that an auxiliary network adds to those of its block; ``None`` if there can be none."""
     try:
-        net = auxiliary.build(site).to(site.x.device, site.x.dtype)
-        with undisturbed(net, training=True):
-            _said, meter, x = metered(net, site.x, [*net.parameters(), *net.buffers()], inside=True)
-            return meter.current - common(meter, x, held)
+        return _added(auxiliary.build(site).to(site.x.device, site.x.dtype), site.x, held)
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None
+
+
+def _added(net: nn.Module, x: Tensor, held: bool) -> int:
+    """Bytes that a network saves for backward of an input that is saved already if ``held``."""
+    with undisturbed(net, training=True):
+        _said, meter, x = metered(net, x, [*net.parameters(), *net.buffers()], inside=True)
+        return meter.current - common(meter, x, held)
+
+
+def dearness(listed: Layers, traced: Trace, cuts: tuple[int, ...], nets: Sequence[nn.Module]) -> str:
+    """What to say where a block, its auxiliary network included, saves as much for backward as the whole network."""
+    stem = int(listed.stem is not None)
+    ends = [stem + cut for cut in cuts[:-1]]
+    costs = [
+        sum(traced.saved[a:b]) + (traced.shared[a] if a else 0) for a, b in pairwise((0, *ends, len(traced.saved)))
+    ]
+    for j, (end, net) in enumerate(zip(ends, nets, strict=True)):
+        if end > 0:
+            costs[j] += _added(net, traced.outputs[end - 1], traced.held[end - 1])
+    largest = max(range(len(costs)), key=costs.__getitem__)
+    whole = sum(traced.saved)
+    if costs[largest] < whole:
+        return ""
+    return (
+        f"these blocks save no memory: block {largest + 1} and its auxiliary network hold "
+        f"{costs[largest] / max(whole, 1):.0%} of what the whole network would for a backward pass; a smaller auxiliary "
+        "network, such as MAN(head=Greedy()), other cuts or larger inputs may"
+    )

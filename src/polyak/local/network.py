@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from polyak.local.auxiliary import Auxiliary, AuxiliaryNet
-from polyak.local.balance import least_memory, site
+from polyak.local.balance import dearness, least_memory, site
 from polyak.local.cut import check_cuts, check_num_blocks, uniform
 from polyak.local.listing import Layers, chained, joined, layers, split_head
 from polyak.local.man import MAN
@@ -24,6 +24,8 @@ class LocalNetwork(nn.Module):
 
     The blocks consist of the model's own modules: training them trains the model, whose ``state_dict`` is that of the
     plain network. Calling a ``LocalNetwork`` calls the model; :func:`local_backward` trains it.
+
+    A warning says if the blocks save no memory, as where auxiliary networks are large beside the network.
 
     Building it runs two samples of ``example`` through the layers, one layer at a time, and changes nothing in the
     model: it learns the shapes and the bytes that each layer saves for backward, and makes sure that the layers
@@ -91,6 +93,8 @@ class LocalNetwork(nn.Module):
             warnings.warn("one block is plain backpropagation, without auxiliary networks", UserWarning, stacklevel=2)
         self.auxiliaries = nn.ModuleList(self._build(auxiliary, traced, example, lonely))
         self._lonely = [type(m).__name__ for m in lonely.found]
+        if len(self.blocks) > 1 and (dear := dearness(self.listed, traced, self.cuts, list(self.auxiliaries))):
+            warnings.warn(dear, UserWarning, stacklevel=2)
 
     def _build(
         self, auxiliary: Auxiliary, traced: Trace, example: Tensor, lonely: SingleValueNorms

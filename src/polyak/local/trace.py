@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from polyak.local.measure import ActivationMeter
+from polyak.teachers.batchnorm import buffers_kept
 
 
 @dataclass(frozen=True)
@@ -35,16 +36,12 @@ class Trace:
 def undisturbed(model: nn.Module, training: bool) -> Iterator[None]:
     """Run a model in a mode, then put back its buffers, the mode of every module and the random number generators."""
     modes = {m: m.training for m in model.modules()}
-    buffers = {b: b.clone() for b in model.buffers()}
     devices = sorted({t.device.index for t in (*model.parameters(), *model.buffers()) if t.device.type == "cuda"})
     model.train(training)
     try:
-        with torch.random.fork_rng(devices):
+        with buffers_kept(model, always=True), torch.random.fork_rng(devices):
             yield
     finally:
-        with torch.no_grad():
-            for buffer, before in buffers.items():
-                buffer.copy_(before)
         for module, mode in modes.items():
             module.training = mode
 

@@ -58,17 +58,28 @@ def _on_first(model: nn.Module, batch: Tensor | tuple[Tensor, ...] | list[Tensor
 
 
 @contextmanager
-def buffers_kept(*models: nn.Module) -> Iterator[None]:
-    """Put the buffers of models back to what they held, if what is done inside fails."""
-    buffers = [buffer for model in models for buffer in model.buffers()]
-    before = [buffer.clone() for buffer in buffers]
+def buffers_kept(*models: nn.Module, always: bool = False) -> Iterator[None]:
+    """Put the buffers of models back to what they were and held, if what is done inside fails, or ``always``.
+
+    A forward may fill buffers, put others in their place, or make some.
+    """
+    tables = [(table, dict(table)) for model in models for m in model.modules() for table in (m._buffers,)]
+    lasting = [(m, set(m._non_persistent_buffers_set)) for model in models for m in model.modules()]
+    before = {buffer: buffer.clone() for model in models for buffer in model.buffers()}
+    failed = True
     try:
         yield
-    except BaseException:
-        with torch.no_grad():
-            for buffer, value in zip(buffers, before, strict=True):
-                buffer.copy_(value)
-        raise
+        failed = False
+    finally:
+        if failed or always:
+            for table, entries in tables:
+                table.clear()
+                table.update(entries)
+            for module, names in lasting:
+                module._non_persistent_buffers_set = names
+            with torch.no_grad():
+                for buffer, value in before.items():
+                    buffer.copy_(value)
 
 
 def warn_if_overwritten(averaged: list[nn.Module]) -> bool:

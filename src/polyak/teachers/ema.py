@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from polyak.memory._check import require
 from polyak.teachers import checkpoint
 from polyak.teachers.attach import Attachment, When
+from polyak.teachers.averages import Averages
 from polyak.teachers.batchnorm import warn_if_overwritten
-from polyak.teachers.copies import replicate
-from polyak.teachers.exchange import exchangeable, swap
-from polyak.teachers.follow import Anchors, follow, sources_of
-from polyak.teachers.matching import unwrap
+from polyak.teachers.follow import Anchors
 from polyak.teachers.noise import Noise
 from polyak.teachers.plan import Plan
-from polyak.teachers.replica import Replica
 from polyak.teachers.schedules import Debiased, Schedule, as_schedule
 from polyak.teachers.treatment import Buffers, Frozen, Treatment
 
@@ -28,15 +23,17 @@ Start = Literal["average", "teacher"]
 Nonfinite = Literal["refuse", "skip", "absorb"]
 
 
-class EMA:
+class EMA(Averages):
     r"""Averages of a model's weights: :math:`e_t = \beta_t e_{t-1} + (1 - \beta_t)\,\theta_t`.
 
     Call :meth:`update` after each optimizer step, or :meth:`attach` the optimizer once. ``ema(x)`` runs the averaged
     model, ``with ema.swapped():`` puts the averages into the model itself for an evaluation.
 
-    Parameters are averaged, those with ``requires_grad=False`` and all integer tensors copied, floating buffers
-    treated as ``buffers`` says. Tensors are matched by name, whatever DistributedDataParallel and ``torch.compile``
-    prepend; tied ones are averaged once. Under FSDP2 each rank averages its own shards.
+    Parameters are averaged, those that have always had ``requires_grad=False`` treated as ``frozen`` says; one that
+    has been averaged once is averaged on, also while it is frozen. Floating buffers are treated as ``buffers`` says,
+    integer ones copied, and so are buffers that are not in the ``state_dict``, which may come, go and grow, as masks and
+    other caches do. Tensors are matched by name, whatever DistributedDataParallel and ``torch.compile`` prepend; tied
+    ones are averaged once. Under FSDP2 each rank averages its own shards.
 
     Args:
         model: the online model. A reference is kept and its tensors are looked up at each update: replaced ones, also
@@ -46,7 +43,8 @@ class EMA:
         start: ``"average"``: the first update copies, and the weights before it are forgotten (torch's
             ``AveragedModel``, ema-pytorch, EDM2). ``"teacher"``: the weights at construction count (MoCo, BYOL, DINO).
         buffers: floating buffers, such as BatchNorm's statistics: ``"copy"`` them at each update, ``"average"`` them,
-            or ``"keep"`` those that the averaged model makes by itself, in training mode.
+            or ``"keep"`` those that the averaged model makes by itself, in training mode, with the numbers beside them
+            that count what they are made of.
         dtype: of the averages: ``None`` (float32, or wider where the model is), float32, float64 or bfloat16, which
             is rounded stochastically. A bfloat16 average rounded to nearest would stand still for beta above 0.996.
         device: of the averages; ``None`` is where each tensor is.
@@ -60,7 +58,11 @@ class EMA:
             CTP (arXiv:2308.07146) has ``[(reference, 0.5)]``. Shares are >= 0, and at most 1 together.
         teacher: ``"copy"`` copies the model without copying its tensors; a module (for several averages a sequence)
             of the same tensor names, built by you, is filled from the model; ``None`` keeps tensors only, for
-            :meth:`swapped`. Models sharded with FSDP2 cannot be copied.
+            :meth:`swapped`. Models sharded with FSDP2 cannot be copied, nor those of which a module has a function put
+            over its ``forward``.
+        frozen: parameters without gradients: ``"copy"`` them at each update, or ``"share"`` the online model's, which are
+            then neither held nor stored; one that is unfrozen later is averaged from then on. ``None`` is ``"share"``
+            with ``teacher=None``, else ``"copy"``, in the dtype of the averages, so that the averaged model runs.
         seed: of the stochastic rounding; the same on all ranks.
         execution: ``"auto"`` compiles the update of large tensors with ``torch.compile``, at the first update (seconds,
             cached on disk); ``"batched"`` does not.
@@ -68,6 +70,7 @@ class EMA:
     Raises:
         ValueError: if an argument is out of range, or tensors do not fit; names them.
         TypeError: if ``schedule`` or ``teacher`` is of another type.
+        RuntimeError: if a model is sharded with FSDP1 or ZeRO-3.
 
     What differs from others: names are matched, not positions; torch copies all buffers unless told to average all,
     integers too, and forgets the schedule in checkpoints; timm averages floating buffers; ema-pytorch ignores integer
@@ -101,7 +104,7 @@ class EMA:
         require(len(self.schedules) >= 1, "schedule", schedule, "at least one schedule")
         from_zero = any(isinstance(s, Debiased) for s in self.schedules)
         require(start == "average" or not from_zero, "start", start, "'average' with Debiased")
-        self.model, self.start, self.buffers = model, start, buffers
+        self.start, self.buffers = start, buffers
         self.update_every, self.nonfinite, self.execution = update_every, nonfinite, execution
         self.step = 0
         """Calls of :meth:`update`."""
@@ -112,47 +115,15 @@ class EMA:
         self.seen = 0
         """Samples of these calls, where :meth:`update` was told of them; else one each."""
         self._last, self._last_seen = 0, 0
-        self.is_swapped = False
-        """Whether the averages are in a model's place, see :meth:`swapped`."""
         self._warned = False
         self._known: Plan | None = None
         self._attachment: Attachment | None = None
         self.pending = False
         """Whether the next forward has to update: a step was made, and ``attach`` was told to wait for it."""
-        frozen = frozen or ("share" if teacher is None else "copy")
-        self._treatment = Treatment(buffers, frozen, dtype, device)
-        online = Replica(model)
-        self._sources = sources_of(online, anchors)
-        self._replicas = replicate(model, online.places, teacher, len(self.schedules), several, self._treatment)
-        self._treatment.remember(online.places)
+        treatment = Treatment(buffers, frozen or ("share" if teacher is None else "copy"), dtype, device)
+        super().__init__(model, anchors, teacher, len(self.schedules), several, treatment)
         self._moving: set[str] = set()
         self._noise = Noise(seed)
-
-    @property
-    def module(self) -> nn.Module:
-        """The averaged model, the first if there are several; in evaluation mode until you say otherwise.
-
-        Raises:
-            RuntimeError: if it was made with ``teacher=None``.
-        """
-        return self.modules[0]
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        """The averaged models, one for each schedule."""
-        if any(r.module is None for r in self._replicas):
-            raise RuntimeError("this EMA has no module, only tensors: make it with teacher='copy' or a module")
-        return [r.module for r in self._replicas if r.module is not None]
-
-    @property
-    def averages(self) -> list[dict[str, Tensor]]:
-        """The averaged tensors by name, one dictionary for each schedule; not copies."""
-        return [replica.renewed().read() for replica in self._replicas]
-
-    @torch.no_grad()
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the (first) averaged model without gradients."""
-        return self.module(*args, **kwargs)
 
     def __repr__(self) -> str:
         schedules = ", ".join(map(repr, self.schedules))
@@ -188,10 +159,6 @@ class EMA:
             self.updates, self._last, self._last_seen = count, step, seen
         self.step, self.seen = step, seen
 
-    def _refuse_while_swapped(self, what: str) -> None:
-        if self.is_swapped:
-            raise RuntimeError(f"{what}() inside of swapped(): the online and the averaged model are exchanged")
-
     def _plan(self) -> Plan:
         """What an update does, made again only when a tensor has been replaced, moved, frozen or unfrozen."""
         if self.buffers == "copy" and not self._warned:
@@ -202,10 +169,6 @@ class EMA:
             compiled = self.execution == "auto"
             self._known = Plan(self._sources, self._replicas, self._treatment, self._moving, compiled, self._noise)
         return self._known
-
-    def _follow(self) -> None:
-        """Take up the models as they are now."""
-        self._sources, self._replicas = follow(self._sources, self._replicas, self._treatment)
 
     def _may_absorb(self, plan: Plan) -> bool:
         if self.nonfinite == "absorb" or plan.is_finite():
@@ -220,12 +183,15 @@ class EMA:
         """Update by itself once for each real step of an optimizer.
 
         A step that a GradScaler skips moves nothing, and accumulated gradients count once. Copies of the model, of the
-        optimizer or of this object are attached to nothing. See :meth:`detach`.
+        optimizer or of this object are attached to nothing. Of several optimizers attach the one that steps last. Where
+        another takes over, as after :func:`polyak.optim.switch`, :meth:`detach` and attach that.
 
         Args:
             optimizer: the optimizer of the online model; a wrapper of accelerate is looked through.
             when: ``"after_step"``, or ``"before_forward"``: at the next forward of the model in training mode, as MoCo
-                and ALBEF do. The teacher of every batch is the same, but for one update before the first step.
+                and ALBEF do. The teacher of every batch is the same, but for one update before the first step. The
+                module that is called is to be the one that was given, so the compiled one where it is compiled.
+                Where the next step comes without such a forward, the update is made before it, with a warning.
 
         Returns:
             This object.
@@ -250,36 +216,6 @@ class EMA:
     def attached(self) -> bool:
         """Whether updates come by themselves."""
         return self._attachment is not None
-
-    @contextmanager
-    def swapped(self, model: nn.Module | None = None, which: int = 0) -> Iterator[nn.Module]:
-        """Put the averages into a model, and on leaving, also by an exception, take them out again.
-
-        Memory is exchanged, not copied; only tensors of another dtype or device, and shards, are converted, and the
-        model's own kept aside. Meanwhile the averaged model holds what the model held.
-
-        Args:
-            model: ``None`` for the online model, or another with the same tensors.
-            which: index of the average.
-
-        Yields:
-            The model.
-
-        Raises:
-            RuntimeError: if it is entered twice.
-            ValueError: if the tensors do not fit.
-        """
-        self._refuse_while_swapped("swapped")
-        self._follow()
-        model = self.model if model is None else model
-        replica = Replica(model)
-        names = exchangeable(replica, self._replicas[which], self._treatment)
-        self.is_swapped = True
-        try:
-            with swap(replica, self._replicas[which], names):
-                yield model
-        finally:
-            self.is_swapped = False
 
     def snapshot(self, which: int = 0) -> dict[str, Any]:
         """A copy of a power-function average as of now, for :func:`polyak.teachers.reconstruct`.
@@ -317,18 +253,3 @@ class EMA:
         self._refuse_while_swapped("load_state_dict")
         self._follow()
         checkpoint.load(self, state, schedule)
-
-    def model_state_dict(self, which: int = 0) -> dict[str, Any]:
-        """What ``model.state_dict()`` would be with the averages in it, to be stored or shipped.
-
-        Keys, dtypes and devices are the model's, without what DistributedDataParallel and ``torch.compile`` prepend.
-        Tensors are copies.
-
-        Args:
-            which: index of the average.
-
-        Raises:
-            RuntimeError: inside of :meth:`swapped`.
-        """
-        with self.swapped(which=which):
-            return copy.deepcopy(unwrap(self.model).state_dict())

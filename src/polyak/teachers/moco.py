@@ -53,9 +53,9 @@ class MoCo(nn.Module):
         symmetric: average the losses of both directions; only the keys of ``x_k`` enter the queue.
 
     Raises:
-        ValueError: if an argument is out of range, or ``encoder`` cannot be copied; in a forward on inputs, queries (so
-            mostly where weights are not) or keys that are not finite, on batches that differ, over ranks too, outputs of
-            another shape, or a batch larger than the queue.
+        ValueError: if an argument is out of range, or ``encoder`` cannot be copied; in a forward on inputs, queries
+            (so mostly where weights are not) or keys that are not finite, on batches that differ, over ranks too,
+            outputs of another shape, or a batch larger than the queue.
         FloatingPointError: in a forward, if a weight is not finite that the queries do not depend on.
 
     What one rank's batch is refused for, all ranks refuse. A refused forward leaves weights, the averages' counts,
