@@ -69,14 +69,13 @@ def dearness(listed: Layers, traced: Trace, cuts: tuple[int, ...], nets: Sequenc
         sum(traced.saved[a:b]) + (traced.shared[a] if a else 0) for a, b in pairwise((0, *ends, len(traced.saved)))
     ]
     for j, (end, net) in enumerate(zip(ends, nets, strict=True)):
-        if end > 0:
-            costs[j] += _added(net, traced.outputs[end - 1], traced.held[end - 1])
+        costs[j] += _added(net, traced.outputs[end - 1], traced.held[end - 1])
     largest = max(range(len(costs)), key=costs.__getitem__)
     whole = sum(traced.saved)
     if costs[largest] < whole:
         return ""
     return (
         f"these blocks save no memory: block {largest + 1} and its auxiliary network hold "
-        f"{costs[largest] / max(whole, 1):.0%} of what the whole network would for a backward pass; a smaller auxiliary "
-        "network, such as MAN(head=Greedy()), other cuts or larger inputs may"
+        f"{costs[largest] / max(whole, 1):.0%} of what the whole network would for a backward pass; a smaller "
+        "auxiliary network, such as MAN(head=Greedy()), other cuts or larger inputs may"
     )

@@ -31,8 +31,8 @@ class EMA(Averages):
 
     Parameters are averaged, those that have always had ``requires_grad=False`` treated as ``frozen`` says; one that
     has been averaged once is averaged on, also while it is frozen. Floating buffers are treated as ``buffers`` says,
-    integer ones copied, and so are buffers that are not in the ``state_dict``, which may come, go and grow, as masks and
-    other caches do. Tensors are matched by name, whatever DistributedDataParallel and ``torch.compile`` prepend; tied
+    integer ones copied, and so are buffers that are not in the ``state_dict``, which may come, go and grow, as masks
+    and other caches do. Tensors are matched by name, whatever DistributedDataParallel and ``torch.compile`` prepend; tied
     ones are averaged once. Under FSDP2 each rank averages its own shards.
 
     Args:
@@ -60,9 +60,10 @@ class EMA(Averages):
             of the same tensor names, built by you, is filled from the model; ``None`` keeps tensors only, for
             :meth:`swapped`. Models sharded with FSDP2 cannot be copied, nor those of which a module has a function put
             over its ``forward``.
-        frozen: parameters without gradients: ``"copy"`` them at each update, or ``"share"`` the online model's, which are
-            then neither held nor stored; one that is unfrozen later is averaged from then on. ``None`` is ``"share"``
-            with ``teacher=None``, else ``"copy"``, in the dtype of the averages, so that the averaged model runs.
+        frozen: parameters without gradients: ``"copy"`` them at each update, or ``"share"`` the online model's, which
+            are then neither held nor stored; one that is unfrozen later is averaged from then on. ``None`` is
+            ``"share"`` with ``teacher=None``, else ``"copy"``, in the dtype of the averages, so that the averaged
+            model runs.
         seed: of the stochastic rounding; the same on all ranks.
         execution: ``"auto"`` compiles the update of large tensors with ``torch.compile``, at the first update (seconds,
             cached on disk); ``"batched"`` does not.
