@@ -5,8 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from polyak.teachers import EMA, Power, reconstruct
-from polyak.teachers import exchange
+from polyak.teachers import EMA, Power, exchange, reconstruct
 
 
 def linear(value: float) -> nn.Linear:
