@@ -30,16 +30,15 @@ def test_supervised_contrastive_by_hand():
     z = torch.randn(5, 3, dtype=torch.float64)
     labels = [0, 1, 0, 1, 2]
     unit = [[v / math.sqrt(sum(x * x for x in row)) for v in row] for row in z.tolist()]
-    total, anchors = 0.0, 0
+    total = 0.0
     for i in range(5):
         sims = {a: sum(p * q for p, q in zip(unit[i], unit[a], strict=True)) / 0.07 for a in range(5) if a != i}
         positives = [a for a in sims if labels[a] == labels[i]]
         if positives:
             log_sum = math.log(sum(math.exp(v) for v in sims.values()))
             total -= sum(sims[p] - log_sum for p in positives) / len(positives)
-            anchors += 1
     found = supervised_contrastive(z, torch.tensor(labels))
-    assert found.item() == pytest.approx(total / anchors, rel=1e-12)
+    assert found.item() == pytest.approx(total / 5, rel=1e-12)  # the one without a partner counts as 0
 
 
 def test_supervised_contrastive_without_pairs_is_zero():
@@ -217,3 +216,16 @@ def test_auglocal_behind_man_follows_the_layer_that_man_adds():
     )
     outcome = local_backward(network, torch.randn(4, 3, 16, 16), torch.tensor([0, 1, 2, 0]))
     assert len(outcome.losses) == 3
+
+
+def test_the_stage_s_ratio_can_be_that_of_another_number_of_blocks():
+    """The authors' table for 16 has a block for each of ResNet-32's 15 layers."""
+    x = torch.rand(2, 3, 8, 8)
+    for k, blocks in ((True, 9), (10, 10)):
+        head = InfoPro(ixx_1=5, ixy_1=0.5, ixx_2=0, ixy_2=0, legacy_ratio=k)
+        network = LocalNetwork(cifar_resnet(20), 9, MAN(head), example=x)
+        stages = [network.listed.stages[cut] for cut in network.cuts[:-1]]
+        got = [net.head.image_weight for net in network.auxiliaries]
+        assert got == pytest.approx([5 * (1 - stage / (blocks - 2)) for stage in stages])
+    with pytest.raises(ValueError, match="legacy_ratio must be True, False or at least 3, got 2"):
+        InfoPro(legacy_ratio=2)

@@ -145,6 +145,21 @@ def test_refusals():
     for act in (lambda: t.fit([], 1), lambda: t.accuracy([])):
         with pytest.raises(ValueError, match="loader must give at least one batch"):
             act()
+    x, y = data(4)
+    for batch, got in (
+        ({"image": x, "label": y}, r"a dictionary of \['image', 'label'\]"),
+        ((x, y, y), "a tuple of Tensor, Tensor, Tensor"),
+        ([x, {"label": y}], "a list of Tensor, dict"),
+        (x, "a Tensor"),
+    ):
+        for act in (lambda b=batch: t.fit([b], 1), lambda b=batch: t.accuracy([b])):
+            with pytest.raises(TypeError, match=rf"loader must give pairs of tensors .*got {got}; for others"):
+                act()
+    made = SGD(kinds.mlp().parameters(), lr=0.1)
+    with pytest.raises(TypeError, match=r"optimizer must be a function .*partial.*got a SGD"):
+        LocalTrainer(kinds.mlp(), made, 2, Greedy())
+    with pytest.raises(TypeError, match=r"scheduler must be a function .*got a StepLR"):
+        trainer(scheduler=torch.optim.lr_scheduler.StepLR(made, 1))
 
 
 def test_own_criterion_and_blocks_by_hand():

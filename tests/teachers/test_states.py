@@ -109,3 +109,44 @@ def test_accelerate_saves_and_loads_them(tmp_path):
                 accelerator.load_state(str(tmp_path / str(i)))
         for key, value in module.state_dict().items():
             assert torch.equal(one.state_dict()[key], value), key
+
+
+@pytest.mark.parametrize("teacher", ["copy", None])
+def test_another_library_s_average_is_gone_on_with(teacher):
+    """torch's own, after some steps; from then on both are the same."""
+    from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+    model = Tied()
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.75))
+
+    def step(t: int) -> None:
+        wander(model.head, t)
+        theirs.update_parameters(model)
+
+    for t in range(3):
+        step(t)
+    ema = EMA(model, 0.75, teacher=teacher)
+    ema.take_over(theirs.state_dict(), steps=3)  # its names begin with "module.", and it counts
+    for t in range(3, 6):
+        step(t)
+        ema.update()
+    assert (ema.step, ema.updates) == (6, 6)
+    for name, p in theirs.module.named_parameters():
+        torch.testing.assert_close(ema.averages[0][name].data, p.data)
+
+
+def test_an_average_that_does_not_fit_is_not_taken_over():
+    model = Tied()
+    ema = EMA(model, 0.75, start="teacher")
+    before = ema.averages[0]["embed.weight"].clone()
+    state = {name: x + 1 for name, x in model.state_dict().items()}
+    for wrong, message in (
+        ({n: x for n, x in state.items() if n != "norm.weight"}, r"missing 'norm\.weight'"),
+        ({**state, "norm.bias": torch.zeros(5)}, r"'norm\.bias' has shape"),
+        ([state, state], "averages must be one for each of 1 schedules, got 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ema.take_over(wrong, 3)
+    with pytest.raises(ValueError, match="steps must be an int >= 1"):
+        ema.take_over(state, 0)
+    assert torch.equal(ema.averages[0]["embed.weight"], before) and ema.step == 0

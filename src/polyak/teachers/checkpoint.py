@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
-from polyak.teachers.matching import check_fit, is_dtensor, local
+from polyak.memory._check import require
+from polyak.teachers.matching import check_fit, is_dtensor, local, without_wrappers
 from polyak.teachers.schedules import Power, Schedule
 
 if TYPE_CHECKING:
@@ -135,6 +137,30 @@ def load(ema: EMA, state: dict[str, Any], schedule: Resume = "same") -> None:
             if name in stored and stored[name].shape == tensor.shape:  # a buffer may be a cache that grows
                 local(tensor).copy_(local(stored[name]))
     take_progress(ema, state)
+
+
+@torch.no_grad()
+def take_over(ema: EMA, averages: Sequence[Mapping[str, Tensor]], steps: int) -> None:
+    """See :meth:`EMA.take_over`."""
+    require(isinstance(steps, int) and steps >= 1, "steps", steps, "an int >= 1")
+    own = ema.averages
+    require(len(averages) == len(own), "averages", len(averages), f"one for each of {len(own)} schedules")
+    places, kinds = ema._sources[0][0].places, ema._treatment.kinds(ema._sources[0][0].places)
+    needed = {n for n in own[0] if n not in kinds or kinds[n] == "average" or places[n][0].is_parameter}
+    found = [{_own_name(name, own[0]): x for name, x in given.items()} for given in averages]
+    for i, (given, average) in enumerate(zip(found, own, strict=True)):
+        wanted = {n: x for n, x in average.items() if n in needed or n in given}
+        check_fit({n: given[n] for n in wanted if n in given}, wanted, f"averages[{i}]")
+    for given, average in zip(found, own, strict=True):
+        for name in average.keys() & given.keys():
+            local(average[name]).copy_(local(given[name]))
+    ema.step = ema.seen = ema._last = ema._last_seen = steps
+    ema.updates = -(-steps // ema.update_every)
+
+
+def _own_name(name: str, own: dict[str, Tensor]) -> str:
+    plain = without_wrappers(name)
+    return plain if plain in own else plain.removeprefix("module.")
 
 
 def check_progress(ema: EMA, state: dict[str, Any], more: set[str], schedule: Resume = "same") -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from polyak.memory._check import require
 from polyak.teachers import checkpoint
@@ -32,8 +32,8 @@ class EMA(Averages):
     Parameters are averaged, those that have always had ``requires_grad=False`` treated as ``frozen`` says; one that
     has been averaged once is averaged on, also while it is frozen. Floating buffers are treated as ``buffers`` says,
     integer ones copied, and so are buffers that are not in the ``state_dict``, which may come, go and grow, as masks
-    and other caches do. Tensors are matched by name, whatever DistributedDataParallel and ``torch.compile`` prepend; tied
-    ones are averaged once. Under FSDP2 each rank averages its own shards.
+    and other caches do. Tensors are matched by name, whatever DistributedDataParallel and ``torch.compile`` prepend;
+    tied ones are averaged once. Under FSDP2 each rank averages its own shards.
 
     Args:
         model: the online model. A reference is kept and its tensors are looked up at each update: replaced ones, also
@@ -254,3 +254,20 @@ class EMA(Averages):
         self._refuse_while_swapped("load_state_dict")
         self._follow()
         checkpoint.load(self, state, schedule)
+
+    def take_over(self, averages: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]], steps: int) -> None:
+        """Go on, in the middle of a run, from averages that something else has made.
+
+        Args:
+            averages: tensors by the model's names, such as ``state_dict()`` of the averaged model; for several
+                schedules a sequence of them. Prefixes of wrappers are looked through. More tensors than the average
+                has are left alone, and buffers that are only copied need not be there.
+            steps: calls of the other's update so far, >= 1.
+
+        Raises:
+            ValueError: if names, shapes or their number differ. Nothing has been changed then.
+            RuntimeError: inside of :meth:`swapped`.
+        """
+        self._refuse_while_swapped("take_over")
+        self._follow()
+        checkpoint.take_over(self, [averages] if isinstance(averages, Mapping) else averages, steps)
