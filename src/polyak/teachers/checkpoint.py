@@ -28,8 +28,8 @@ _COUNTS = ("step", "seen", "updates", "skipped", "_last", "_last_seen")
 def save(ema: EMA) -> dict[str, Any]:
     """Averages, counts and what they were made with; see :meth:`EMA.state_dict`."""
     places = ema._sources[0][0].places
-    passing = {name for name, where in places.items() if not where[0].is_persistent}
-    averages = [{n: x.detach() for n, x in average.items() if n not in passing} for average in ema.averages]
+    lasting = {name for name, where in places.items() if where[0].is_persistent}
+    averages = [{n: x.detach() for n, x in average.items() if n in lasting} for average in ema.averages]
     return {"averages": averages, **progress(ema)}
 
 
@@ -97,7 +97,8 @@ def _public(count: str) -> str:
 
 
 def _is_rounded(ema: EMA) -> bool:
-    return any(tensor.dtype == torch.bfloat16 for average in ema.averages for tensor in average.values())
+    kinds = ema._treatment.kinds(ema._sources[0][0].places)
+    return any(x.dtype == torch.bfloat16 for e in ema.averages for n, x in e.items() if kinds.get(n) == "average")
 
 
 def _made_with(ema: EMA) -> dict[str, Any]:
@@ -106,7 +107,6 @@ def _made_with(ema: EMA) -> dict[str, Any]:
         "schedules": [schedule.describe() for schedule in ema.schedules],
         "start": ema.start,
         "buffers": ema.buffers,
-        "frozen": ema._treatment.frozen,
         "update_every": ema.update_every,
         "shares": [share for _, share in ema._sources],
     }
@@ -124,12 +124,13 @@ def load(ema: EMA, state: dict[str, Any], schedule: Resume = "same") -> None:
         raise ValueError("state must be of averages in the same dtype, got one that is bfloat16 where the other is not")
     places = ema._sources[0][0].places
     kinds = ema._treatment.kinds(places)
-    free = {n for n, kind in kinds.items() if kind != "average" and not places[n][0].is_parameter}
     late = {n for n in state["averaged"] if n in places}  # unfrozen in the run that stored, and still frozen here
     for i, (average, stored) in enumerate(zip(ema.averages, state["averages"], strict=True)):
         own = {**{n: places[n][0].read() for n in late}, **average}
-        wanted = {n: x for n, x in own.items() if n not in free}
-        check_fit({n: x for n, x in stored.items() if n in wanted or n not in own}, wanted, f"state['averages'][{i}]")
+        firm = {n for n in own if n in late or kinds.get(n) == "average"}
+        firm |= {n for n in own if n in stored and n in places and places[n][0].is_parameter}
+        given = {n: x for n, x in stored.items() if n in firm or (n not in own and kinds.get(n) != "share")}
+        check_fit(given, {n: own[n] for n in firm}, f"state['averages'][{i}]")
     ema._treatment.averaged |= late
     ema._follow()
     for average, stored in zip(ema.averages, state["averages"], strict=True):
