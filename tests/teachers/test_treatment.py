@@ -274,6 +274,38 @@ def test_parameters_of_a_class_of_their_own_stay_so(device):
     torch.testing.assert_close(ema(x), swapped)
 
 
+class RepackedLinear(QuantizedLinear):
+    """Puts its weight into another layout at its first forward, as bitsandbytes' of four bits does on a CPU."""
+
+    def forward(self, x):
+        if self.weight.ndim == 2:
+            self.weight.data = self.weight.data.flatten()
+        return x @ (self.weight.float().view(4, 4) * self.weight.scale) + self.adapter(x)
+
+
+@pytest.mark.parametrize("first", ["online", "averaged"])
+def test_weights_that_are_repacked_in_a_forward_go_on(first):
+    model = RepackedLinear()
+    ema = EMA(model, [0.5, 0.9], start="teacher")
+    x = torch.randn(2, 4)
+    (model if first == "online" else ema)(x)
+    ema.update()
+    with ema.swapped(which=1):
+        model(x)
+    state = ema.state_dict()
+    assert state["averages"][0].keys() == {"adapter.weight", "adapter.bias"}  # the rest is the model's
+    ema.load_state_dict(state)
+    model.weight = Quantized(model.weight.data.clone(), 0.25)
+    ema.update()
+    known = ema._known
+    ema.update()
+    assert ema._known is known
+    for module in ema.modules:
+        assert module.weight.scale == 0.25 and torch.equal(module.weight.data, model.weight.data)
+        assert module.weight.data_ptr() != model.weight.data_ptr()
+    torch.testing.assert_close(ema(x), model(x).detach())
+
+
 class Wrapped(torch.Tensor):
     """Has no memory of its own, but a tensor inside, as sharded and quantized ones have."""
 
@@ -324,10 +356,18 @@ def test_tensors_without_memory_of_their_own_are_told_apart():
 
 def test_the_real_quantized_layers():
     bnb = pytest.importorskip("bitsandbytes")
-    model = nn.Sequential(bnb.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False), nn.Linear(64, 64)).to("cpu")
-    ema = EMA(model, 0.5)
-    assert type(ema.module[0].weight) is type(model[0].weight)
-    assert ema(torch.randn(2, 64)).shape == (2, 64)
+    eight = bnb.nn.Linear8bitLt(64, 64, bias=False, has_fp16_weights=False)
+    x = torch.randn(2, 64)
+    for layer in (eight, bnb.nn.Linear4bit(64, 64, bias=False)):
+        model = nn.Sequential(layer, nn.Linear(64, 64)).to("cpu")
+        ema = EMA(model, 0.5)
+        assert type(ema.module[0].weight) is type(model[0].weight)
+        torch.testing.assert_close(ema(x), model(x).detach(), atol=2e-2, rtol=0)  # its modes have other kernels
+        for _ in range(3):
+            ema.update()
+            with ema.swapped():
+                model(x)
+        torch.testing.assert_close(ema(x), model(x).detach(), atol=2e-2, rtol=0)
 
 
 def test_recurrent_layers_see_the_tensors_that_are_put_in():

@@ -41,6 +41,7 @@ class Averages:
         self._sources = sources_of(online, anchors)
         self._replicas = replicate(model, online.places, teacher, count, several, treatment)
         treatment.remember(online.places)
+        treatment.stamp(online.places)
 
     @property
     def module(self) -> nn.Module:

@@ -28,7 +28,8 @@ _COUNTS = ("step", "seen", "updates", "skipped", "_last", "_last_seen")
 def save(ema: EMA) -> dict[str, Any]:
     """Averages, counts and what they were made with; see :meth:`EMA.state_dict`."""
     places = ema._sources[0][0].places
-    lasting = {name for name, where in places.items() if where[0].is_persistent}
+    peculiar = ema._treatment.peculiar(places)  # these are the model's
+    lasting = {name for name, where in places.items() if where[0].is_persistent and name not in peculiar}
     averages = [{n: x.detach() for n, x in average.items() if n in lasting} for average in ema.averages]
     return {"averages": averages, **progress(ema)}
 

@@ -24,15 +24,13 @@ def exchangeable(model: Replica, average: Replica, treatment: Treatment) -> list
     Raises:
         ValueError: if parameters or averaged buffers do not fit.
     """
-    kinds, theirs = treatment.kinds(model.places), average.places
-    fixed = {n for n, kind in kinds.items() if kind == "average" or (n in theirs and theirs[n][0].is_parameter)}
-    fixed |= {n for n, where in theirs.items() if where[0].is_parameter}
-    mine = model.read()
-    check_fit(
-        {n: x for n, x in mine.items() if n in fixed}, {n: x for n, x in average.read().items() if n in fixed}, "model"
-    )
-    rest = [n for n in mine if n not in fixed and n in theirs and theirs[n][0].read().shape == mine[n].shape]
-    return [n for n in mine if n in fixed and (kinds[n] == "average" or is_plain(mine[n]))] + rest
+    kinds, mine, theirs = treatment.kinds(model.places), model.read(), average.read()
+    own_class = {n for n, x in theirs.items() if not is_plain(x) and kinds.get(n) != "average"}
+    fixed = {n for n, kind in kinds.items() if kind == "average"}
+    fixed |= {n for n, where in average.places.items() if where[0].is_parameter} - own_class
+    check_fit({n: x for n, x in mine.items() if n in fixed}, {n: x for n, x in theirs.items() if n in fixed}, "model")
+    alike = {n for n in mine.keys() & theirs.keys() - own_class if mine[n].shape == theirs[n].shape}
+    return [n for n in mine if n in fixed | alike]
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from polyak.memory._check import require
 from polyak.teachers.copies import copied
-from polyak.teachers.matching import Place, check_fit, kind_of
+from polyak.teachers.matching import Place, check_fit, is_plain, kind_of
 from polyak.teachers.replica import Replica
 from polyak.teachers.treatment import Kind, Treatment
 
@@ -48,6 +48,7 @@ def follow(sources: Sources, replicas: list[Replica], treatment: Treatment) -> t
     kinds, first = treatment.kinds(online.places), averages[0]
     tied = {place.name: name for name, places in before.places.items() for place in places[1:]}
     aliases = {n: tied[n] for n in online.places if n not in first.places and tied.get(n) in first.places}
+    # what is to have a copy made now
     late = _unfrozen(online, first, kinds, treatment) & before.places.keys() - aliases.keys()
     own = {**first.read(), **{alias: first.places[name][0].read() for alias, name in aliases.items()}}
     names = _fixed(online, first, kinds) - late
@@ -57,8 +58,11 @@ def follow(sources: Sources, replicas: list[Replica], treatment: Treatment) -> t
         check_fit(_only(anchor.read(), averaged), _only(own, averaged), f"anchors[{i}]")
     for other in averages[1:]:
         check_fit(_only(other.read(), averaged), _only(first.read(), averaged), "each averaged model", "the first")
+    late |= treatment.outdated(online.places)
     with torch.inference_mode(False), torch.no_grad():
-        return renewed, [_taking_over(replica, online, aliases, late, kinds, treatment) for replica in averages]
+        averages = [_taking_over(replica, online, aliases, late, kinds, treatment) for replica in averages]
+    treatment.stamp(online.places)
+    return renewed, averages
 
 
 def _only(tensors: dict[str, Tensor], names: set[str]) -> dict[str, Tensor]:
@@ -80,7 +84,7 @@ def _fixed(online: Replica, average: Replica, kinds: dict[str, Kind]) -> set[str
         place = online.places[name][0]
         theirs = average.places.get(name)
         alike = theirs is None or kind_of(theirs[0].read()) == kind_of(place.read())
-        is_copy = kind == "copy" and place.is_parameter
+        is_copy = kind == "copy" and place.is_parameter and is_plain(place.read())
         if kind == "average" or is_copy or (kind != "share" and not alike and place.is_persistent):
             fixed.add(name)
     gone = (name for name in average.places if name not in kinds)
@@ -103,7 +107,7 @@ def _taking_over(
         new[alias] = online.places[alias], nn.Parameter(value, False) if past.is_parameter else value
     for name, kind in kinds.items():
         place = online.places[name][0]
-        is_cache = kind == "copy" and not place.is_parameter
+        is_cache = kind == "copy" and not place.is_parameter and is_plain(place.read())
         if name in late or (is_cache and not _has_room(average.places.get(name), place.read())):
             new[name] = online.places[name], copied(place.read(), place.is_parameter, treatment)
     stale = {

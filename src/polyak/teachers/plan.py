@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from polyak.teachers.follow import Sources
-from polyak.teachers.matching import is_averageable, is_dtensor, is_plain, local
+from polyak.teachers.matching import is_averageable, is_dtensor, local
 from polyak.teachers.noise import Noise
 from polyak.teachers.passes import Pass, all_finite
 from polyak.teachers.replica import Replica
@@ -57,7 +57,10 @@ class Plan:
         pulled = [source for source, _ in self._pulling]
         self._moving = Lookup([name for name in self._names if name in loose], [*pulled, *replicas])
         self._moved = self._made(self._moving.names)
-        self._copied = Lookup([name for name, kind in kinds.items() if kind == "copy"], [online, *replicas])
+        self._treatment, peculiar = treatment, treatment.peculiar(online.places)
+        copied = [name for name, kind in kinds.items() if kind == "copy" and name not in peculiar]
+        self._copied = Lookup(copied, [online, *replicas])
+        self._peculiar = {name: online.places[name] for name in peculiar}
 
     def _made(self, names: list[str]) -> Pass:
         averages = [[local(replica.places[n][0].read()) for n in names] for replica in self._replicas]
@@ -71,6 +74,8 @@ class Plan:
         if not all(model.is_unchanged() for model in self._models) or not all(whole):
             return False
         if any(p.requires_grad for p in self._frozen) or not (self._moving.look() and self._copied.look()):
+            return False
+        if self._peculiar and self._treatment.outdated(self._peculiar):
             return False
         if self._moving.has_changed:
             self._moved = self._made(self._moving.names)
@@ -113,7 +118,6 @@ class Lookup:
         self._stores = [[(place.store, place.key) for place in of_one] for of_one in places]
         self._seen = [[place.read() for place in of_one] for of_one in places]
         self._views = [list(map(local, seen)) for seen in self._seen]
-        self._plain = [all(is_plain(seen[j]) for seen in self._seen) for j in range(len(names))]
 
     def look(self) -> bool:
         """Take up what has been replaced since; False if it is of another make than what was there."""
@@ -133,14 +137,8 @@ class Lookup:
 
     def copy(self) -> None:
         """Copy the first model's into the others'."""
-        originals = [x for x, plain in zip(self._views[0], self._plain, strict=True) if plain]
         for views in self._views[1:] if self.names else ():
-            if originals:
-                own = [e for e, plain in zip(views, self._plain, strict=True) if plain]
-                torch._foreach_copy_(own, originals)
-            for e, x, plain in zip(views, self._views[0], self._plain, strict=True):
-                if not plain:
-                    e.copy_(x)
+            torch._foreach_copy_(views, self._views[0])
 
 
 def _make(tensor: Tensor) -> tuple[object, ...]:

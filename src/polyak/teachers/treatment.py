@@ -24,6 +24,9 @@ class Treatment:
     Attributes:
         averaged: names of parameters that have been averaged once, which they are from then on: one that is frozen for
             another network's turn comes back, and its average must not be gone then.
+
+    What is only copied and of a class of its own, such as a quantized weight, is copied as a whole, with what hangs on
+    it, when it has changed: such classes repack their content in a forward.
     """
 
     def __init__(
@@ -34,6 +37,7 @@ class Treatment:
         require(dtype in _DTYPES, "dtype", dtype, "None, float32, float64 or bfloat16")
         self.buffers, self.frozen, self.dtype, self.device = buffers, frozen, dtype, device
         self.averaged: set[str] = set()
+        self._stamps: dict[str, tuple[int, int]] = {}
 
     def of(self, name: str, place: Place) -> Kind:
         """What becomes of the tensor at a place of the online model.
@@ -57,6 +61,20 @@ class Treatment:
     def remember(self, places: Places) -> None:
         """Parameters that are averaged now go on being averaged."""
         self.averaged |= {n for n, p in places.items() if p[0].is_parameter and self.of(n, p[0]) == "average"}
+
+    def peculiar(self, places: Places) -> dict[str, tuple[int, int]]:
+        """What is only copied and of a class of its own, by name, with something that tells when it has changed."""
+        kinds = self.kinds(places)
+        tensors = {name: where[0].read() for name, where in places.items() if kinds[name] == "copy"}
+        return {name: (id(x), x._version) for name, x in tensors.items() if not is_plain(x)}
+
+    def outdated(self, places: Places) -> set[str]:
+        """Those of :meth:`peculiar` that have changed since :meth:`stamp`."""
+        return {name for name, stamp in self.peculiar(places).items() if self._stamps.get(name) != stamp}
+
+    def stamp(self, places: Places) -> None:
+        """The averages have these as they are now."""
+        self._stamps = self.peculiar(places)
 
     def dtype_for(self, tensor: Tensor) -> torch.dtype:
         """The dtype of a tensor's average."""
