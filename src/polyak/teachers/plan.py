@@ -115,7 +115,9 @@ class Lookup:
     def __init__(self, names: list[str], models: list[Replica]) -> None:
         self.names, self.has_changed = names, False
         places = [[model.places[name][0] for name in names] for model in models]
-        self._stores = [[(place.store, place.key) for place in of_one] for of_one in places]
+        self._stores: list[list[tuple[dict[str, Any], str]]] = [
+            [(place.store, place.key) for place in of_one] for of_one in places
+        ]
         self._seen = [[place.read() for place in of_one] for of_one in places]
         self._views = [list(map(local, seen)) for seen in self._seen]
 
@@ -123,7 +125,10 @@ class Lookup:
         """Take up what has been replaced since; False if it is of another make than what was there."""
         self.has_changed = False
         for stores, seen, views in zip(self._stores, self._seen, self._views, strict=True):
-            now = [store.get(key) for store, key in stores]
+            try:
+                now = [store[key] for store, key in stores]
+            except KeyError:
+                return False
             if all(map(operator.is_, now, seen)):
                 continue
             self.has_changed = True

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from polyak.teachers.matching import Place, address, owners_of, places_of, without_wrappers
+from polyak.teachers.matching import Place, address, is_dtensor, is_plain, owners_of, places_of, without_wrappers
 from polyak.teachers.treatment import Places, is_movable
 
 
@@ -41,12 +41,15 @@ class Replica:
         passed = {(id(p.store), p.key) for name in loose & self.places.keys() for p in self.places[name]}
         self._entries = [(t, key) for t in self._tables for key in t if (id(t), key) not in passed]
         self._values = [table[key] for table, key in self._entries]
-        self._tensors = [v for v in self._values if isinstance(v, Tensor)]
+        tensors = [v for v in self._values if isinstance(v, Tensor)]
+        self._tensors = [t for t in tensors if is_plain(t) and not is_dtensor(t)]
+        self._others = [t for t in tensors if not is_plain(t) or is_dtensor(t)]
         self._memory = self._where()
 
-    def _where(self) -> tuple[list[int], list[int]]:
+    def _where(self) -> tuple[list[int], ...]:
         """Changes when a tensor's ``.data`` is set, as ``module.to`` does: to another dtype, device or shape."""
-        return list(map(address, self._tensors)), list(map(Tensor.numel, self._tensors))
+        pointers, sizes = list(map(Tensor.data_ptr, self._tensors)), list(map(Tensor.numel, self._tensors))
+        return pointers, sizes, list(map(address, self._others))
 
     def is_whole(self) -> bool:
         """Whether the module still has the submodules and tensors that it had."""
