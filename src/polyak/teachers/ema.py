@@ -185,7 +185,7 @@ class EMA(Averages):
 
         A step that a GradScaler skips moves nothing, and accumulated gradients count once. Copies of the model, of the
         optimizer or of this object are attached to nothing. Of several optimizers attach the one that steps last. Where
-        another takes over, as after :func:`polyak.optim.switch`, :meth:`detach` and attach that.
+        another takes over, :meth:`detach` and attach that; :func:`polyak.optim.switch` takes it along.
 
         Args:
             optimizer: the optimizer of the online model; a wrapper of accelerate is looked through.
