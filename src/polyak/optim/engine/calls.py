@@ -41,15 +41,16 @@ class Line:
         self._tails = [call.tail for call in calls]
         self._strides = [m.strides for m in self.members]
         self._dtypes = {call.dtype for call in calls}
+        self._counters = [m.counter for m in self.members if m.counter is not None]
 
     def take(self, grads: Sequence[Tensor | None]) -> list[Tensor] | None:
         """The line's gradients, if all are there and are as the kernels expect them, and all steps are of one time."""
         own: list[Any] = [grads[i] for i in self.indices]
-        if any(g is None for g in own):
+        if type(None) in set(map(type, own)):
             return None
         if list(map(Tensor.stride, own)) != self._strides or set(map(_DTYPE, own)) != self._dtypes:
             return None
-        return None if any(map(Tensor.is_neg, own)) or len({m.time for m in self.members}) > 1 else own
+        return None if any(map(Tensor.is_neg, own)) or len({c[0] for c in self._counters}) > 1 else own
 
     def run(self, grads: Sequence[Tensor], scalars: Tensor, inputs: Sequence[Tensor]) -> None:
         """All calls, one after the other.
