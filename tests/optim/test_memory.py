@@ -25,7 +25,7 @@ MODELS: dict[str, list[tuple[int, ...]]] = {
     "convolutions": [(256, 128, 3, 3), (128, 128, 3, 3), (256,)],
 }
 METHODS = ("adamw", "adan", "cadamw", "adamp", "tam", "muon")
-QUICK = ("adamw", "cadamw", "muon")
+QUICK = ("adamw",)
 OPTIONS: dict[str, dict[str, Any]] = {"adan": {"max_grad_norm": 1.0}, "adamp": {"delta": 3.0}}
 
 
@@ -101,14 +101,14 @@ def test_missing_gradients(execution: str) -> None:
 
 
 def test_nothing_grows_with_the_steps() -> None:
-    """Other gradients missing each time make other runs; only some are kept, with the indices of their rows."""
-    optimizer = built("cadamw", MODELS["many small"], "batched")
+    """Other gradients are missing each time."""
+    optimizer = built("adamw", MODELS["many small"], "batched")
     params = optimizer.param_groups[0]["params"]
     optimizer.step()
     grown = 0
-    for first in (0, 60, 120):
+    for first in (0, 8, 16):
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-            for t in range(first, first + 60):
+            for t in range(first, first + 8):
                 kept = params[t].grad
                 params[t].grad = None
                 optimizer.step()
