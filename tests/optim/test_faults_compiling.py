@@ -261,7 +261,7 @@ def test_a_training_step_inside_torch_compile() -> None:
         optimizer.step()
         return loss
 
-    losses = [float(step()) for _ in range(4)]
+    losses = [float(step().detach()) for _ in range(4)]
     assert losses == sorted(losses, reverse=True) and float(optimizer.state[model.weight]["step"]) == 4
 
 
