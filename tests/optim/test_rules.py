@@ -313,5 +313,10 @@ def test_totals_in_opposite_orders_are_refused():
             return orders[group.get("order", 0)]
 
     params = [nn.Parameter(torch.zeros(3)) for _ in range(2)]
-    with pytest.raises(ValueError, match="opposite orders"):
-        Mixed([{"params": [params[0]]}, {"params": [params[1]], "order": 1}], orders[0], lr=1.0)
+    for p in params:
+        p.grad = torch.ones(3)
+    optimizer = Mixed([{"params": [params[0]]}, {"params": [params[1]], "order": 1}], orders[0], lr=1.0)
+    for refused in (optimizer.explain, optimizer.step):
+        with pytest.raises(ValueError, match="opposite orders"):
+            refused()
+    assert not optimizer.state and not params[0].any()

@@ -10,7 +10,7 @@ Packages are in the user's cache folder (``POLYAK_CACHE`` moves it), and everyth
 
 from polyak.aot.kernel import Kernel
 from polyak.aot.modes import usable
-from polyak.aot.obtain import failed, load, prepare
+from polyak.aot.obtain import failed, load, prepare, unavailable
 from polyak.aot.source import Array, Source
 
-__all__ = ["Array", "Kernel", "Source", "failed", "load", "prepare", "usable"]
+__all__ = ["Array", "Kernel", "Source", "failed", "load", "prepare", "unavailable", "usable"]

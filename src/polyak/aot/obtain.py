@@ -101,6 +101,11 @@ def failed(source: Source | None = None) -> str | None:
     return reason
 
 
+def unavailable() -> str | None:
+    """Why nothing is compiled in this process, with one RuntimeWarning; None if nothing is known against it."""
+    return _disabled() or _state.no_compiler
+
+
 def _placed(source: Source) -> Source:
     """A source whose device is that of this thread, where it names none: the thread that compiles has its own."""
     index: int | None = source.device.index  # which torch's stubs take for an int

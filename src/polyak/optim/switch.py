@@ -42,7 +42,7 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
         groups.append(kept | _given(method, group, hyperparameters))
     engine = {key: getattr(optimizer, key) for key in _ENGINE} | {"maximize": optimizer.defaults["maximize"]}
     new = method(groups, **{**engine, **hyperparameters})
-    with torch.no_grad():
+    with torch.inference_mode(False), torch.no_grad():
         _carry_memories(optimizer, new)
     for old_group, new_group in zip(optimizer.param_groups, new.param_groups, strict=True):
         values = dict(new_group)

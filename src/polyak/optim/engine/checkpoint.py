@@ -198,7 +198,8 @@ def _memories(
                 yield key, present[key].detach().to(p.device)
     if chain.timed or STEP in present:
         # torch's SGD keeps no counter: a momentum buffer tells that a step was made
-        yield STEP, torch.tensor(float(present.get(STEP, 1.0 if present else 0.0)), device="cpu")
+        steps = present.get(STEP, 1.0 if present else 0.0)
+        yield STEP, torch.as_tensor(steps, dtype=torch.float32, device="cpu").detach().clone().reshape(())
     for name, value in extra.items():  # what others put there: a wrapper's slow weights
         yield name, value.to(p.device) if isinstance(value, Tensor) and value.ndim else value
 

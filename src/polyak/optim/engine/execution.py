@@ -33,6 +33,6 @@ def in_force(execution: Execution, elements: int) -> tuple[str, str]:
         wanted = "compiled" if elements >= WORTH_COMPILING else "batched"
         relation = "at least" if wanted == "compiled" else "fewer than"
         reason = f"auto: {elements:,} elements, {relation} the {WORTH_COMPILING:,} that repay a compilation"
-    if wanted == "compiled" and (why := aot.failed()) is not None:
+    if wanted == "compiled" and (why := aot.unavailable()) is not None:
         return "batched", f"nothing can be compiled in this process: {why}"
     return wanted, reason

@@ -49,7 +49,10 @@ def run(unit: Unit, grads: Sequence[Tensor], moment: Moment, mode: Mode) -> Run:
     for level, question in enumerate(outside):
         terms = [p.terms(question, moment, own, level) for p, own in zip(pieces, answers, strict=True)]
         if question.kind == "total" or unit.sharded:
+            if unit.gathered:
+                pieces = []  # copies do not wait for others: it takes less to gather again
             answer = yield Waiting(unit, level, question, _added(terms))
+            pieces = pieces or (unit.pieces(grads, mode, moment.names) if grads else [])
             given = [localize(p, question, own, answer) for p, own in zip(pieces, terms, strict=True)]
         elif question.kind == "matrix":
             given = solve_stack(question, [own[0] for own in terms], unit.first.value.shape)
