@@ -2,7 +2,8 @@
 
 The bound is the largest of 5 % of the weights, one chunk of 64 k elements and, for matrix functions, 4 of the largest
 matrix. Plain kernels hold every intermediate result of a slice at the same time, and what they gathered, so without a
-compiler a chunk counts four times: twenty slices of 12 k elements. ``execution="eager"`` is for reading along, and is not held to it.
+compiler a chunk counts four times: twenty slices of 12 k elements. ``execution="eager"`` is for reading along, and is
+not held to it.
 """
 
 from typing import Any
