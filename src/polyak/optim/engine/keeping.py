@@ -73,7 +73,8 @@ class Kept:
             parts[0].copy_(value.reshape(parts[0].shape) if self.slot.shape in ("row", "column") else value)
             return
         value = value.float()
-        encoded = self.form.encode(value if self.form.name == "factored" else value.reshape(-1), _seeded(seed))
+        shape = square_shape(value.numel()) if self.form.name == "factored" else (-1,)
+        encoded = self.form.encode(value.reshape(shape), _seeded(seed))
         for part, new in zip(parts, encoded, strict=True):
             part.copy_(new.reshape(part.shape))
 

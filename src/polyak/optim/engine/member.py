@@ -84,7 +84,7 @@ class Member:
             self._whole.append(True)
         self.direct = self._is_direct()
         self.keeping = keeping
-        self.counter: array[float] | None = None
+        self.counter: array[float] | Tensor | None = None
         self.shape = self._array_shape()
         if not self.numel:
             # of a sharded tensor nothing lies here: a zero, which adds nothing to any sum, takes part in its stead, so
@@ -92,7 +92,7 @@ class Member:
             self.shape = (1,) * len(self.shape)
         local_sums = all(q.is_local for q in questions) and not (self.sharded and questions)
         # seeds belong to a whole tensor, and so do packed signs and what flows through a layer
-        self.uncut = self.draws or self.layout == "square" or not chain.is_compilable
+        self.uncut = self.draws or any(kept.form for kept in self.kept) or not chain.is_compilable
         self.one_call = self.direct and self.is_compilable and local_sums
         self.crossing = False
 
@@ -132,6 +132,8 @@ class Member:
             before, fresh = self.state.get(STEP, 0.0), torch.zeros((), device="cpu")
             if holds_nothing(fresh):  # under a fake mode
                 self.counter, self.state[STEP] = array("f", [0.0]), fresh
+            elif isinstance(before, Tensor) and before.device == fresh.device and before.is_shared():
+                self.counter = before.view(1)  # other processes count along
             else:
                 self.counter = array("f", [float(before)])
                 self.state[STEP] = torch.frombuffer(self.counter, dtype=torch.float32)[0]
@@ -145,7 +147,7 @@ class Member:
         if not self.numel:
             return t.new_zeros(self.shape)
         if not self.direct or t.is_contiguous():
-            return t.reshape(self.shape)
+            return t.reshape(self.shape).contiguous()
         return t.as_strided(self.shape, (self.shape[-1], 1)[-len(self.shape) :])
 
     def gradient(self, g: Tensor) -> Tensor:
@@ -170,7 +172,7 @@ class Member:
     def refresh_copies(self) -> None:
         """Copy weight and memories anew, where kernels do not work in place."""
         if not self.direct and self.numel:
-            self.array = self.value.reshape(self.shape)
+            self.array = self.as_array(self.value)
             self._take_parts()
 
     @property
@@ -184,4 +186,4 @@ class Member:
     @property
     def time(self) -> float:
         """Steps so far."""
-        return self.counter[0] if self.counter is not None else 0.0
+        return float(self.counter[0]) if self.counter is not None else 0.0

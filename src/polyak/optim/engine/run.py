@@ -147,12 +147,22 @@ def _over_ranks(asked: Sequence[Waiting]) -> list[Any]:
     return answers
 
 
+def _exact(option: Tensor) -> float | Tensor:
+    """A tensor option in full precision: a number, or where reading it would wait for a device a tensor."""
+    if option.device.type == "cpu" and aot.usable() and option.numel() == 1:
+        return float(option)
+    return option.detach().double()
+
+
 def coefficients(chain: Chain, options: Options, t: int, device: torch.device) -> tuple[Any, Tensor]:
     """Names and values of all coefficients at step ``t``, the values and ``t`` as one float64 vector on ``device``."""
+    tensors = {name: v for name, v in options.items() if isinstance(v, Tensor)}
+    if tensors:  # a tensor lr; on an accelerator it stays there
+        options = {**options, **{name: _exact(v) for name, v in tensors.items()}}
     by_rule = chain.scalars(options, t)
     names = tuple(tuple(values) for values in by_rule)
     flat = [*(value for values in by_rule for value in values.values()), float(t)]
-    if any(isinstance(v, Tensor) for v in flat):  # a tensor lr on an accelerator: no reading it here
+    if any(isinstance(v, Tensor) for v in flat):
         return names, torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).reshape(()) for v in flat])
     if aot.usable():
         packed = torch.frombuffer(array("d", flat), dtype=torch.float64)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any
 
 import torch
@@ -43,10 +42,11 @@ def project(only_decay: bool = False) -> Rule:
         # As a column of its own, whose sum over a row is itself: a row function sees sums and no coefficients.
         eps = torch.ones_like(x.p[..., :1], dtype=torch.float64) * c.eps
         r = c.rows(x.g * x.p, x.g * x.g, x.p * x.p, x.u * x.p, eps, worst=worst)
-        columns = x.p.shape[-1]
+        # a tensor: the root of a plain number would be compiled for that number alone
+        columns = x.p.new_full((), x.p.shape[-1], dtype=torch.float64)
         _, _, ww_row, uw_row, _ = r.row
         gw, gg, ww, uw, _ = r.whole
-        by_row = r.worst < c.delta / math.sqrt(columns)
+        by_row = r.worst < c.delta / columns.sqrt()
         by_layer = ~by_row & (_cosine(gw, gg, ww, c.eps) < c.delta / c.numel.sqrt())
         square = torch.where(by_row, (ww_row.sqrt() + c.eps).square(), (ww.sqrt() + c.eps).square())
         radial = torch.where(by_row, uw_row, uw) / square
