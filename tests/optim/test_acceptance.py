@@ -13,17 +13,19 @@ import torch
 from torch import Tensor
 
 import polyak.optim
-from polyak._compiled import failed
+from polyak.aot import failed
 from tests.optim.fresh import python
 from tests.optim.scenario import DOUBLE, HALF, HALVES, STEPS, Run
 
 NAMES = polyak.optim.names()
 # One of each kind: elementwise, a sum over one tensor, over rows, over all tensors, a matrix function.
-KINDS = ("adamw", "csgdm", "adamp", "cadan", "muon")
+KINDS = ("adamw", "cadamw", "adamp", "adan", "muon")
+# A kernel costs 10 s on a machine that has none yet: the others are compiled in the thorough runs.
+COMPILED = ("adamw", "cadamw", "adamp", "adan")
 QUICK = [(name, "batched", DOUBLE) for name in NAMES]
-QUICK += [(name, "compiled", DOUBLE) for name in KINDS]
+QUICK += [(name, "compiled", DOUBLE) for name in COMPILED]
 QUICK += [(name, "batched", HALVES) for name in KINDS]
-QUICK += [("adamw", "eager", DOUBLE), ("adamw", "compiled", HALVES)]
+QUICK += [("adamw", "eager", DOUBLE)]
 THOROUGH = {
     name: [(name, mode, d) for mode in ("eager", "batched", "compiled") for d in (DOUBLE, HALVES)] for name in NAMES
 }
@@ -60,7 +62,7 @@ def check_explained(run: Run, mode: str) -> None:
     """What ``explain()`` says is what ran: the mode asked for, but for what it names."""
     text = run.optimizer.explain()
     assert text.splitlines()[0].endswith(f": {mode} (execution={mode!r})")
-    assert ("parameters" in text) and "torch.compile failed" not in text and not failed()
+    assert "parameters" in text and not failed()
     exceptions = [line for line in text.splitlines() if "not compiled, a dimension is 1" in line]
     assert mode == "compiled" or not exceptions
     for line in exceptions:  # only tensors of one row: nothing large, nothing that merely shares a group

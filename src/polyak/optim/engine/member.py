@@ -84,7 +84,7 @@ class Member:
             self._whole.append(True)
         self.direct = self._is_direct()
         self.keeping = keeping
-        self.counter: array[float] | Tensor | None = None
+        self.counter: Any = None  # an array of one float, or where processes share it a tensor
         self.shape = self._array_shape()
         if not self.numel:
             # of a sharded tensor nothing lies here: a zero, which adds nothing to any sum, takes part in its stead, so

@@ -104,11 +104,23 @@ class Piece:
         return [self.p, self.g, moment.scalars, *facts, *self.parts, *moment.given(self.first), *brought]
 
     def _cut(self, form: Form, moment: Moment, answers: Answers, c: slice) -> list[Tensor]:
-        """What the kernel takes of a slice; vectors of coefficients and what is one number are for all slices."""
+        """What the kernel takes of a slice.
+
+        Coefficients, and memories that are one number or one for each column, are for all slices: each reads them as
+        they were, and the last writes them.
+        """
         whole = self.tensors(form, moment, answers)
+        slots = [kept.slot for kept in self.first.kept for _ in kept.keys]
+        shared = {id(t) for t, slot in zip(self.parts, slots, strict=False) if slot.shape in ("scalar", "column")}
         fixed = {id(moment.scalars), id(self.first.facts)}
-        rows = self.p.shape[0]
-        return [t[c] if t.ndim and t.shape[0] == rows and id(t) not in fixed else t for t in whole]
+        rows, is_last = self.p.shape[0], c is self.slices[-1]
+
+        def cut(t: Tensor) -> Tensor:
+            if id(t) in shared:
+                return t if is_last else t.clone()
+            return t[c] if t.ndim and t.shape[0] == rows and id(t) not in fixed else t
+
+        return [cut(t) for t in whole]
 
     def terms(self, question: Question, moment: Moment, answers: Answers, level: int) -> tuple[Tensor, ...]:
         """This piece's part of an answer."""
