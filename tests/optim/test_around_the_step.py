@@ -66,11 +66,11 @@ def test_switch_keeps_memories_counters_and_options() -> None:
     kept_options = (group["lr"], group["weight_decay"], group["betas"])
     assert kept_options == (0.02, 0.3, (0.98, 0.92, 0.99))  # two betas do not make three
     for p in params:
-        assert set(new.state[p]) == {"step", "exp_avg", "exp_avg_sq"}  # what is missing the first step makes
+        assert set(new.state[p]) == {"step", "exp_avg", "exp_avg_sq", "exp_avg_diff", "previous_grad"}
         for name, value in kept[p].items():
             assert torch.equal(new.state[p][name], value), name
+        assert not new.state[p]["exp_avg_diff"].any()
     train(new, params, 3, 5)
-    assert set(new.state[params[0]]) == {"step", "exp_avg", "exp_avg_sq", "exp_avg_diff", "previous_grad"}
     assert float(new.state[params[0]]["step"]) == 5
 
 
