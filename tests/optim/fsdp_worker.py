@@ -154,6 +154,7 @@ def received(folder: Path, method: str) -> Any:
     model = sharded()
     train(model, build(method, model), 0, HALF, mine())
     optimizer = build(method, model)
+    optimizer.zero_grad()  # as for torch.optim: where gradients are there, torch asks for no state
     whole = torch.load(folder / f"alone:{method}.pt") if dist.get_rank() == 0 else {}
     options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=True)
     set_optimizer_state_dict(model, optimizer, whole, options=options)
