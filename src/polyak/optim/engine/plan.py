@@ -136,7 +136,7 @@ class GroupPlan:
         if optimizer.chain_of(group) is not self.chain or optimizer.keeping_of(group) != self.keeping:
             return False
         if len(self.members) < len(listed) and any(
-            g is not None and i not in self.members and p.is_floating_point()
+            i not in self.members and p.is_floating_point() and (g is not None or self._takes_part(p))
             for i, (p, g) in enumerate(zip(listed, grads, strict=True))
         ):
             return False
