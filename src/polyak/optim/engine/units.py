@@ -221,8 +221,10 @@ def build(members: Sequence[Member], gather: bool, compiled: bool) -> Iterator[U
 def _key(member: Member, compiled: bool) -> tuple[Any, ...] | None:
     """What members that go together have in common; None for one that goes alone."""
     same = (member.chain, member.kept, member.rounding, member.value.dtype, member.value.device)
+    if member.sharded and member.questions:
+        return None  # its sums are over ranks of its own
     if any(q.kind == "matrix" for q in member.questions):
-        return None if member.sharded else ("stack", *same, member.value.shape)
+        return ("stack", *same, member.value.shape)
     elementwise = not any(q.is_local for q in member.questions) and not member.chain.inputs
     only_arrays = member.layout == "flat" and all(slot.shape == "param" for slot in member.chain.slots)
     dear = not compiled or member.value.device.type != "cpu"
