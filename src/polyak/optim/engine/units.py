@@ -229,16 +229,7 @@ def _key(member: Member, compiled: bool) -> tuple[Any, ...] | None:
     only_arrays = member.layout == "flat" and all(slot.shape == "param" for slot in member.chain.slots)
     dear = not compiled or member.value.device.type != "cpu"
     small = 0 < member.numel <= SMALL and member.value.device.type in RUN
-    return (
-        ("flat", *same)
-        if elementwise
-        and only_arrays
-        and dear
-        and small
-        and not member.draws
-        and not (member.sharded and member.questions)
-        else None
-    )
+    return ("flat", *same) if elementwise and only_arrays and dear and small and not member.draws else None
 
 
 def mark_crossing(members: Iterable[Member]) -> None:
