@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from polyak.optim.engine.kernels import Form
 from polyak.optim.engine.member import Member
 
 _DTYPE = attrgetter("dtype")
@@ -21,9 +21,9 @@ _DTYPE = attrgetter("dtype")
 class Call:
     """One member's step."""
 
-    def __init__(self, member: Member, dtype: torch.dtype, run: Callable[[list[Tensor]], Any], facts: bool) -> None:
-        self.member, self.dtype, self.run = member, dtype, run
-        self.tail = [*([member.facts] if facts else []), *member.parts]
+    def __init__(self, member: Member, form: Form, run: Callable[[list[Tensor]], Any]) -> None:
+        self.member, self.dtype, self.names, self.run = member, form.gradient, form.names, run
+        self.tail = [*([member.facts] if form.has_facts else []), *member.parts]
 
     def __call__(self, g: Tensor, scalars: Tensor, inputs: Sequence[Tensor]) -> None:
         """Do it with a gradient of the member's dtype."""
@@ -34,6 +34,7 @@ class Line:
     """Calls with the same coefficients, on contiguous weights."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
+        self.names = calls[0].names
         self.members = [call.member for call in calls]
         self.indices = [m.index for m in self.members]
         self._runs = [call.run for call in calls]
@@ -63,10 +64,11 @@ class Line:
 
 
 def lines(calls: Sequence[Call]) -> list[Line]:
-    """Divide calls into lines; calls on weights that are laid out otherwise are in none."""
+    """Divide calls into lines; calls on weights that are laid out otherwise, or whose
+    steps other processes count too, are in none."""
     kinds: dict[Any, list[Call]] = {}
     for call in calls:
         m = call.member
-        if m.value.is_contiguous():
-            kinds.setdefault((id(m.chain), call.dtype, m.value.device), []).append(call)
+        if m.value.is_contiguous() and not isinstance(m.counter, Tensor):
+            kinds.setdefault((id(m.chain), call.dtype, call.names, m.value.device), []).append(call)
     return [Line(own) for own in kinds.values()]

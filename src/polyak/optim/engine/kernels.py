@@ -59,6 +59,12 @@ class Form:
     level: int | None = None
 
     @property
+    def variant(self) -> tuple[Any, ...]:
+        """What selects the code besides the chain."""
+        types = (self.weight, self.gradient, self.kept, self.rounding)
+        return (self.names, *types, self.maximize, self.layout, self.inside, self.level)
+
+    @property
     def has_facts(self) -> bool:
         """Whether the kernel takes the tensor's facts: its number of elements and its salt for rounding."""
         asks = any(q.is_local for q in self.chain.questions({}))
@@ -187,8 +193,7 @@ def _identity(form: Form) -> str | None:
     rules = [_described(rule) for rule in form.chain]
     if None in rules:
         return None
-    rest = (form.names, form.weight, form.gradient, form.kept, form.rounding, form.maximize, form.layout)
-    return repr((rules, *rest, form.inside, form.level))
+    return repr((rules, *form.variant))
 
 
 def _described(rule: Rule) -> str | None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyak import aot
 from polyak.memory.codecs import BLOCK
 from polyak.memory.storage import square_shape
 from polyak.optim.engine.context import Question
@@ -22,6 +23,8 @@ SMALL = 16 * 1024
 def local(t: Any) -> Tensor:
     """The part of a tensor that lies on this rank (a DTensor's shard; else the tensor), detached."""
     here: Tensor = t.to_local() if hasattr(t, "placements") else t
+    if hasattr(here, "trigger_wait"):  # what a collective is still filling
+        here = here.trigger_wait()
     return here.detach()
 
 
@@ -103,8 +106,10 @@ class Member:
 
     def _is_direct(self) -> bool:
         """Whether kernels work on the weight in place."""
-        if not self.numel or not is_dense(self.value):
+        if not self.numel or not is_dense(self.value) or self.value.is_neg():
             return False
+        if self.value.device.type != "cpu" and self.value.data_ptr() % 16:
+            return False  # a package would write to an aligned copy of it
         if any(q.kind == "matrix" for q in self.questions):
             return self.value.is_contiguous()
         return self.layout != "rows" or not self.strides or self.strides[0] == max(self.strides)
@@ -127,6 +132,7 @@ class Member:
         self._take_parts()
         facts = torch.tensor([self.param.numel(), self.salt], dtype=torch.float64, device="cpu")
         self.facts = facts.to(self.value.device)
+        self.one_call = self.one_call and aot.usable([self.array, *self.parts])
         if self.chain.timed or self.draws:
             # a counter of its own, 0-d and float32 like torch's, that Python reads and writes without a call into torch
             before, fresh = self.state.get(STEP, 0.0), torch.zeros((), device="cpu")
@@ -147,7 +153,7 @@ class Member:
         if not self.numel:
             return t.new_zeros(self.shape)
         if not self.direct or t.is_contiguous():
-            return t.reshape(self.shape).contiguous()
+            return t.resolve_neg().reshape(self.shape).contiguous()
         return t.as_strided(self.shape, (self.shape[-1], 1)[-len(self.shape) :])
 
     def gradient(self, g: Tensor) -> Tensor:

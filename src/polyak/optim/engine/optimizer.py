@@ -157,7 +157,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def salt_of(self, index: int, i: int) -> int:
         """A number that tells parameter ``i`` of group ``index`` from the others, for random rounding."""
-        return 1 + i + index * 2**14
+        return 1 + i + sum(len(group["params"]) for group in self.param_groups[:index])
 
     def chosen(self) -> tuple[str, str]:
         """How the optimizer runs now, and why."""
@@ -173,15 +173,25 @@ class Optimizer(torch.optim.Optimizer):
 
         Args:
             closure: re-evaluates the model and returns the loss; called once, with gradients enabled.
+            loss: the loss, for chains that read it, where there is no closure.
+
+        Returns:
+            What the closure returned; None without one.
 
         Raises:
-            RuntimeError: a sparse gradient, or with ``check_finite`` a non-finite one; nothing has changed then.
+            RuntimeError: a sparse gradient, with ``check_finite`` a non-finite one, or a loss that is read and not
+                given; nothing has changed then.
+            TypeError: a closure and a loss.
         """
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        self._advance(loss)
-        return loss  # type: ignore[return-value]
+        if closure is None:
+            self._advance(loss)
+            return None
+        if loss is not None:
+            raise TypeError(f"{self._owner()}.step() takes a closure or a loss, not both")
+        with torch.enable_grad():
+            found = closure()
+        self._advance(found)
+        return found
 
     @_untraced
     def _advance(self, loss: float | Tensor | None) -> None:
@@ -209,7 +219,8 @@ class Optimizer(torch.optim.Optimizer):
         """Step what the plans describe."""
         self._stepped = True
         with _without_autocast(plans):
-            drive([r for plan in plans for r in plan.runs(inputs or {})])
+            moments = [plan.moments(inputs or {}) for plan in plans]
+            drive([r for plan, own in zip(plans, moments, strict=True) for r in plan.runs(own)])
         for plan in plans:
             plan.count_step()
 
@@ -237,7 +248,8 @@ class Optimizer(torch.optim.Optimizer):
 
         It comes with lr 0 and gradients that are all zero, to an optimizer that has made no step yet.
         """
-        if any(float(group["lr"]) != 0 for group in self.param_groups if "lr" in group):
+        rates = [group["lr"] for group in self.param_groups if "lr" in group]
+        if not rates or any(float(lr) != 0 for lr in rates):
             return False
         grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
         if any(g.layout is not torch.strided or holds_nothing(g) for g in grads):
@@ -251,11 +263,15 @@ class Optimizer(torch.optim.Optimizer):
         lines = [f"{self._owner()}: {chosen} ({reason})"]
         return "\n".join(lines + [line for plan in plans for line in plan.describe()])
 
-    def diagnostics(self) -> dict[str, dict[str, float]]:
-        """Read-outs of the step that the gradients present now would give, by parameter; see :mod:`diagnose`."""
+    def diagnostics(self, *, loss: float | Tensor | None = None) -> dict[str, dict[str, float]]:
+        """Read-outs of the step that the gradients present now would give, by parameter; see :mod:`diagnose`.
+
+        ``loss``: for chains that read it.
+        """
+        inputs = self._inputs(loss)
         plans = self._planner.current(self)
         with _without_autocast(plans):
-            return diagnose.read(plans, {})
+            return diagnose.read(plans, inputs)
 
     @torch.no_grad()
     def _forget(self) -> None:
@@ -269,9 +285,19 @@ class Optimizer(torch.optim.Optimizer):
 
     @classmethod
     def state_bytes_per_parameter(cls, **hyperparameters: Any) -> float:
-        """Bytes of state per float32 matrix weight with these hyperparameters (default: the method's defaults)."""
-        options = {h.name: h.default for h in cls.hypers} | hyperparameters
-        return float(sum(4 for slot in cls.recipe(options).slots if slot.shape == "param"))
+        """Bytes of state for a float32 weight in a large matrix, with these hyperparameters and ``state_storage``.
+
+        Raises:
+            TypeError: an unknown hyperparameter.
+        """
+        options = {h.name: h.default for h in cls.hypers}
+        keeping = Keeping(hyperparameters.pop("state_storage", "float32"))
+        if unknown := sorted(set(hyperparameters) - set(options)):
+            raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}; it has {sorted(options)}")
+        weight = torch.empty(1024, 1024, device="meta")
+        kept = keeping.of(cls.recipe(options | hyperparameters), weight)
+        tensors = [t for one in kept for t in one.new(weight).values() if t.ndim]
+        return round(sum(t.nbytes for t in tensors) / weight.numel(), 3)
 
     def state_dict(self) -> dict[str, Any]:
         """As ``torch.optim``; states of parameters that no group lists any more are left out."""

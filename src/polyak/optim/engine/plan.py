@@ -22,6 +22,7 @@ from polyak.optim.engine.units import Mode, Moment, Unit
 
 # looked up in C, since a step does it for every parameter
 _ADDRESS, _STRIDE, _KIND = Tensor.data_ptr, Tensor.stride, attrgetter("shape", "dtype")
+Moments = dict[tuple[int, float, torch.device], Moment]
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
 
@@ -42,6 +43,10 @@ class Planned(Protocol):
 
     def salt_of(self, index: int, i: int) -> int:
         """A number that tells a parameter from the others."""
+
+
+def _of(moments: Moments, m: Member) -> Moment:
+    return moments[(id(m.chain), m.time, m.value.device)]
 
 
 def _placed_like(g: Any, p: Any) -> Tensor:
@@ -91,6 +96,9 @@ class GroupPlan:
         self._counters = [m for m in self.members.values() if m.counter is not None]
         self._steps = [m.state[STEP] for m in self._counters]
         self._marks = self._look()
+        self._kinds: dict[tuple[Chain, torch.device], list[Any]] = {}
+        for m in self.members.values():
+            self._kinds.setdefault((m.chain, m.value.device), []).append(m.counter)
 
     def _has_state(self, p: Tensor) -> bool:
         return bool(self.optimizer.state.get(p))
@@ -157,10 +165,18 @@ class GroupPlan:
         """Whether the entries of the state are those that the members hold."""
         return all(state.get(m.param) is m.state for m in self.members.values())
 
-    def runs(self, inputs: dict[str, Any]) -> Iterator[Run]:
+    def moments(self, inputs: dict[str, Any]) -> Moments:
+        """What this step gives to its chains; an error in a coefficient comes before anything has moved."""
+        found: Moments = {}
+        for (chain, device), counters in self._kinds.items():
+            for time in {0.0 if c is None else float(c[0]) for c in counters}:
+                names, scalars = coefficients(chain, self.group, int(time) + 1, device)
+                found[(id(chain), time, device)] = Moment(names, scalars, inputs)
+        return found
+
+    def runs(self, moments: Moments) -> Iterator[Run]:
         """This step's runs. What is one call of a compiled kernel is done on the way."""
-        moments: dict[Any, Moment] = {}
-        done = self._run_lines(moments, inputs) if self._calls else set()
+        done = self._run_lines(moments) if self._calls else set()
         complete = True
         for unit in self.units:
             first = unit.first
@@ -169,58 +185,50 @@ class GroupPlan:
             if self._calls and first.one_call:
                 g = self.grads[first.index]
                 complete = complete and g is not None
-                if g is None or self._call(first, g, moments, inputs):
+                if g is None or self._call(first, g, _of(moments, first)):
                     continue
-            yield from self._runs_of(unit, moments, inputs)
+            yield from self._runs_of(unit, moments)
         if complete and self._calls and not self._lines:
             self._lines = lines(list(self._direct.values()))
 
-    def _run_lines(self, moments: dict[Any, Moment], inputs: dict[str, Any]) -> set[int]:
+    def _run_lines(self, moments: Moments) -> set[int]:
         """Indices of the members that were stepped in lines."""
         done: set[int] = set()
         for line in self._lines:
             grads = line.take(self.grads)
-            if grads is None:
+            moment = _of(moments, line.members[0])
+            if grads is None or moment.names != line.names:
                 continue
-            moment = self._moment(moments, line.members[0], inputs)
             line.run(grads, moment.scalars, moment.given(line.members[0]))
             increment_version(line.arrays)
             done.update(line.indices)
         return done
 
-    def _call(self, m: Member, g: Tensor, moments: dict[Any, Moment], inputs: dict[str, Any]) -> bool:
+    def _call(self, m: Member, g: Tensor, moment: Moment) -> bool:
         """Do a member's step by one call of its kernel, if that is possible."""
-        moment = self._moment(moments, m, inputs)
         call = self._direct.get(m.index)
-        if call is None or call.dtype is not g.dtype:
+        if call is None or call.dtype is not g.dtype or call.names != moment.names:
             form = units.form_of(m, moment.names, g.dtype, self.mode.maximize)
             kernel = units.compiled(form, m.numel <= SMALL, m.value.device)
             if kernel is None:
                 return False
-            call = self._direct[m.index] = Call(m, g.dtype, kernel, form.has_facts)
+            call = self._direct[m.index] = Call(m, form, kernel)
             self._lines = []
         call(g, moment.scalars, moment.given(m))
         increment_version(m.array)
         return True
 
-    def _runs_of(self, unit: Unit, moments: dict[Any, Moment], inputs: dict[str, Any]) -> Iterator[Run]:
+    def _runs_of(self, unit: Unit, moments: Moments) -> Iterator[Run]:
         first = unit.first
         if unit.sharded and first.questions and self.grads[first.index] is None:
-            yield run(unit, [], self._moment(moments, first, inputs), self.mode)
+            yield run(unit, [], _of(moments, first), self.mode)
         by_time: dict[float, list[Member]] = {}
         for m in unit.members:
             if self.grads[m.index] is not None:
                 by_time.setdefault(m.time, []).append(m)
         for members in by_time.values():
             grads = [g for m in members if (g := self.grads[m.index]) is not None]
-            yield run(unit.only(members), grads, self._moment(moments, members[0], inputs), self.mode)
-
-    def _moment(self, moments: dict[Any, Moment], m: Member, inputs: dict[str, Any]) -> Moment:
-        key = (id(m.chain), m.time, m.value.device)
-        if key not in moments:
-            names, scalars = coefficients(m.chain, self.group, int(m.time) + 1, m.value.device)
-            moments[key] = Moment(names, scalars, inputs)
-        return moments[key]
+            yield run(unit.only(members), grads, _of(moments, members[0]), self.mode)
 
     def _take(self, grads: list[Tensor | None]) -> None:
         """The gradients, of this rank and placed like their parameters."""

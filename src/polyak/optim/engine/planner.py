@@ -53,12 +53,12 @@ class Planner:
         return self._plans
 
     def without_gradients(self, optimizer: Runs, bind: bool = False) -> list[GroupPlan]:
-        """The plans that there are, or else plans of all trained parameters, that nothing is made for.
+        """Plans of all trained parameters, that nothing is made for.
 
         With ``bind`` plans of the parameters that have a state, whose memories are made complete.
         """
         nothing: Gradients = [[None] * len(group["params"]) for group in optimizer.param_groups]
-        return self._plans or _planned(optimizer, self.chosen(optimizer)[0], nothing, bind)
+        return _planned(optimizer, self.chosen(optimizer)[0], nothing, bind)
 
     def let_go(self) -> None:
         """Keep no gradient alive."""

@@ -175,6 +175,7 @@ class Chain:
 
     rules: tuple[Rule, ...]
     _questions: list[tuple[Question, ...]] = field(default_factory=list, compare=False, repr=False)
+    _parts: dict[tuple[Rule, ...], Chain] = field(default_factory=dict, compare=False, repr=False)
 
     def __iter__(self) -> Iterator[Rule]:
         return iter(self.rules)
@@ -225,10 +226,13 @@ class Chain:
         rules[owners[0]] = rules[owners[0]].at(place, rule)
         return Chain(tuple(rules))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Chain, (self.rules,)
+
     def for_shape(self, shape: torch.Size) -> Chain:
-        """The rules that apply to a tensor of this shape."""
+        """The rules that apply to a tensor of this shape; the same chain for the same rules."""
         kept = tuple(rule.for_shape(shape) for rule in self.rules if rule.applies(shape))
-        return self if kept == self.rules else Chain(kept)
+        return self if kept == self.rules else self._parts.setdefault(kept, Chain(kept))
 
     def scalars(self, h: Options, t: int) -> list[dict[str, Any]]:
         """The coefficients of every rule, in order."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
@@ -19,23 +18,7 @@ from polyak import aot
 from polyak.optim.engine.context import Question
 from polyak.optim.engine.rule import Chain, Options
 from polyak.optim.engine.sharding import ShardedSums, localize, matrix_of_shards, sums_of_shards
-from polyak.optim.engine.units import Mode, Moment, Piece, Unit, answer_local, solve_stack
-
-
-@dataclass
-class Waiting:
-    """A unit that waits for the others' part of an answer."""
-
-    unit: Unit
-    level: int
-    question: Question
-    terms: tuple[Tensor, ...]
-
-    @property
-    def is_total(self) -> bool:
-        """Whether the answer needs all units, not only the ranks that share this one."""
-        return self.question.kind == "total"
-
+from polyak.optim.engine.units import Mode, Moment, Piece, Unit, Waiting, answer_local, solve_stack
 
 Run = Generator[Waiting, Any, None]
 

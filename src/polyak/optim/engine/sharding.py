@@ -8,7 +8,7 @@ gradient is skipped as a whole tensor without one is: its weights, its memories 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +16,7 @@ from torch import Tensor
 from polyak.optim.engine.context import Question, Rows
 from polyak.optim.engine.kernels import high
 from polyak.optim.engine.member import Member, is_sharded
-from polyak.optim.engine.units import Piece, Unit
-
-if TYPE_CHECKING:
-    from polyak.optim.engine.run import Waiting
+from polyak.optim.engine.units import Piece, Unit, Waiting
 
 
 def _groups(param: Tensor) -> tuple[Any, ...]:

@@ -7,16 +7,20 @@ where launches are dear (CUDA) or every operation is a call (no compiler). Equal
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import increment_version
 
 from polyak import aot
 from polyak.optim.engine import kernels
 from polyak.optim.engine.context import Question, settle
 from polyak.optim.engine.kernels import Form, high
 from polyak.optim.engine.member import SMALL, Member, holds_nothing
+from polyak.optim.engine.rule import Chain
 
 SLICE = 12 * 1024
 """Elements at a time without a compiler, where every operation makes an array."""
@@ -24,7 +28,7 @@ RUN = {"cpu": 20 * 1024, "cuda": 2**22}
 """Elements that are gathered: on a CPU what stays in cache."""
 
 Answers = list[Any]
-_compiled: dict[tuple[Form, bool, torch.device], Callable[[list[Tensor]], Any] | None] = {}
+_compiled: WeakKeyDictionary[Chain, dict[tuple[Any, ...], Callable[[list[Tensor]], Any] | None]] = WeakKeyDictionary()
 
 
 class Mode(NamedTuple):
@@ -73,7 +77,8 @@ class Piece:
         # gathered tensors of one element make an array of more
         self.compiled = mode.compiled and (first.is_compilable or (len(members) > 1 and first.chain.is_compilable))
         self.inside = not first.sharded
-        self.compiled = self.compiled and aot.usable() and self._code(self.form(names, None)) is not None
+        plain = aot.usable([self.p, self.g, *self.parts])
+        self.compiled = self.compiled and plain and self._code(self.form(names, None)) is not None
         rows = self.p.shape[0]
         step = rows if mode.whole or self.compiled or first.uncut else max(1, SLICE // max(self.p[0:1].numel(), 1))
         self.slices = [slice(i, min(i + step, rows)) for i in range(0, rows, step)]
@@ -91,7 +96,10 @@ class Piece:
         form = self.form(moment.names, level)
         run = self._code(form) if self.compiled else None
         if run is not None:
-            return [run(self.tensors(form, moment, answers))]
+            found = run(self.tensors(form, moment, answers))
+            if level is None:
+                increment_version(self.p)  # which a package does not do for what it writes
+            return [found]
         plain = kernels.function(form)
         if len(self.slices) == 1:
             return [plain(*self.tensors(form, moment, answers))]
@@ -158,14 +166,30 @@ def form_of(
 
 def compiled(form: Form, small: bool, device: torch.device) -> Callable[[list[Tensor]], Any] | None:
     """The compiled code of a pass; None where nothing can be compiled."""
-    key = (form, small, device)
-    if key not in _compiled:
+    known = _compiled.setdefault(form.chain, {})  # forgotten with the chain, whose rules may be a user's
+    key = (*form.variant, small, device)
+    if key not in known:
         source = kernels.source(form, small, device)
         kernel = aot.load(source)
         if kernel is None and (aot.failed() is not None or aot.failed(source) is None):
             return None  # compiling is switched off, or was interrupted
-        _compiled[key] = None if kernel is None else kernel.run
-    return _compiled[key]
+        known[key] = None if kernel is None else kernel.run
+    return known[key]
+
+
+@dataclass
+class Waiting:
+    """A unit that waits for the others' part of an answer."""
+
+    unit: Unit
+    level: int
+    question: Question
+    terms: tuple[Tensor, ...]
+
+    @property
+    def is_total(self) -> bool:
+        """Whether the answer needs all units, not only the ranks that share this one."""
+        return self.question.kind == "total"
 
 
 class Unit:
