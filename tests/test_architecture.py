@@ -3,12 +3,13 @@
 import ast
 import warnings
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 FLOORS = {
-    **dict.fromkeys(("_compiled", "aot", "declare", "memory"), 0),
+    **dict.fromkeys(("aot", "declare", "memory"), 0),
     **dict.fromkeys(("optim", "nn", "teachers", "sampling", "decoding", "rl"), 1),
     **dict.fromkeys(("local", "federated", "distributed", "testing"), 2),
     "lab": 3,
@@ -90,6 +91,41 @@ def test_imports_point_down(path):
 )
 def test_the_check_itself(source, module, count):
     assert len(violations(source, module.split("."))) == count
+
+
+def circle(sources: dict[str, str], package: list[str]) -> list[str]:
+    """The modules of a package that import each other in a circle, for annotations too; empty if none do."""
+    depth, graph = len(package), {}
+    for name, source in sources.items():
+        targets = {t[depth] for _, t in imported(source, [*package, name]) if t[:depth] == package and len(t) > depth}
+        graph[name] = targets & set(sources)
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def test_the_engine_has_no_circle():
+    package = ["polyak", "optim", "engine"]
+    sources = {
+        path.stem: path.read_text() for path in (SRC / "/".join(package)).glob("*.py") if path.stem != "__init__"
+    }
+    assert len(sources) > 10
+    assert circle(sources, package) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "members"),
+    [
+        ("import torch\nfrom a.q import b", set()),
+        ("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from a.p.b import thing", {"b", "c"}),
+        ("def f():\n    from . import b", {"b", "c"}),
+        ("import a.p.b", {"b", "c"}),
+    ],
+)
+def test_the_search_for_circles_itself(source, members):
+    assert set(circle({"b": "from a.p import c", "c": source, "d": "from a.p import b, c"}, ["a", "p"])) == members
 
 
 def test_files_stay_short():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 import polyak.optim
 from polyak.optim import AdamW, Adan, CAdamW, Optimizer, release_gradients
+from polyak.optim.engine import views
 
 
 def network() -> nn.Sequential:
@@ -113,3 +114,62 @@ def test_what_cannot_be_released_is_refused_with_the_reason() -> None:
     with pytest.raises(ValueError, match="clip_value must be positive, got 0"):
         release_gradients(AdamW(net.parameters()), net, clip_value=0.0)
     assert all(not p._post_accumulate_grad_hooks for p in net.parameters())
+
+
+def two(**options: Any) -> tuple[nn.Parameter, nn.Parameter, Optimizer]:
+    """Two weights of one element in groups of their own, with lr 1 and 2; their gradients are to be 1."""
+    a, b = (nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(2))
+    groups = [{"params": [("a", a)], "lr": 1.0}, {"params": [("b", b)], "lr": 2.0}]
+    return a, b, polyak.optim.SGD(groups, execution="eager", **options)
+
+
+def test_what_a_step_refuses_is_refused_in_the_pass() -> None:
+    a, b, optimizer = two(check_finite=True)
+    release_gradients(optimizer)
+    with pytest.raises(RuntimeError, match="non-finite gradient in b; it was not stepped"):
+        (b * torch.nan).sum().backward()
+    b.grad = None
+    with (
+        views.predicted(optimizer, lambda p, state, group: torch.ones_like(p)),
+        pytest.raises(RuntimeError, match="the weights are predicted ones"),
+    ):
+        a.sum().backward()
+    assert [a.item(), b.item()] == [0, 0]
+    table = nn.Parameter(torch.zeros(3, 2))
+    release_gradients(polyak.optim.SGD([("table", table)], lr=1.0), clip_value=1.0)
+    with pytest.raises(RuntimeError, match=r"sparse gradients are not supported \(table\)"):
+        nn.functional.embedding(torch.tensor([1]), table, sparse=True).sum().backward()
+    assert not table.any()
+
+
+def test_a_parameter_steps_with_the_options_of_the_group_that_lists_it() -> None:
+    a, b, optimizer = two()
+    release_gradients(optimizer)
+    optimizer.param_groups.reverse()
+    (a + b).sum().backward()
+    assert [a.item(), b.item()] == [-1, -2]
+    optimizer.load_state_dict(optimizer.state_dict())  # makes the groups anew
+    optimizer.param_groups[0]["lr"] = 4.0
+    (a + b).sum().backward()
+    assert [a.item(), b.item()] == [-2, -6]
+    del optimizer.param_groups[0]
+    with pytest.raises(RuntimeError, match=r"no longer has a released parameter; call remove\(\) and release again"):
+        b.sum().backward()
+    assert b.item() == -6
+
+
+def test_another_optimizer_must_be_released_anew() -> None:
+    a, b, optimizer = two()
+    released = release_gradients(optimizer)
+    lion = polyak.optim.switch(optimizer, "lion", weight_decay=0.0)
+    with pytest.raises(RuntimeError, match=r"'sgd' was released, the method is 'lion' now; call remove\(\)"):
+        (3 * a).sum().backward()
+    assert a.item() == 0 and not optimizer.state
+    released.remove()
+    release_gradients(lion)
+    (3 * a + 3 * b).sum().backward()
+    lion.step()
+    assert [a.item(), b.item()] == [-1, -2]
+    again = polyak.optim.switch(lion, "lion")
+    with pytest.raises(RuntimeError, match="gradients were released to another optimizer"):
+        again.step()

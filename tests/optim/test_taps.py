@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from polyak.optim import Optimizer, Rule, Slot, chain, factory
+from polyak.optim.engine.taps import Taps
 from polyak.optim.rules import descend
 
 
@@ -67,3 +68,30 @@ def test_what_is_missing_is_named() -> None:
     optimizer.tap(layer)
     with pytest.raises(RuntimeError, match="no inputs of a layer with the weight weight"):
         optimizer.step()
+
+
+def test_inputs_and_gradients_of_one_use_are_pairs() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(3, 3, bias=False).double()
+    taps = Taps(layer)
+    layer(torch.full((7, 3), 9.0, dtype=torch.float64))  # without a backward pass: as if it had not been
+    x = torch.randn(4, 3, dtype=torch.float64)
+    layer(layer(x).tanh()).square().sum().backward()  # twice in one pass, so the second use comes back first
+    seen = taps.by_name()
+    inputs, gradients = (seen[name][id(layer.weight)] for name in ("inputs", "output_gradients"))
+    assert inputs.shape == gradients.shape == (8, 3)
+    torch.testing.assert_close(gradients.T @ inputs, layer.weight.grad, rtol=1e-12, atol=1e-14)
+    taps.clear()
+    assert taps.by_name() == {"inputs": {}, "output_gradients": {}}
+
+
+def test_a_weight_that_was_not_seen_is_named() -> None:
+    net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
+    taps = Taps(net)
+    net[0](torch.ones(1, 3)).sum().backward()
+    taps.check_seen([("0.weight", net[0].weight)])
+    with pytest.raises(RuntimeError, match=r"no inputs of a layer with the weight 1\.weight were seen"):
+        taps.check_seen(net.named_parameters())
+    taps.clear()
+    with pytest.raises(RuntimeError, match=r"the weight 0\.weight"):
+        taps.check_seen(net.named_parameters())

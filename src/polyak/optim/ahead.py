@@ -37,9 +37,7 @@ def sources(
         chain = method.recipe(given | role)
         for small, shapes in SHAPES.items():
             for shape in shapes:
-                for form in _forms(
-                    chain.for_shape(torch.Size(shape)), given | role, shape, dtype, keeping or Keeping()
-                ):
+                for form in _forms(chain.for_shape(torch.Size(shape)), given | role, shape, dtype, keeping):
                     if (form, small) not in seen:
                         seen.add((form, small))
                         yield kernels.source(form, small, device or torch.device("cpu"))

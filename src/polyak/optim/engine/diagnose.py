@@ -79,25 +79,30 @@ def refuse_sparse(groups: Sequence[dict[str, Any]], grads: Sequence[Sequence[Ten
         if not {g.layout for g in own if g is not None} <= {torch.strided}:
             i = next(i for i, g in enumerate(own) if g is not None and g.layout is not torch.strided)
             raise RuntimeError(
-                f"sparse gradients are not supported ({_name(group, index, i)}); consider torch.optim.SparseAdam"
+                f"sparse gradients are not supported ({name_of(group, index, i)}); consider torch.optim.SparseAdam"
             )
 
 
-def refuse_non_finite(groups: Sequence[dict[str, Any]], grads: Sequence[Sequence[Tensor | None]]) -> None:
-    """Raise ``RuntimeError`` naming the parameters whose gradient is not finite."""
+def refuse_non_finite(
+    groups: Sequence[dict[str, Any]],
+    grads: Sequence[Sequence[Tensor | None]],
+    outcome: str = "nothing was changed",
+) -> None:
+    """Raise ``RuntimeError`` naming the parameters whose gradient is not finite, and what came of the step."""
     params, names, here = [], [], []
     for index, (group, own) in enumerate(zip(groups, grads, strict=True)):
         for i, (p, g) in enumerate(zip(group["params"], own, strict=True)):
             params.append(p)
-            names.append(_name(group, index, i))
+            names.append(name_of(group, index, i))
             here.append(g is not None and not bool(torch.isfinite(local(g)).all()))
     found, elsewhere = found_anywhere(params, here)
     bad = [name for name, wrong in zip(names, found, strict=True) if wrong]
     if bad or elsewhere:
         where = ", ".join(bad) or "a parameter of another rank"
-        raise RuntimeError(f"check_finite: non-finite gradient in {where}; nothing was changed")
+        raise RuntimeError(f"check_finite: non-finite gradient in {where}; {outcome}")
 
 
-def _name(group: dict[str, Any], index: int, i: int) -> str:
+def name_of(group: dict[str, Any], index: int, i: int) -> str:
+    """What messages call parameter ``i`` of the group ``index``."""
     given = group.get("param_names")
     return str(given[i]) if given else f"parameter {i} of group {index}"
