@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, ClassVar, TypeVar, overload
 
@@ -15,13 +14,13 @@ from typing_extensions import Self
 from polyak.declare import Hyper
 from polyak.optim.engine import checkpoint, diagnose, views
 from polyak.optim.engine.execution import Execution, checked, in_force
+from polyak.optim.engine.intake import inputs_of, is_request_for_state, materialized
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
-from polyak.optim.engine.member import holds_nothing, local
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.planner import Planner
 from polyak.optim.engine.rule import Chain, Options, check_complete
 from polyak.optim.engine.run import drive
-from polyak.optim.engine.taps import TAPPED, Taps
+from polyak.optim.engine.taps import Taps
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
 
@@ -80,11 +79,12 @@ class Optimizer(torch.optim.Optimizer):
         self._planner = Planner()
         self._stepped = False
         self._taps: Taps | None = None
+        self.is_released = False
         defaults = self._defaults(hyperparameters)
         defaults["maximize"] = bool(maximize)
         defaults["method"] = self._method()
         defaults |= {"state_storage": state_storage, "rounding": rounding}
-        super().__init__(_materialized(params, self._owner()), defaults)
+        super().__init__(materialized(params, self._owner()), defaults)
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
@@ -198,8 +198,10 @@ class Optimizer(torch.optim.Optimizer):
         """One step with the gradients present; nothing is gained by tracing it."""
         if views.is_predicted(self):
             raise RuntimeError(f"{self._owner()}: the weights are predicted ones; restore() them before the step")
-        asked = not self._stepped and self._is_request_for_state()
-        inputs = {} if asked else self._inputs(loss)
+        if self.is_released and all(p.grad is None for group in self.param_groups for p in group["params"]):
+            return  # all have stepped in the backward pass
+        asked = not self._stepped and is_request_for_state(self.param_groups)
+        inputs = {} if asked else inputs_of(self, self._taps, loss)
         try:
             plans = self._planner.current(self)
             if not asked:
@@ -230,32 +232,6 @@ class Optimizer(torch.optim.Optimizer):
             self._taps.remove()
         self._taps = Taps(module)
 
-    def _inputs(self, loss: float | Tensor | None) -> dict[str, Any]:
-        """What enters the step by name."""
-        wanted = {name for group in self.param_groups for name in self.chain_of(group).inputs}
-        tapped = {} if self._taps is None else self._taps.by_name()
-        if wanted & set(TAPPED) and self._taps is None:
-            raise RuntimeError(f"{self._owner()} reads what flows through layers: call tap(model) before the passes")
-        if "loss" not in wanted:
-            return {**tapped}
-        if loss is None:
-            raise RuntimeError(f"{self._owner()} reads the loss: call step(loss=loss), or step(closure)")
-        device = next((p.device for group in self.param_groups for p in group["params"]), torch.device("cpu"))
-        return {**tapped, "loss": torch.as_tensor(loss).detach().to(device, torch.float64).reshape(())}
-
-    def _is_request_for_state(self) -> bool:
-        """Whether this is the step that torch.distributed.checkpoint makes to have the state: it counts nothing.
-
-        It comes with lr 0 and gradients that are all zero, to an optimizer that has made no step yet.
-        """
-        rates = [group["lr"] for group in self.param_groups if "lr" in group]
-        if not rates or any(float(lr) != 0 for lr in rates):
-            return False
-        grads = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        if any(g.layout is not torch.strided or holds_nothing(g) for g in grads):
-            return False
-        return not any(bool(local(g).any()) for g in grads)
-
     def explain(self) -> str:
         """Which path every group takes, and why: one line a kind of tensor."""
         chosen, reason = self.chosen()
@@ -268,7 +244,7 @@ class Optimizer(torch.optim.Optimizer):
 
         ``loss``: for chains that read it.
         """
-        inputs = self._inputs(loss)
+        inputs = inputs_of(self, self._taps, loss)
         plans = self._planner.current(self)
         with _without_autocast(plans):
             return diagnose.read(plans, inputs)
@@ -320,31 +296,11 @@ class Optimizer(torch.optim.Optimizer):
         return {name: self.__dict__[name] for name in kept if name in self.__dict__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._planner, self._taps = Planner(), None
+        self._planner, self._taps, self.is_released = Planner(), None, False
         super().__setstate__(state)
 
     def __copy__(self) -> Self:
         raise TypeError("copy.copy would share state between two optimizers; use copy.deepcopy")
-
-
-def _materialized(params: ParamsT, owner: str) -> Any:
-    if isinstance(params, Tensor):
-        raise TypeError(f"{owner}: params must be an iterable of tensors, not one tensor; wrap it in a list")
-    listed = list(params)
-    if not listed:
-        raise ValueError(f"{owner} got an empty parameter list")
-    if all(isinstance(p, dict) for p in listed) and not any(True for g in listed for _ in _listed(g)):
-        warnings.warn(f"{owner}: all parameter groups are empty", UserWarning, stacklevel=4)
-    return listed
-
-
-def _listed(group: Any) -> Iterator[Any]:
-    params = group["params"]
-    if isinstance(params, Tensor):
-        return iter([params])
-    if not isinstance(params, (list, tuple)):
-        params = group["params"] = list(params)
-    return iter(params)
 
 
 def _without_autocast(plans: Sequence[GroupPlan]) -> ExitStack:

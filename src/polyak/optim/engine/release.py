@@ -98,6 +98,7 @@ class Released:
     def __init__(self, optimizer: Optimizer, clip_value: float | None) -> None:
         self._optimizer, self._clip_value = optimizer, clip_value
         self._waits = False
+        optimizer.is_released = True
         self._handles = [optimizer.register_step_pre_hook(self._check_same)]
         for index, group in enumerate(optimizer.param_groups):
             for i, p in enumerate(group["params"]):
@@ -148,6 +149,7 @@ class Released:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
+        self._optimizer.is_released = False
 
 
 def release_gradients(

@@ -1,0 +1,87 @@
+"""What comes into an optimizer: parameters at its construction, and at a step what enters it by name."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from polyak.optim.engine import diagnose
+from polyak.optim.engine.member import holds_nothing, local
+from polyak.optim.engine.rule import Chain, Options
+from polyak.optim.engine.taps import TAPPED, Taps
+
+
+class Reads(Protocol):
+    """What is asked of an optimizer."""
+
+    param_groups: list[dict[str, Any]]
+
+    def chain_of(self, group: Options) -> Chain:
+        """The chain that a group runs."""
+
+
+def inputs_of(optimizer: Reads, taps: Taps | None, loss: float | Tensor | None) -> dict[str, Any]:
+    """What enters a step by name; refuses what is read and not there, before anything has moved."""
+    owner = type(optimizer).__name__
+    wanted = {name for group in optimizer.param_groups for name in optimizer.chain_of(group).inputs}
+    if not wanted:
+        return {}
+    if wanted & set(TAPPED) and taps is None:
+        raise RuntimeError(f"{owner} reads what flows through layers: call tap(model) before the passes")
+    tapped = {} if taps is None else taps.by_name()
+    if taps is not None:
+        taps.check_seen(_reading_layers(optimizer))
+    if "loss" not in wanted:
+        return {**tapped}
+    if loss is None:
+        raise RuntimeError(f"{owner} reads the loss: call step(loss=loss), or step(closure)")
+    device = next((p.device for group in optimizer.param_groups for p in group["params"]), torch.device("cpu"))
+    return {**tapped, "loss": torch.as_tensor(loss).detach().to(device, torch.float64).reshape(())}
+
+
+def _reading_layers(optimizer: Reads) -> Iterator[tuple[str, Tensor]]:
+    """Names and weights of this step whose chains read what flows through layers."""
+    for index, group in enumerate(optimizer.param_groups):
+        if set(optimizer.chain_of(group).inputs) & set(TAPPED):
+            listed = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
+            yield from ((diagnose.name_of(group, index, i), p) for i, p in listed)
+
+
+def is_request_for_state(groups: Sequence[dict[str, Any]]) -> bool:
+    """Whether a first step is the one that torch.distributed.checkpoint makes to have the state: it counts nothing.
+
+    It comes with lr 0 and gradients that are all zero.
+    """
+    rates = [group["lr"] for group in groups if "lr" in group]
+    if not rates or any(float(lr) != 0 for lr in rates):
+        return False
+    grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
+    if any(g.layout is not torch.strided or holds_nothing(g) for g in grads):
+        return False
+    return not any(bool(local(g).any()) for g in grads)
+
+
+def materialized(params: ParamsT, owner: str) -> Any:
+    """The parameters as a list, each group's too; refuses none at all."""
+    if isinstance(params, Tensor):
+        raise TypeError(f"{owner}: params must be an iterable of tensors, not one tensor; wrap it in a list")
+    listed = list(params)
+    if not listed:
+        raise ValueError(f"{owner} got an empty parameter list")
+    if all(isinstance(p, dict) for p in listed) and not any(True for g in listed for _ in _listed(g)):
+        warnings.warn(f"{owner}: all parameter groups are empty", UserWarning, stacklevel=4)
+    return listed
+
+
+def _listed(group: Any) -> Iterator[Any]:
+    params = group["params"]
+    if isinstance(params, Tensor):
+        return iter([params])
+    if not isinstance(params, (list, tuple)):
+        params = group["params"] = list(params)
+    return iter(params)
