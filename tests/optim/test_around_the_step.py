@@ -25,6 +25,7 @@ from polyak.optim import (
     rules,
     switch,
 )
+from polyak.optim.engine import views
 
 SHAPES = ((40, 30), (4, 3, 3, 3), (17,), (), (0, 2))
 
@@ -84,6 +85,38 @@ def test_switch_there_and_back_changes_nothing() -> None:
     train(plain, twins, 0, 6)
     for p, q in zip(params, twins, strict=True):
         torch.testing.assert_close(p.detach(), q.detach(), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("to", ["lion", "muon", "adan"])
+def test_a_switch_takes_new_ways_to_keep_and_carries_what_others_keep(to: str) -> None:
+    p = nn.Parameter(torch.linspace(-1, 1, 4096).view(64, 64).bfloat16())
+    old = AdamW([p], rounding="kahan", state_storage="bfloat16", execution="batched")
+    p.grad = torch.linspace(1, 2, 4096).view(64, 64).bfloat16()
+    old.step()
+    old.state[p]["slow"] = slow = torch.ones(3)
+    lost, average = old.state[p]["kahan"].clone(), old.state[p]["exp_avg"].float()
+    new = switch(old, to, state_storage="int8")
+    assert all(g["state_storage"] == "int8" and g["rounding"] == "kahan" for g in new.param_groups)
+    state = new.state[p]
+    assert state["slow"] is slow and torch.equal(state["kahan"], lost)
+    assert ("exp_avg_sq" in state) is (to == "adan")
+    if to != "muon":
+        assert state["exp_avg"].dtype == torch.int8
+        form = new.keeping_of(new.param_groups[0]).of(new.chain_of(new.param_groups[0]), p)
+        (kept,) = (one for one in form if one.slot.name == "exp_avg")
+        torch.testing.assert_close(kept.read(state, p), average, rtol=0.1, atol=1e-3)
+    new.step()
+    new = switch(new, to, rounding="nearest", state_storage="float32")
+    assert new.state[p]["slow"] is slow and "kahan" not in new.state[p]
+    assert all(v.dtype == torch.float32 for v in new.state[p].values())
+
+
+def test_no_switch_while_weights_are_predicted() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = AdamW([p])
+    with views.predicted(optimizer, lambda *_: torch.ones(3)), pytest.raises(RuntimeError, match="predicted"):
+        switch(optimizer, "lion")
+    assert torch.equal(p, torch.ones(3)) and optimizer.param_groups[0]["method"] == "adamw"
 
 
 @pytest.mark.parametrize("tensor_lr", [False, True])

@@ -289,3 +289,39 @@ def test_a_counter_that_was_moved_is_noticed() -> None:
         if t == 1:
             optimizer.state[p]["step"].share_memory_()
     assert optimizer.state[p]["step"].item() == 3.0
+
+
+@pytest.mark.parametrize("storage", ["bfloat16", "int8", "factored"])
+@pytest.mark.parametrize("wrong", ["shape", "part", "dtype", "kahan"])
+def test_memories_kept_low_that_do_not_fit_are_refused(storage: str, wrong: str) -> None:
+    def made(shape: tuple[int, ...]) -> tuple[nn.Parameter, Lion]:
+        p = nn.Parameter(torch.ones(shape, dtype=torch.bfloat16))
+        p.grad = torch.ones_like(p)
+        optimizer = Lion([p], state_storage=storage, rounding="kahan", execution="batched")
+        optimizer.step()
+        return p, optimizer
+
+    _, source = made((64, 64))
+    saved = copy.deepcopy(source.state_dict())
+    state = saved["state"][0]
+    key = [k for k in state if k.startswith("exp_avg")][-1]
+    if wrong == "part":
+        state[key] = state[key][:-1]
+    elif wrong == "dtype":
+        state[key] = state[key].double()
+    elif wrong == "kahan":
+        state["kahan"] = state["kahan"][:-1]
+    p, optimizer = made((32, 128) if wrong == "shape" else (64, 64))
+    before = {k: v.clone() for k, v in optimizer.state[p].items()}
+    with pytest.raises(ValueError, match=r"parameter 0 \(group 0\): (exp_avg|kahan)\w* has (shape|dtype) .*expected"):
+        optimizer.load_state_dict(saved)
+    assert same(before, dict(optimizer.state[p]))
+    optimizer.step()
+
+
+def test_only_what_was_a_dtype_is_read_as_one() -> None:
+    p = nn.Parameter(torch.ones(2))
+    optimizer = Lion([{"params": [p], "mine": "double", "other": torch.float64}])
+    loaded = Lion([{"params": [p]}])
+    loaded.load_state_dict(optimizer.state_dict())
+    assert loaded.param_groups[0]["mine"] == "double" and loaded.param_groups[0]["other"] is torch.float64

@@ -57,3 +57,23 @@ def test_a_checkpoint_taken_meanwhile_can_be_restored() -> None:
     assert views.is_predicted(other)
     views.restore(other)
     assert torch.equal(twin.weight, before) and not views.is_predicted(other)
+
+
+def test_a_change_that_does_not_fit_moves_no_weight() -> None:
+    net, optimizer = stepped()
+    before = [p.detach().clone() for p in net.parameters()]
+    with pytest.raises(ValueError, match=r"shape \(2, 3\) .* weight of shape \(3,\)"):
+        views.predict(optimizer, lambda p, *_: torch.ones(()) if p.ndim == 2 else torch.ones(2, 3))
+    assert all(map(torch.equal, before, net.parameters())) and not views.is_predicted(optimizer)
+    assert all("original" not in state for state in optimizer.state.values())
+
+
+def test_a_state_that_is_not_predicted_ends_the_prediction() -> None:
+    net, optimizer = stepped()
+    saved = optimizer.state_dict()
+    saved = {**saved, "state": {i: dict(values) for i, values in saved["state"].items()}}
+    views.predict(optimizer, ahead)
+    optimizer.load_state_dict(saved)
+    assert not views.is_predicted(optimizer)
+    optimizer.step()
+    assert optimizer.state[net.weight]["step"] == 2

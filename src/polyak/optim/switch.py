@@ -8,32 +8,41 @@ import torch
 
 from polyak.optim.create import get
 from polyak.optim.engine.checkpoint import cast_memory
+from polyak.optim.engine.keeping import forms_of, held_as
 from polyak.optim.engine.member import STEP
 from polyak.optim.engine.optimizer import Optimizer
+from polyak.optim.engine.rule import Chain
+from polyak.optim.engine.views import is_predicted
 from polyak.optim.method import Method
 
 _ENGINE = ("execution", "check_finite")
+_GROUP = ("maximize", "state_storage", "rounding")
+"""Options that every group of every method has."""
 
 
 def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer:
     """Continue a run under another method.
 
     The groups, their ``lr`` and every option that both methods know by name, kind and range are kept; memories of the
-    same name and shape, and the step counters, are kept; others start fresh. A learning-rate scheduler made for the
-    old optimizer goes on driving the new one, because the group dictionaries are the same objects; the old
-    optimizer must not be used any more.
+    same name and shape, the step counters, and what others put into the state, are kept; other memories start fresh. A
+    learning-rate scheduler made for the old optimizer goes on driving the new one, because the group dictionaries are
+    the same objects; the old optimizer must not be used any more.
 
     Args:
         optimizer: a polyak optimizer.
         name: the method to go on with.
-        **hyperparameters: values for options of the new method; they win over kept ones.
+        **hyperparameters: values for options of the new method, ``state_storage`` and ``rounding`` among them; they win
+            over kept ones.
 
     Returns:
         The new optimizer.
 
     Raises:
         ValueError: an unknown method or a value out of range; the old optimizer is then unchanged.
+        RuntimeError: the weights are predicted ones; nothing has changed.
     """
+    if is_predicted(optimizer):
+        raise RuntimeError("the weights are predicted ones; restore() them before a switch")
     method = get(name)
     groups = []
     for group in optimizer.param_groups:
@@ -61,8 +70,8 @@ def _given(method: type[Method], group: dict[str, Any], hyperparameters: dict[st
     """The new values that concern a group: of an auxiliary group those of the arguments that fill its options."""
     filled = {h.name: h.fills for h in method.arguments if h.fills}
     if filled and group.get("role", method.roles[0]) not in method.roles:
-        return {filled.get(k, k): v for k, v in hyperparameters.items() if k in filled or k == "maximize"}
-    known = {h.name for h in method.hypers} | {"maximize"}
+        return {filled.get(k, k): v for k, v in hyperparameters.items() if k in filled or k in _GROUP}
+    known = {h.name for h in method.hypers}.union(_GROUP)
     return {k: v for k, v in hyperparameters.items() if k in known}
 
 
@@ -81,15 +90,24 @@ def _portable(method: type[Method], optimizer: Optimizer, group: dict[str, Any])
 
 
 def _carry_memories(old: Optimizer, new: Optimizer) -> None:
-    """Copies of what both keep, in the slots' own form."""
+    """Copies of what both keep, in the slots' own form, and what is no memory of the old method as it is."""
     for before_group, group in zip(old.param_groups, new.param_groups, strict=True):
-        chain, before_chain = new.chain_of(group), old.chain_of(before_group)
         for p in group["params"]:
             before = old.state.get(p, {})
-            known = {one.slot.name: one for one in old.keeping_of(before_group).of(before_chain.for_shape(p.shape), p)}
-            for slot in chain.for_shape(p.shape).slots:
-                one = known.get(slot.name)
-                if one is not None and one.fits(before, p) and one.slot.shape == slot.shape:
-                    new.state[p][slot.name] = cast_memory(slot, p, one.read(before, p), slot.name).clone()
+            chain, before_chain = new.chain_of(group).for_shape(p.shape), old.chain_of(before_group).for_shape(p.shape)
+            carried = {k: v for k, v in before.items() if k not in _names(chain, p) | _names(before_chain, p)}
+            known = {slot.name: slot for slot in before_chain.slots}
+            for slot in chain.slots:
+                held = held_as(known[slot.name], before, p) if slot.name in known else None
+                if held is not None and held.slot.shape == slot.shape:
+                    carried[slot.name] = cast_memory(slot, p, held.read(before, p), slot.name).clone()
             if STEP in before and chain.timed:
-                new.state[p][STEP] = before[STEP].clone()
+                carried[STEP] = before[STEP].clone()
+            if carried:
+                new.state[p] = carried
+    new.state.update({key: value for key, value in old.state.items() if not isinstance(key, torch.Tensor)})
+
+
+def _names(chain: Chain, p: torch.Tensor) -> set[str]:
+    """Keys of all that a chain may keep of a parameter, in whatever form."""
+    return {key for slot in chain.slots for form in forms_of(slot, p) for key in form.keys} | {STEP}

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from polyak.declare import Hyper
-from polyak.optim.engine.keeping import Keeping
+from polyak.optim.engine.keeping import KAHAN, Keeping, Kept
 from polyak.optim.engine.member import STEP, local
 from polyak.optim.engine.rule import Chain, Options, Slot
+from polyak.optim.engine.views import PREDICTED
 
 # options of torch.optim groups that say how, not what, is computed
 IGNORED = {
@@ -76,7 +77,9 @@ def _spelled(option: Any) -> Any:
 
 def _read(option: Any) -> Any:
     """The inverse of :func:`_spelled`."""
-    named = getattr(torch, option.removeprefix("torch."), None) if isinstance(option, str) else None
+    if not isinstance(option, str) or not option.startswith("torch."):
+        return option  # "double" may be a word of the user's
+    named = getattr(torch, option.removeprefix("torch."), None)
     return named if isinstance(named, torch.dtype) else option
 
 
@@ -150,6 +153,8 @@ def _merge_group(optimizer: Checkpointed, group: dict[str, Any], saved: dict[str
     if method is None:
         _check_foreign(optimizer, group, saved, index)
     merged = {**group, **{k: _read(v) for k, v in saved.items() if k not in OWN}}
+    if PREDICTED not in saved:
+        merged.pop(PREDICTED, None)  # and with it the originals: what comes are the weights of a step
     if "param_names" in group:
         merged["param_names"] = group["param_names"]
     optimizer.check_group(merged)
@@ -195,24 +200,51 @@ def _memories(
             if one.form is None:
                 yield key, cast_memory(one.slot, p, present[key], where)
             else:
-                yield key, present[key].detach().to(p.device)
+                yield key, _checked_part(one, key, p, present[key], where)
     if chain.timed or STEP in present:
         # torch's SGD keeps no counter: a momentum buffer tells that a step was made
         steps = present.get(STEP, 1.0 if present else 0.0)
         yield STEP, torch.as_tensor(steps, dtype=torch.float32, device="cpu").detach().clone().reshape(())
     for name, value in extra.items():  # what others put there: a wrapper's slow weights
-        yield name, value.to(p.device) if isinstance(value, Tensor) and value.ndim else value
+        if name == KAHAN:
+            yield name, _like_weight(p, value, p.dtype, f"{where}: {KAHAN}")
+        else:
+            yield name, value.to(p.device) if isinstance(value, Tensor) and value.ndim else value
+
+
+def _checked_part(kept: Kept, key: str, p: Tensor, value: Any, where: str) -> Tensor:
+    """One tensor of a memory that is kept in a form of its own; of other numbers nothing could be read."""
+    suffix = key.removeprefix(kept.slot.name)
+    shape, dtype = kept.form.parts(p.numel())[suffix] if kept.form is not None else ((), p.dtype)
+    value = torch.as_tensor(value)
+    if value.dtype != dtype:
+        raise ValueError(f"{where}: {key} has dtype {value.dtype}, expected {dtype}")
+    if not suffix:
+        return _like_weight(p, value, dtype, f"{where}: {key}")
+    if tuple(value.shape) != shape:
+        raise ValueError(f"{where}: {key} has shape {tuple(value.shape)}, expected {shape}")
+    return value.detach().to(p.device)
 
 
 def cast_memory(slot: Slot, p: Tensor, value: Any, where: str) -> Tensor:
     """In the dtype of its slot, on the parameter's device, a DTensor for a DTensor; as it is where that fits."""
-    shape = slot.shape_for(p.shape)
+    dtype, name = slot.dtype_for(p.dtype), f"{where}: {slot.name}"
+    if slot.shape == "param":
+        return _like_weight(p, value, dtype, name)
+    shape, value = slot.shape_for(p.shape), torch.as_tensor(value)
+    if value.shape != shape:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
+    held: Tensor = value.detach().to(device=p.device, dtype=dtype)
+    return held
+
+
+def _like_weight(p: Tensor, value: Any, dtype: torch.dtype, name: str) -> Tensor:
+    """A tensor of a number for each of the weight's, distributed like it; it may come whole or as this rank's part."""
     value = torch.as_tensor(value)
-    fits = value.shape == shape or (slot.shape == "param" and value.shape == local(p).shape)
-    if not fits:
-        raise ValueError(f"{where}: {slot.name} has shape {tuple(value.shape)}, expected {tuple(shape)}")
-    held: Tensor = value.detach().to(device=p.device, dtype=slot.dtype_for(p.dtype))
-    if not hasattr(p, "placements") or hasattr(held, "placements") or slot.shape != "param":
+    if value.shape not in (p.shape, local(p).shape):
+        raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(p.shape)}")
+    held: Tensor = value.detach().to(device=p.device, dtype=dtype)
+    if not hasattr(p, "placements") or hasattr(held, "placements"):
         return held
     from torch.distributed.tensor import DTensor, distribute_tensor
 

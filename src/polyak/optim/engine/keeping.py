@@ -102,24 +102,31 @@ class Kept:
             made[slot.name + suffix] = zeros if suffix else torch.zeros_like(param.detach(), dtype=dtype)
         return made
 
-    def fits(self, state: dict[str, Any], param: Tensor) -> bool:
-        """Whether the memory in a state can be worked on as it is."""
+    def holds(self, state: dict[str, Any], param: Tensor) -> bool:
+        """Whether a state has the memory in this form, wherever and in whatever order of dimensions it lies."""
         if any(key not in state for key in self.keys):
             return False
-        first = state[self.keys[0]]
-        if self.form is not None:
-            dtypes = [dtype for _, dtype in self.form.parts(param.numel()).values()]
-            return [state[key].dtype for key in self.keys] == dtypes and first.device == param.device
-        if first.dtype != self.slot.dtype_for(param.dtype) or first.device != param.device:
+        found = [(tuple(state[key].shape), state[key].dtype) for key in self.keys]
+        if self.form is None:
+            return found == [(self.slot.shape_for(param.shape), self.slot.dtype_for(param.dtype))]
+        parts = self.form.parts(param.numel()).items()
+        return found == [(shape if suffix else tuple(param.shape), dtype) for suffix, (shape, dtype) in parts]
+
+    def fits(self, state: dict[str, Any], param: Tensor) -> bool:
+        """Whether the memory in a state can be worked on as it is."""
+        if not self.holds(state, param) or any(state[key].device != param.device for key in self.keys):
             return False
-        return self.slot.shape != "param" or (first.shape == param.shape and first.stride() == param.stride())
+        return all(is_laid_like(state[key], param) for key, whole in zip(self.keys, self.whole, strict=True) if whole)
 
     def adopt(self, state: dict[str, Any], param: Tensor) -> None:
         """Bring a memory that a state holds in the slot's own shape into the form in which it is kept."""
-        old, fresh = state.pop(self.slot.name), self.new(param)
-        if self.form is None:
-            fresh[self.slot.name].copy_(old)
-        else:
+        name, shape = self.slot.name, self.slot.shape_for(param.shape)
+        if tuple(state[name].shape) != tuple(shape):
+            raise RuntimeError(f"{name} has shape {tuple(state[name].shape)}, a weight like this needs {tuple(shape)}")
+        old, fresh = state.pop(name), self.new(param)
+        if len(self.suffixes) == 1 and name in fresh:  # one tensor, number by number
+            fresh[name].copy_(old)
+        elif self.form is not None:
             laid = torch.empty_like(param.detach(), dtype=torch.float32).copy_(old)
             shape = square_shape(param.numel()) if self.form.name == "factored" else (param.numel(),)
             flat = laid.as_strided(shape, (shape[-1], 1) if len(shape) == 2 else (1,))
@@ -128,15 +135,16 @@ class Kept:
         state.update(fresh)
 
     def read(self, state: dict[str, Any], param: Tensor) -> Tensor:
-        """The memory in the slot's own shape and dtype."""
-        if self.form is None:
+        """The memory in the slot's own shape and dtype, paired with the elements that it was made for."""
+        dtype = self.slot.dtype_for(param.dtype)
+        if self.form is None or self.whole == (True,):
             memory: Tensor = state[self.slot.name]
-            return memory
-        flat = self.form.decode(
-            [t.as_strided((t.numel(),), (1,)) for t in (state[key] for key in self.keys)], param.numel()
-        )
-        out = torch.empty_like(param.detach(), dtype=self.slot.dtype_for(param.dtype))
-        return out.copy_(flat.as_strided(out.shape, out.stride()))
+            return memory.to(dtype)
+        parts = [state[key].clone() for key in self.keys]  # dense, where what was loaded has gaps
+        # codes lie as the weight did when they were written, whatever it has become; factors say nothing of order
+        laid = parts[0] if self.whole[0] else torch.empty_like(param.detach())
+        flat = self.form.decode([t.as_strided((t.numel(),), (1,)) for t in parts], param.numel())
+        return flat.to(dtype).as_strided(laid.shape, laid.stride())
 
 
 def _seeded(seed: Tensor | None) -> Tensor:
@@ -178,20 +186,49 @@ class Keeping:
                 one.adopt(state, param)
             else:
                 state.update(one.new(param))
-        if self.rounding_of(param.dtype) == KAHAN and KAHAN not in state:
-            state[KAHAN] = torch.zeros_like(param.detach(), requires_grad=False)
+        self._complete_kahan(state, param)
+
+    def _complete_kahan(self, state: dict[str, Any], param: Tensor) -> None:
+        """What the weight could not hold, laid out like it; of another weight, or no longer kept up, it is stale."""
+        lost = state.get(KAHAN)
+        if self.rounding_of(param.dtype) != KAHAN:
+            state.pop(KAHAN, None)
+            return
+        known = lost is not None and lost.shape == param.shape
+        if known and lost.dtype == param.dtype and lost.device == param.device and is_laid_like(lost, param):
+            return
+        state[KAHAN] = torch.zeros_like(param.detach(), requires_grad=False)
+        if known:
+            state[KAHAN].copy_(lost)
+
+
+def is_laid_like(t: Tensor, param: Tensor) -> bool:
+    """Whether a tensor has the shape of a weight, and the strides that a new tensor like it has."""
+    if t.shape != param.shape or t.stride() == param.stride():
+        return t.shape == param.shape
+    if hasattr(param, "placements"):
+        return False
+    return t.stride() == torch.empty_like(param, device="meta").stride()  # where the weight has gaps
+
+
+def forms_of(slot: Slot, param: Tensor) -> Iterator[Kept]:
+    """All forms in which a state may hold a memory."""
+    return (Keeping(storage)._kept(slot, param) for storage in STORAGES)
+
+
+def held_as(slot: Slot, state: dict[str, Any], param: Tensor) -> Kept | None:
+    """The form in which a state holds a memory, if it does."""
+    return next((one for one in forms_of(slot, param) if one.holds(state, param)), None)
 
 
 def _unpack(slot: Slot, state: dict[str, Any], param: Tensor) -> None:
     """Bring a memory that is kept in some other form into the slot's own."""
-    for storage in STORAGES:
-        held = Keeping(storage)._kept(slot, param)
-        if held.form is not None and held.fits(state, param):
-            value = held.read(state, param)
-            for key in held.keys:
-                del state[key]
-            state[slot.name] = value
-            return
+    held = held_as(slot, state, param)
+    if held is not None and held.form is not None:
+        value = held.read(state, param)
+        for key in held.keys:
+            del state[key]
+        state[slot.name] = value
 
 
 @functools.cache

@@ -28,16 +28,30 @@ def predict(optimizer: torch.optim.Optimizer, move: Move) -> None:
 
     Raises:
         RuntimeError: if they are moved already.
+        ValueError: a change that cannot be added to its weight; no weight has moved then.
     """
     if is_predicted(optimizer):
         raise RuntimeError("the weights are predicted already; restore() them first")
     moves = [(p, optimizer.state.get(p, {}), group) for group in optimizer.param_groups for p in group["params"]]
     found = [(p, change) for p, state, group in moves if (change := move(p, state, group)) is not None]
-    for p, change in found:  # all moves are known before the first weight changes
+    for p, change in found:  # all moves are known, and can be made, before the first weight changes
+        _check(p, change)
+    for p, change in found:
         optimizer.state[p][ORIGINAL] = p.detach().clone()
         p.add_(change)
     for group in optimizer.param_groups:
         group[PREDICTED] = True
+
+
+def _check(p: Tensor, change: Tensor) -> None:
+    fits = change.ndim <= p.ndim and all(
+        a in (1, b) for a, b in zip(reversed(change.shape), reversed(p.shape), strict=False)
+    )
+    if not fits or not torch.can_cast(change.dtype, p.dtype):
+        raise ValueError(
+            f"a change of shape {tuple(change.shape)} and {change.dtype} cannot be added to a weight of "
+            f"shape {tuple(p.shape)} and {p.dtype}"
+        )
 
 
 @torch.no_grad()
