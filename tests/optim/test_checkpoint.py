@@ -9,6 +9,8 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
 
 from polyak.optim import TAM, AdamW, Adan, Lion, Muon, Optimizer, chain, rules
 
@@ -325,3 +327,22 @@ def test_only_what_was_a_dtype_is_read_as_one() -> None:
     loaded = Lion([{"params": [p]}])
     loaded.load_state_dict(optimizer.state_dict())
     assert loaded.param_groups[0]["mine"] == "double" and loaded.param_groups[0]["other"] is torch.float64
+
+
+def test_a_whole_state_kept_low_is_distributed_like_its_weight() -> None:
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        whole = nn.Parameter(torch.linspace(-1, 1, 4096).view(64, 64).bfloat16())
+        part = nn.Parameter(distribute_tensor(whole.detach(), mesh, [Shard(0)]))
+        optimizers = [
+            AdamW([p], state_storage="bfloat16", rounding="kahan", execution="batched") for p in (whole, part)
+        ]
+        whole.grad = whole.detach().clone()
+        optimizers[0].step()
+        optimizers[1].load_state_dict(copy.deepcopy(optimizers[0].state_dict()))
+        ours, theirs = optimizers[1].state[part], optimizers[0].state[whole]
+        for key in ("exp_avg", "exp_avg_sq", "kahan"):
+            assert ours[key].placements == (Shard(0),) and torch.equal(ours[key].to_local(), theirs[key]), key
+    finally:
+        torch.distributed.destroy_process_group()

@@ -223,7 +223,8 @@ def _checked_part(kept: Kept, key: str, p: Tensor, value: Any, where: str) -> Te
         return _like_weight(p, value, dtype, f"{where}: {key}")
     if tuple(value.shape) != shape:
         raise ValueError(f"{where}: {key} has shape {tuple(value.shape)}, expected {shape}")
-    return value.detach().to(p.device)
+    held: Tensor = value.detach().to(p.device)
+    return held
 
 
 def cast_memory(slot: Slot, p: Tensor, value: Any, where: str) -> Tensor:

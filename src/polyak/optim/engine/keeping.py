@@ -190,16 +190,14 @@ class Keeping:
 
     def _complete_kahan(self, state: dict[str, Any], param: Tensor) -> None:
         """What the weight could not hold, laid out like it; of another weight, or no longer kept up, it is stale."""
-        lost = state.get(KAHAN)
         if self.rounding_of(param.dtype) != KAHAN:
             state.pop(KAHAN, None)
             return
-        known = lost is not None and lost.shape == param.shape
-        if known and lost.dtype == param.dtype and lost.device == param.device and is_laid_like(lost, param):
-            return
-        state[KAHAN] = torch.zeros_like(param.detach(), requires_grad=False)
-        if known:
-            state[KAHAN].copy_(lost)
+        lost: Tensor | None = state.get(KAHAN)
+        if lost is None or lost.shape != param.shape:
+            state[KAHAN] = torch.zeros_like(param.detach(), requires_grad=False)
+        elif lost.dtype != param.dtype or lost.device != param.device or not is_laid_like(lost, param):
+            state[KAHAN] = torch.zeros_like(param.detach(), requires_grad=False).copy_(lost)
 
 
 def is_laid_like(t: Tensor, param: Tensor) -> bool:
