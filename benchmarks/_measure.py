@@ -124,4 +124,4 @@ def kernels() -> int:
     """Kernels that polyak's optimizers have compiled or loaded in this process."""
     from polyak.optim.engine import units
 
-    return len(units._compiled)
+    return sum(map(len, units._compiled.values()))
