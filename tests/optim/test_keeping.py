@@ -277,7 +277,7 @@ def test_memories_stay_with_their_weights_where_these_are_laid_out_anew(storage:
     chain = optimizer.chain_of(optimizer.param_groups[0])
     (first, *_) = optimizer.keeping_of(optimizer.param_groups[0]).of(chain, p)
     torch.testing.assert_close(first.read(optimizer.state[p], p), 0.09 * gradient, rtol=0.1, atol=3e-4)
-    assert optimizer.state[p]["exp_avg"].stride() == p.stride()
+    assert first.in_order or optimizer.state[p]["exp_avg"].stride() == p.stride()
     if lost is not None:
         kahan = optimizer.state[p]["kahan"]
         # ties aside, what could not be held is what it was

@@ -53,6 +53,11 @@ class Kept:
         return tuple(self.slot.shape == "param" and not suffix for suffix in self.suffixes)
 
     @property
+    def in_order(self) -> bool:
+        """Whether it is kept in the order of a contiguous weight: its tensors together, not each number, hold it."""
+        return self.form is not None and self.whole != (True,)
+
+    @property
     def draws(self) -> bool:
         """Whether keeping it rounds at random."""
         return self.form is not None and self.form.name != "factored"
@@ -99,7 +104,10 @@ class Kept:
         made = {}
         for suffix, (shape, dtype) in self.form.parts(param.numel()).items():
             zeros = torch.zeros(shape, dtype=dtype, device=param.device)
-            made[slot.name + suffix] = zeros if suffix else torch.zeros_like(param.detach(), dtype=dtype)
+            alike = not suffix and not self.in_order
+            made[slot.name + suffix] = (
+                torch.zeros_like(param.detach(), dtype=dtype) if alike else zeros.view(shape if suffix else param.shape)
+            )
         return made
 
     def holds(self, state: dict[str, Any], param: Tensor) -> bool:
@@ -116,6 +124,8 @@ class Kept:
         """Whether the memory in a state can be worked on as it is."""
         if not self.holds(state, param) or any(state[key].device != param.device for key in self.keys):
             return False
+        if self.in_order:
+            return all(state[key].is_contiguous() for key in self.keys)
         return all(is_laid_like(state[key], param) for key, whole in zip(self.keys, self.whole, strict=True) if whole)
 
     def adopt(self, state: dict[str, Any], param: Tensor) -> None:
@@ -127,24 +137,21 @@ class Kept:
         if len(self.suffixes) == 1 and name in fresh:  # one tensor, number by number
             fresh[name].copy_(old)
         elif self.form is not None:
-            laid = torch.empty_like(param.detach(), dtype=torch.float32).copy_(old)
-            shape = square_shape(param.numel()) if self.form.name == "factored" else (param.numel(),)
-            flat = laid.as_strided(shape, (shape[-1], 1) if len(shape) == 2 else (1,))
-            parts = [t.as_strided((t.numel(),), (1,)) for t in fresh.values()]
-            self.write(parts, flat, torch.zeros((), dtype=torch.int64, device=param.device))
+            laid = old.to(param.device, torch.float32).reshape(-1)
+            value = laid.view(square_shape(param.numel())) if self.form.name == "factored" else laid
+            parts = [t.view(-1) for t in fresh.values()]
+            self.write(parts, value, torch.zeros((), dtype=torch.int64, device=param.device))
         state.update(fresh)
 
     def read(self, state: dict[str, Any], param: Tensor) -> Tensor:
         """The memory in the slot's own shape and dtype, paired with the elements that it was made for."""
         dtype = self.slot.dtype_for(param.dtype)
-        if self.form is None or self.whole == (True,):
+        if not self.in_order:
             memory: Tensor = state[self.slot.name]
             return memory.to(dtype)
-        parts = [state[key].clone() for key in self.keys]  # dense, where what was loaded has gaps
-        # codes lie as the weight did when they were written, whatever it has become; factors say nothing of order
-        laid = parts[0] if self.whole[0] else torch.empty_like(param.detach())
-        flat = self.form.decode([t.as_strided((t.numel(),), (1,)) for t in parts], param.numel())
-        return flat.to(dtype).as_strided(laid.shape, laid.stride())
+        assert self.form is not None
+        flat = self.form.decode([state[key].reshape(-1) for key in self.keys], param.numel())
+        return flat.to(dtype).view(param.shape)
 
 
 def _seeded(seed: Tensor | None) -> Tensor:

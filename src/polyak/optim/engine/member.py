@@ -110,7 +110,7 @@ class Member:
             return False
         if self.value.device.type != "cpu" and self.value.data_ptr() % 16:
             return False  # a package would write to an aligned copy of it
-        if any(q.kind == "matrix" for q in self.questions):
+        if any(q.kind == "matrix" for q in self.questions) or any(kept.in_order for kept in self.kept):
             return self.value.is_contiguous()
         return self.layout != "rows" or not self.strides or self.strides[0] == max(self.strides)
 
