@@ -20,9 +20,7 @@ from polyak.optim import (
     Lion,
     Muon,
     Optimizer,
-    chain,
     create,
-    rules,
     switch,
 )
 from polyak.optim.engine import views
@@ -285,12 +283,12 @@ def test_explain_names_paths_and_reasons(monkeypatch: pytest.MonkeyPatch) -> Non
     text = SGD(groups, execution="compiled").explain()
     assert text.startswith("SGD: compiled (execution='compiled')")
     assert "group 0: decay_coupled > descend; 2 of 2 parameters\n  2 by themselves\n" in text
-    assert "not compiled, a dimension is 1 or the chain reads layers: parameter 1 of group 1" in text
+    assert "not compiled" not in text
     text = SGD(groups, execution="batched").explain()
     assert "2 by themselves" in text and "0 by themselves, 2 together in 1 runs" in text and "not compiled" not in text
     assert "matrix functions run by BLAS, not compiled" in Muon(params[:1], execution="compiled").explain()
     assert "one more pass: a sum over all tensors" in CAdan(params, max_grad_norm=1.0).explain()
-    lonely = Optimizer(params[3:], chain(rules.adam(), rules.cautious(), rules.descend()), execution="compiled")
+    lonely = AdamP([nn.Parameter(torch.zeros(1, 5))], execution="compiled")
     assert "not compiled, a dimension is 1 or the chain reads layers: parameter 0 of group 0" in lonely.explain()
     assert not lonely.state, "to explain is not to begin"
     monkeypatch.setenv("POLYAK_EXECUTION", "eager")

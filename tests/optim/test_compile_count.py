@@ -82,8 +82,9 @@ def test_kernels_of_chains_of_every_kind() -> None:
     over_all = [("adan", {"max_grad_norm": 1.0}), ("adatam", {"scope": "global"})]
     found = counts([elementwise, *per_tensor, *over_all])
     wanted = {"lion": 2, "cadamw": 2, "tam": 2, "muon": 4, "adan": 4, "adatam": 4}
-    wanted["adamp"] = 4  # vectors have no rows to project, so on them it is plain Adam
     assert found.pop("import") == 0
+    # vectors have no rows to project, so on them it is plain Adam; the first large one comes with a later model
+    assert found.pop("adamp") == [3, 1]
     assert found == {name: [kernels, 0] for name, kernels in wanted.items()}
 
 

@@ -183,11 +183,15 @@ class Member:
 
     @property
     def is_compilable(self) -> bool:
-        """Whether kernels of it can be compiled: to a compiler sizes of 0 and 1 are special."""
+        """Whether kernels of it can be compiled.
+
+        To a compiler a size of 1 is special, since it might be stretched; a flat array meets nothing but its like.
+        """
         # nor does a compiler see through packed signs, or that the size of rows is one of blocks
         forms = {kept.form.name for kept in self.kept if kept.form is not None}
         sized = "factored" not in forms and not (self.layout == "rows" and "int8" in forms)
-        return all(size > 1 for size in self.shape) and self.chain.is_compilable and sized
+        long = self.numel > 0 if self.layout == "flat" else all(size > 1 for size in self.shape)
+        return long and self.chain.is_compilable and sized
 
     @property
     def time(self) -> float:
