@@ -10,7 +10,8 @@ import os
 import signal
 import tempfile
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -62,6 +63,22 @@ def _run(spec: RunSpec, loaded: dict[str, LoadedProblem]) -> Outcome:
     return execute(problem.problem, spec.method, spec.setting, spec.seed, spec.split, spec.steps)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back, here for a moment and for what is started for good: it is for the process that leads.
+
+    A worker ignores it as soon as its code is there; before, while Python starts, it would end with a traceback.
+    """
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 class Worker:
     """A worker process seen from the one that leads it."""
 
@@ -71,7 +88,8 @@ class Worker:
         os.close(handle)
         self.pipe, theirs = context.Pipe()
         self._process = context.Process(target=serve, args=(theirs, self._output), name="polyak-worker")
-        self._process.start()
+        with _interrupts_held():
+            self._process.start()
         theirs.close()
         self.spec: RunSpec | None = None
 
