@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polyak.optim.engine import kernels
-from polyak.optim.engine.member import Member, local
+from polyak.optim.engine.member import Member, local, name_of
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.run import coefficients, drive, run
 from polyak.optim.engine.sharding import found_anywhere
@@ -100,9 +100,3 @@ def refuse_non_finite(
     if bad or elsewhere:
         where = ", ".join(bad) or "a parameter of another rank"
         raise RuntimeError(f"check_finite: non-finite gradient in {where}; {outcome}")
-
-
-def name_of(group: dict[str, Any], index: int, i: int) -> str:
-    """What messages call parameter ``i`` of the group ``index``."""
-    given = group.get("param_names")
-    return str(given[i]) if given else f"parameter {i} of group {index}"

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from polyak.optim.engine import diagnose
-from polyak.optim.engine.member import holds_nothing, local
+from polyak.optim.engine.member import holds_nothing, local, name_of
 from polyak.optim.engine.rule import Chain, Options
 from polyak.optim.engine.taps import TAPPED, Taps
 
@@ -49,7 +48,7 @@ def _reading_layers(optimizer: Reads) -> Iterator[tuple[str, Tensor]]:
     for index, group in enumerate(optimizer.param_groups):
         if set(optimizer.chain_of(group).inputs) & set(TAPPED):
             listed = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
-            yield from ((diagnose.name_of(group, index, i), p) for i, p in listed)
+            yield from ((name_of(group, index, i), p) for i, p in listed)
 
 
 def is_request_for_state(groups: Sequence[dict[str, Any]]) -> bool:

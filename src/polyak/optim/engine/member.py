@@ -28,6 +28,12 @@ def local(t: Any) -> Tensor:
     return here.detach()
 
 
+def name_of(group: dict[str, Any], index: int, i: int) -> str:
+    """What messages call parameter ``i`` of the group ``index``."""
+    given = group.get("param_names")
+    return str(given[i]) if given else f"parameter {i} of group {index}"
+
+
 def is_sharded(t: Tensor) -> bool:
     """Whether a tensor is a DTensor with a sharded placement."""
     return any(not placement.is_replicate() for placement in getattr(t, "placements", ()))

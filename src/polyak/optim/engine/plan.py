@@ -14,7 +14,7 @@ from polyak import aot
 from polyak.optim.engine import units
 from polyak.optim.engine.calls import Call, Line, lines
 from polyak.optim.engine.keeping import Keeping
-from polyak.optim.engine.member import SMALL, STEP, Member, holds_nothing, is_sharded, local
+from polyak.optim.engine.member import SMALL, STEP, Member, holds_nothing, is_sharded, local, name_of
 from polyak.optim.engine.rule import Chain, Options
 from polyak.optim.engine.run import Run, coefficients, run
 from polyak.optim.engine.sharding import check_rows
@@ -108,8 +108,7 @@ class GroupPlan:
         return p.requires_grad and is_sharded(p) and bool(self.chain.for_shape(p.shape).questions(self.group))
 
     def _member(self, i: int, p: Tensor) -> Member:
-        names = self.group.get("param_names")
-        name = names[i] if names else f"parameter {i} of group {self.index}"
+        name = name_of(self.group, self.index, i)
         chain = self.chain.for_shape(p.shape)
         questions = chain.questions(self.group)
         if is_sharded(p) and any(q.kind == "rows" for q in questions):

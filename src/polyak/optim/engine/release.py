@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from polyak.optim.engine import diagnose, views
 from polyak.optim.engine.keeping import Keeping
-from polyak.optim.engine.member import is_sharded
+from polyak.optim.engine.member import is_sharded, name_of
 from polyak.optim.engine.optimizer import Optimizer
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.rule import Chain, Options
@@ -60,7 +60,7 @@ class _Alone:
         own.clear()
         own.update(group)
         own["params"] = [self.param]
-        own["param_names"] = [diagnose.name_of(group, self.index, self.i)]
+        own["param_names"] = [name_of(group, self.index, self.i)]
 
     def _find(self) -> None:
         """Where the parameter stands now: groups are moved, and made anew when a state is loaded."""
