@@ -23,11 +23,18 @@ class Call:
 
     def __init__(self, member: Member, form: Form, run: Callable[[list[Tensor]], Any]) -> None:
         self.member, self.dtype, self.names, self.run = member, form.gradient, form.names, run
-        self.tail = [*([member.facts] if form.has_facts else []), *member.parts]
+        parts = [_whole(m, part) for m, part in zip(member.memories, member.parts, strict=True)]
+        self.tail = [*([member.facts] if form.has_facts else []), *parts]
 
-    def __call__(self, g: Tensor, scalars: Tensor, inputs: Sequence[Tensor]) -> None:
+    def __call__(self, g: Tensor, scalars: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         """Do it with a gradient of the member's dtype."""
-        self.run([self.member.array, self.member.gradient(g), scalars, *self.tail, *inputs])
+        self.run([self.member.array, self.member.gradient(g), *scalars, *self.tail, *inputs])
+
+
+def _whole(memory: Tensor, part: Tensor) -> Tensor:
+    """A memory itself where its array begins where it does, and not a view of it: a tensor less to fetch each step."""
+    plain = type(memory) is Tensor and memory.is_contiguous() and not memory.is_neg()
+    return memory if plain and memory.data_ptr() == part.data_ptr() else part
 
 
 class Line:
@@ -40,27 +47,30 @@ class Line:
         self._runs = [call.run for call in calls]
         self.arrays = [m.array for m in self.members]
         self._tails = [call.tail for call in calls]
-        self._strides = [m.strides for m in self.members]
         self._dtypes = {call.dtype for call in calls}
         self._counters = [m.counter for m in self.members if m.counter is not None]
+        self._single = [i for i, m in enumerate(self.members) if m.numel == 1]
 
     def take(self, grads: Sequence[Tensor | None]) -> list[Tensor] | None:
         """The line's gradients, if all are there and are as the kernels expect them, and all steps are of one time."""
         own: list[Any] = [grads[i] for i in self.indices]
         if type(None) in set(map(type, own)):
             return None
-        if list(map(Tensor.stride, own)) != self._strides or set(map(_DTYPE, own)) != self._dtypes:
+        if not all(map(Tensor.is_contiguous, own)) or set(map(_DTYPE, own)) != self._dtypes:
             return None
-        return None if any(map(Tensor.is_neg, own)) or len({c[0] for c in self._counters}) > 1 else own
+        # torch negates lazily only what is a view of imaginary parts, which has gaps unless it is one element
+        if any(own[i].is_neg() for i in self._single) or len({c[0] for c in self._counters}) > 1:
+            return None
+        return own
 
-    def run(self, grads: Sequence[Tensor], scalars: Tensor, inputs: Sequence[Tensor]) -> None:
+    def run(self, grads: Sequence[Tensor], scalars: Sequence[Tensor], inputs: Sequence[Tensor]) -> None:
         """All calls, one after the other.
 
         A kernel takes sizes from the weight's array, and of a gradient only where it begins. So a contiguous gradient
         goes in as it is: to make a view of each costs as much as all kernels.
         """
         for run, array, g, tail in zip(self._runs, self.arrays, grads, self._tails, strict=True):
-            run([array, g, scalars, *tail, *inputs])
+            run([array, g, *scalars, *tail, *inputs])
 
 
 def lines(calls: Sequence[Call]) -> list[Line]:

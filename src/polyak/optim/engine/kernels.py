@@ -1,17 +1,19 @@
 """Kernels: one pass of a chain over dense arrays, as a plain function or compiled ahead of time.
 
-A kernel sees one dense, detached array a tensor, flat or (rows, columns), and all coefficients in one float64 vector:
-then one package on disk serves every model and every hyperparameter (see :mod:`polyak.aot`).
+A kernel sees one dense, detached array a tensor, flat or (rows, columns), and all coefficients in one float64 vector
+and again in float32: then one package on disk serves every model and every hyperparameter (see :mod:`polyak.aot`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from polyak.aot import Array, Source
 from polyak.memory.codecs import BLOCK
@@ -72,10 +74,10 @@ class Form:
 
 
 def evaluate(
-    form: Form, tensors: Sequence[Tensor], notes: dict[str, Tensor] | None = None
+    form: Form, tensors: Sequence[Tensor], notes: dict[str, Tensor] | None = None, traced: bool = False
 ) -> tuple[Flow, dict[str, Tensor]]:
     """Run the chain on the tensors of a kernel; half precision is computed in float32. Writes nothing."""
-    p, g, scalars, *rest = tensors
+    p, g, scalars, single, *rest = tensors
     dtype = high(form.weight)
     facts = rest.pop(0) if form.has_facts else None
     numel = facts[0] if facts is not None else scalars[0]
@@ -87,20 +89,41 @@ def evaluate(
     dialogue.notes = notes
     gradient = -gradient if form.maximize else gradient
     old = {kept.slot.name: kept.decode(own, dtype, p) for kept, own in zip(form.kept, parts, strict=True)}
-    return form.chain.run(Flow(gradient, gradient, weight, weight, 1.0), old, _by_rule(form.names, scalars), dialogue)
+    exact = _numbers(scalars, form.names)
+    values = iter(exact)
+    coefficients = [{name: next(values) for name in rule_names} for rule_names in form.names]
+    with _InSingle(exact, _numbers(single, form.names)) if traced and dtype is torch.float32 else nullcontext():
+        return form.chain.run(Flow(gradient, gradient, weight, weight, 1.0), old, coefficients, dialogue)
 
 
-def _by_rule(names: Names, scalars: Tensor) -> list[dict[str, Tensor]]:
-    values = iter(scalars.unbind() if scalars.is_meta else [scalars[i] for i in range(sum(map(len, names)))])
-    return [{name: next(values) for name in rule_names} for rule_names in names]
+def _numbers(vector: Tensor, names: Names) -> list[Tensor]:
+    return list(vector.unbind()) if vector.is_meta else [vector[i] for i in range(sum(map(len, names)))]
 
 
-def function(form: Form) -> Callable[..., Any]:
-    """The kernel as a plain function of tensors, in the order that :func:`signature` gives."""
+class _InSingle(TorchFunctionMode):
+    """While a kernel is traced: operations on float32 arrays take the coefficients from the float32 vector.
+
+    A loop would convert those of the float64 vector again for every 16 elements, at 5 to 10 % of a step. What a rule
+    makes of coefficients alone stays in float64.
+    """
+
+    def __init__(self, exact: Sequence[Tensor], single: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._exact = exact  # keeps the ids
+        self._single = {id(t): instead for t, instead in zip(exact, single, strict=True)}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(a, Tensor) and a.ndim for a in args):
+            args = [self._single.get(id(a), a) for a in args]
+        return func(*args, **(kwargs or {}))
+
+
+def function(form: Form, traced: bool = False) -> Callable[..., Any]:
+    """The kernel as a plain function of tensors, in the order that :func:`signature` gives; or to be ``traced``."""
 
     def kernel(*tensors: Tensor) -> Any:
         try:
-            x, new = evaluate(form, tensors)
+            x, new = evaluate(form, tensors, traced=traced)
         except Asked as asked:
             return asked.terms
         _write(form, tensors, x.w, new)
@@ -110,7 +133,7 @@ def function(form: Form) -> Callable[..., Any]:
 
 
 def _write(form: Form, tensors: Sequence[Tensor], w: Tensor, new: dict[str, Tensor]) -> None:
-    p, _, scalars, *rest = tensors
+    p, _, scalars, _, *rest = tensors
     facts = rest.pop(0) if form.has_facts else None
     # the step number is the last of the vector; each step, tensor and memory has a seed of its own
     seed = (facts[1] + scalars[-1] * 2**20).to(torch.int64) if facts is not None else None
@@ -127,7 +150,7 @@ def signature(form: Form) -> Iterator[Array]:
     whole = layouts.get(form.layout, ("n",))
     yield Array(form.weight, whole)
     yield Array(form.gradient, whole)
-    yield Array(torch.float64, (sum(map(len, form.names)) + 1,))
+    yield from [Array(dtype, (sum(map(len, form.names)) + 1,)) for dtype in (torch.float64, torch.float32)]
     if form.has_facts:
         yield Array(torch.float64, (2,))
     for kept in form.kept:
@@ -179,7 +202,7 @@ def source(form: Form, small: bool, device: torch.device) -> Source:
     title = "+".join(rule.name for rule in form.chain) + f" {str(form.weight).removeprefix('torch.')}"
     return Source(
         name=f"{title}{'' if form.level is None else f' {form.level}'}{', small' if small else ''}",
-        function=function(form),
+        function=function(form, traced=True),
         inputs=tuple(signature(form)),
         device=device,
         identity=_identity(form),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from operator import attrgetter, is_
+from operator import is_
 from typing import Any, Protocol
 
 import torch
@@ -21,7 +21,7 @@ from polyak.optim.engine.sharding import check_rows
 from polyak.optim.engine.units import Mode, Moment, Unit
 
 # looked up in C, since a step does it for every parameter
-_ADDRESS, _STRIDE, _KIND = Tensor.data_ptr, Tensor.stride, attrgetter("shape", "dtype")
+_ADDRESS, _STRIDE, _NUMEL = Tensor.data_ptr, Tensor.stride, Tensor.numel
 Moments = dict[tuple[int, float, torch.device], Moment]
 _PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 
@@ -95,6 +95,7 @@ class GroupPlan:
         self._held = [state[key] for state, key in self._slots]
         self._counters = [m for m in self.members.values() if m.counter is not None]
         self._steps = [m.state[STEP] for m in self._counters]
+        self._numbers = [(m.index, m.counter) for m in self._counters]
         self._marks = self._look()
         self._kinds: dict[tuple[Chain, torch.device], list[Any]] = {}
         for m in self.members.values():
@@ -123,14 +124,14 @@ class GroupPlan:
         return self.execution != "eager", self.execution == "compiled"
 
     def _look(self) -> tuple[list[Any], ...]:
-        """Where weights and memories lie: tensors of one address, stride, shape and dtype are the same elements."""
+        """Where weights and memories lie: tensors of one address, stride and size are the same elements."""
         weights, memories = self._weights, [*self._held, *self._steps]
         if not self._plain:
             weights = [local(t) for t in weights if not holds_nothing(t)]
             memories = [local(t) for t in memories if not holds_nothing(t)]
         addresses = [*map(_ADDRESS, weights), *map(_ADDRESS, memories)]
-        # of memories only those that replace others have another stride or shape, and these are other tensors
-        return addresses, list(map(_STRIDE, weights)), list(map(_KIND, weights))
+        # of memories only those that replace others have another stride or size, and these are other tensors
+        return addresses, list(map(_STRIDE, weights)), list(map(_NUMEL, weights))
 
     def refresh(self, execution: str, grads: list[Tensor | None]) -> bool:
         """Take the gradients; False if the plan no longer describes the optimizer."""
@@ -176,6 +177,8 @@ class GroupPlan:
     def runs(self, moments: Moments) -> Iterator[Run]:
         """This step's runs. What is one call of a compiled kernel is done on the way."""
         done = self._run_lines(moments) if self._calls else set()
+        if len(done) == len(self.members):
+            return
         complete = True
         for unit in self.units:
             first = unit.first
@@ -240,9 +243,9 @@ class GroupPlan:
 
     def count_step(self) -> None:
         """Advance the counters of the tensors that were stepped."""
-        for m in self._counters:
-            if self.grads[m.index] is not None and m.counter is not None:
-                m.counter[0] += 1.0
+        for index, counter in self._numbers:
+            if self.grads[index] is not None:
+                counter[0] += 1.0
 
     def let_go(self) -> None:
         """Keep no gradient alive."""

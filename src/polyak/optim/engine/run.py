@@ -137,8 +137,8 @@ def _exact(option: Tensor) -> float | Tensor:
     return option.detach().double()
 
 
-def coefficients(chain: Chain, options: Options, t: int, device: torch.device) -> tuple[Any, Tensor]:
-    """Names and values of all coefficients at step ``t``, the values and ``t`` as one float64 vector on ``device``."""
+def coefficients(chain: Chain, options: Options, t: int, device: torch.device) -> tuple[Any, tuple[Tensor, Tensor]]:
+    """Names and values of all coefficients at step ``t``; the values and ``t`` as :class:`Moment` has them."""
     tensors = {name: v for name, v in options.items() if isinstance(v, Tensor)}
     if tensors:  # a tensor lr; on an accelerator it stays there
         options = {**options, **{name: _exact(v) for name, v in tensors.items()}}
@@ -146,9 +146,10 @@ def coefficients(chain: Chain, options: Options, t: int, device: torch.device) -
     names = tuple(tuple(values) for values in by_rule)
     flat = [*(value for values in by_rule for value in values.values()), float(t)]
     if any(isinstance(v, Tensor) for v in flat):
-        return names, torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).reshape(()) for v in flat])
-    if aot.usable():
+        packed = torch.stack([torch.as_tensor(v, dtype=torch.float64, device=device).reshape(()) for v in flat])
+    elif aot.usable():
         packed = torch.frombuffer(array("d", flat), dtype=torch.float64)
     else:  # some modes must see where a tensor comes from
         packed = torch.tensor(flat, dtype=torch.float64, device="cpu")
-    return names, packed if device.type == "cpu" else packed.to(device, non_blocking=True)
+    packed = packed.to(device, non_blocking=True)
+    return names, (packed, packed.float())

@@ -40,10 +40,13 @@ class Mode(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """What a step gives to all tensors of a chain: names and values of the coefficients, inputs by name."""
+    """What a step gives to all tensors of a chain: names and values of the coefficients, inputs by name.
+
+    The values, and the step's number as the last, are in one float64 vector and again in a float32 one.
+    """
 
     names: kernels.Names
-    scalars: Tensor
+    scalars: tuple[Tensor, Tensor]
     inputs: dict[str, Any]
 
     def given(self, m: Member) -> list[Tensor]:
@@ -109,7 +112,7 @@ class Piece:
         """What the kernel takes."""
         facts = [self.first.facts] if form.has_facts else []
         brought = [t for answer in answers for t in kernels.pack(answer)]
-        return [self.p, self.g, moment.scalars, *facts, *self.parts, *moment.given(self.first), *brought]
+        return [self.p, self.g, *moment.scalars, *facts, *self.parts, *moment.given(self.first), *brought]
 
     def _cut(self, form: Form, moment: Moment, answers: Answers, c: slice) -> list[Tensor]:
         """What the kernel takes of a slice.
@@ -120,7 +123,7 @@ class Piece:
         whole = self.tensors(form, moment, answers)
         slots = [kept.slot for kept in self.first.kept for _ in kept.keys]
         shared = {id(t) for t, slot in zip(self.parts, slots, strict=False) if slot.shape in ("scalar", "column")}
-        fixed = {id(moment.scalars), id(self.first.facts)}
+        fixed = {*map(id, moment.scalars), id(self.first.facts)}
         rows, is_last = self.p.shape[0], c is self.slices[-1]
 
         def cut(t: Tensor) -> Tensor:

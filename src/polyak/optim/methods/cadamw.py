@@ -42,4 +42,5 @@ class CAdamW(Method):
     @classmethod
     def recipe(cls, options: Options) -> Chain:
         base = adam(eps_form=options["eps_form"], correct_bias=options["correct_bias"])
-        return chain(decay("decoupled"), base, cautious(options["mask_scale"]), descend())
+        # the signs of m, as the authors compare: those of m^ / (sqrt(v^) + eps) are the same, and dearer to find
+        return chain(decay("decoupled"), base.at("exp_avg", cautious(options["mask_scale"])), descend())

@@ -53,7 +53,7 @@ def decay(form: DecayForm = "decoupled", over_momentum: bool = False) -> Rule:
         return x.but(u=x.u + c.strength * x.p), {}
 
     def shrink(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
-        return x.but(w=x.w - c.strength * x.decay * x.w), {}
+        return x.but(w=x.w - c.strength * x.w * x.decay), {}
 
     def divide(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
         return x.but(w=x.w / (1 + c.strength)), {}
