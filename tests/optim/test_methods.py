@@ -19,8 +19,9 @@ from torch import nn
 import polyak.optim
 from polyak.declare import UNIT, Lr
 from polyak.optim import SGD, AdamW, Adan, CLion, Lion, Method, Muon, Optimizer, chain, rules
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.optimizer import Optimizer as Engine
-from polyak.optim.engine.rule import Chain, Options
+from polyak.optim.engine.rule import Options
 
 ROOT = Path(__file__).parents[2]
 ALL = polyak.optim.names()
@@ -188,7 +189,8 @@ from torch import Tensor
 from polyak.declare import Lr, Momentum, Paper, Range
 from polyak.memory.averages import ema
 from polyak.optim.engine.context import Context, Flow
-from polyak.optim.engine.rule import Chain, Options, Rule, Slot, chain, factory
+from polyak.optim.engine.chain import Chain, chain
+from polyak.optim.engine.rule import Options, Rule, Slot, factory
 from polyak.optim.method import Method
 from polyak.optim.vocabulary.weight import descend
 

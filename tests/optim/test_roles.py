@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from polyak.optim import MatrixMethod, Muon, Paper, chain, create, switch
-from polyak.optim.engine.rule import Chain, Options
+from polyak.optim.engine.chain import Chain
+from polyak.optim.engine.rule import Options
 from polyak.optim.vocabulary.adaptive import adam
 from polyak.optim.vocabulary.balls import momentum_ema
 from polyak.optim.vocabulary.matrices import orthogonalize

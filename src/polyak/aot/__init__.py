@@ -9,8 +9,8 @@ Packages are in the user's cache folder (``POLYAK_CACHE`` moves it), and everyth
 """
 
 from polyak.aot.kernel import Kernel
-from polyak.aot.modes import usable
+from polyak.aot.modes import PLAIN, usable
 from polyak.aot.obtain import failed, load, prepare, unavailable
 from polyak.aot.source import Array, Source
 
-__all__ = ["Array", "Kernel", "Source", "failed", "load", "prepare", "unavailable", "usable"]
+__all__ = ["PLAIN", "Array", "Kernel", "Source", "failed", "load", "prepare", "unavailable", "usable"]

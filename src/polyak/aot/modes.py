@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import _python_dispatch
 
-_PLAIN: frozenset[type] = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
+PLAIN: frozenset[type] = frozenset((Tensor, torch.nn.Parameter, torch.nn.Buffer))
 _modes: Any = getattr(torch._C, "_len_torch_dispatch_stack", None) or _python_dispatch.is_in_torch_dispatch_mode
 _transforms: Any = getattr(getattr(torch._C, "_functorch", None), "peek_interpreter_stack", lambda: None)
 
@@ -20,4 +20,4 @@ def usable(tensors: Iterable[Tensor] = ()) -> bool:
     A dispatch mode (fake tensors, a flop counter, tracing) or a transform (vmap, grad) would not see what compiled code
     does, or break it. Function modes, such as a default device, stand before torch's functions and not inside them.
     """
-    return not _modes() and _transforms() is None and _PLAIN.issuperset(map(type, tensors))
+    return not _modes() and _transforms() is None and PLAIN.issuperset(map(type, tensors))

@@ -24,7 +24,7 @@ T = TypeVar("T")
 INSTEAD = "polyak runs the same updates without compiling (execution='batched')"
 WORD = 2.0  # seconds of waiting for another process until something is said
 GRACE = 0.2  # seconds in which a Ctrl-C that killed the compiler reaches the thread that waits for it
-MANY = 4  # sources from which compiling the headers first pays
+MANY = 4  # kernels of one process from which on compiling the headers first pays
 
 
 class _State:
@@ -33,6 +33,7 @@ class _State:
     def __init__(self) -> None:
         self.building = threading.Lock()  # torch's compiler does one thing at a time
         self.kernels: weakref.WeakValueDictionary[tuple[str, str], Kernel] = weakref.WeakValueDictionary()
+        self.made = 0  # kernels compiled here
         self.own: Shelf | None = None  # for what the user's folder cannot keep
         self.no_compiler: str | None = None
         self.by_key: dict[str, str] = {}  # why a source was not compiled
@@ -250,11 +251,12 @@ def _make(source: Source, program: Any, key: str, cancelled: threading.Event, ma
         package = Path(work) / "package.pt2"
         with progress(f"compiling {source.name} (once on this machine)"):
             try:
-                build(source, program, package, many=many)
+                build(source, program, package, many=many or _state.made >= MANY)
             except Exception:  # perhaps as the compiler lacks what the CPU has, which takes 16 s to find out
                 if cancelled.wait(GRACE):
                     raise _Cancelled from None
                 build(source, program, package, many=many, trusting=False)
+        _state.made += 1
         if cancelled.is_set():
             raise _Cancelled
         shelf = Shelf.of_user(version()) or _own()

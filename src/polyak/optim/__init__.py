@@ -8,10 +8,11 @@ class of your own derived from :class:`Method`.
 from polyak.declare import Choice, Hyper, Interval, Paper, Range
 from polyak.optim import methods, rules
 from polyak.optim.create import create, get, names
+from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
 from polyak.optim.engine.optimizer import Optimizer
 from polyak.optim.engine.release import Released, release_gradients
-from polyak.optim.engine.rule import Chain, Rule, Slot, chain, factory
+from polyak.optim.engine.rule import Rule, Slot, factory
 from polyak.optim.groups import roles_of
 from polyak.optim.method import MatrixMethod, Method
 from polyak.optim.methods import *  # noqa: F403

@@ -9,9 +9,10 @@ import torch
 
 from polyak.aot import Source
 from polyak.optim.engine import kernels
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.keeping import Keeping
 from polyak.optim.engine.member import Member
-from polyak.optim.engine.rule import Chain, Options
+from polyak.optim.engine.rule import Options
 from polyak.optim.engine.run import coefficients
 from polyak.optim.engine.units import form_of
 from polyak.optim.groups import REST

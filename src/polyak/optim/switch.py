@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from polyak.optim.create import get
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.checkpoint import cast_memory
 from polyak.optim.engine.keeping import forms_of, held_as
 from polyak.optim.engine.member import STEP
 from polyak.optim.engine.optimizer import Optimizer
-from polyak.optim.engine.rule import Chain
 from polyak.optim.engine.views import is_predicted
 from polyak.optim.method import Method
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from polyak.declare import Hyper
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.keeping import KAHAN, Keeping, Kept
 from polyak.optim.engine.member import STEP, local
-from polyak.optim.engine.rule import Chain, Options, Slot
+from polyak.optim.engine.rule import Options, Slot
 from polyak.optim.engine.views import PREDICTED
 
 # options of torch.optim groups that say how, not what, is computed

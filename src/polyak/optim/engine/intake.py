@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.member import holds_nothing, local, name_of
-from polyak.optim.engine.rule import Chain, Options
+from polyak.optim.engine.rule import Options
 from polyak.optim.engine.taps import TAPPED, Taps
 
 
@@ -75,6 +76,15 @@ def materialized(params: ParamsT, owner: str) -> Any:
     if all(isinstance(p, dict) for p in listed) and not any(True for g in listed for _ in _listed(g)):
         warnings.warn(f"{owner}: all parameter groups are empty", UserWarning, stacklevel=4)
     return listed
+
+
+def refuse_unfit(tensors: Sequence[Any], owner: str) -> None:
+    """Refuse what one group lists if a parameter is there twice, or is complex."""
+    if len({id(p) for p in tensors}) != len(tensors):
+        raise ValueError(f"{owner}: a parameter appears twice in one group")
+    for i, p in enumerate(tensors):
+        if isinstance(p, Tensor) and p.is_complex():
+            raise TypeError(f"{owner}: parameter {i} is complex; pass torch.view_as_real(parameter) instead")
 
 
 def _listed(group: Any) -> Iterator[Any]:

@@ -17,7 +17,8 @@ from polyak.aot import Array
 from polyak.memory.codecs import BLOCK, Codec, codec
 from polyak.memory.rounding import kahan_add, round_stochastic
 from polyak.memory.storage import square_shape
-from polyak.optim.engine.rule import Chain, Slot
+from polyak.optim.engine.chain import Chain
+from polyak.optim.engine.rule import Slot
 
 Rounding = Literal["nearest", "stochastic", "kahan"]
 Storage = Literal["float32", "bfloat16", "int8", "factored"]

@@ -17,9 +17,10 @@ from torch.overrides import TorchFunctionMode
 
 from polyak.aot import Array, Source
 from polyak.memory.codecs import BLOCK
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.context import Asked, Dialogue, Flow, Rows
 from polyak.optim.engine.keeping import Kept, Layout, Rounding, write_weight
-from polyak.optim.engine.rule import Chain, Rule
+from polyak.optim.engine.rule import Rule
 
 Names = tuple[tuple[str, ...], ...]
 Dims = tuple[str | int, ...]

@@ -11,9 +11,9 @@ from torch import Tensor
 from polyak import aot
 from polyak.memory.codecs import BLOCK
 from polyak.memory.storage import square_shape
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.context import Question
 from polyak.optim.engine.keeping import KAHAN, Keeping, layout_of
-from polyak.optim.engine.rule import Chain
 
 STEP = "step"
 SMALL = 16 * 1024

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack
 from typing import Any, ClassVar, TypeVar, overload
 
 import torch
@@ -13,12 +12,13 @@ from typing_extensions import Self
 
 from polyak.declare import Hyper
 from polyak.optim.engine import checkpoint, diagnose, views
+from polyak.optim.engine.chain import Chain, check_complete
 from polyak.optim.engine.execution import Execution, checked, in_force
-from polyak.optim.engine.intake import inputs_of, is_request_for_state, materialized
+from polyak.optim.engine.intake import inputs_of, is_request_for_state, materialized, refuse_unfit
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
-from polyak.optim.engine.plan import GroupPlan
+from polyak.optim.engine.plan import GroupPlan, without_autocast
 from polyak.optim.engine.planner import Planner
-from polyak.optim.engine.rule import Chain, Options, check_complete
+from polyak.optim.engine.rule import Options
 from polyak.optim.engine.run import drive
 from polyak.optim.engine.taps import Taps
 
@@ -139,14 +139,7 @@ class Optimizer(torch.optim.Optimizer):
         self.check_options(group)
         params = group["params"]
         params = [params] if isinstance(params, Tensor) else list(params)
-        tensors = [p[1] if isinstance(p, tuple) else p for p in params]
-        if len({id(p) for p in tensors}) != len(tensors):
-            raise ValueError(f"{self._owner()}: a parameter appears twice in one group")
-        for i, p in enumerate(tensors):
-            if isinstance(p, Tensor) and p.is_complex():
-                raise TypeError(
-                    f"{self._owner()}: parameter {i} is complex; pass torch.view_as_real(parameter) instead"
-                )
+        refuse_unfit([p[1] if isinstance(p, tuple) else p for p in params], self._owner())
 
     def check_options(self, group: Options) -> None:
         """Refuse combinations of hyperparameters; methods with such rules override it."""
@@ -220,7 +213,7 @@ class Optimizer(torch.optim.Optimizer):
     def advance(self, plans: Sequence[GroupPlan], inputs: dict[str, Any] | None = None) -> None:
         """Step what the plans describe."""
         self._stepped = True
-        with _without_autocast(plans):
+        with without_autocast(plans):
             moments = [plan.moments(inputs or {}) for plan in plans]
             drive([r for plan, own in zip(plans, moments, strict=True) for r in plan.runs(own)])
         for plan in plans:
@@ -246,7 +239,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         inputs = inputs_of(self, self._taps, loss)
         plans = self._planner.current(self)
-        with _without_autocast(plans):
+        with without_autocast(plans):
             return diagnose.read(plans, inputs)
 
     @torch.no_grad()
@@ -301,12 +294,3 @@ class Optimizer(torch.optim.Optimizer):
 
     def __copy__(self) -> Self:
         raise TypeError("copy.copy would share state between two optimizers; use copy.deepcopy")
-
-
-def _without_autocast(plans: Sequence[GroupPlan]) -> ExitStack:
-    """A step inside an autocast region must not compute in bfloat16."""
-    off = ExitStack()
-    devices = {d for plan in plans for d in plan.devices if torch.amp.is_autocast_available(d)}
-    for device in filter(torch.is_autocast_enabled, devices):
-        off.enter_context(torch.autocast(device, enabled=False))
-    return off

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from operator import is_
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from operator import attrgetter, is_
 from typing import Any, Protocol
 
 import torch
@@ -13,17 +14,18 @@ from torch.autograd.graph import increment_version
 from polyak import aot
 from polyak.optim.engine import units
 from polyak.optim.engine.calls import Call, Line, lines
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.keeping import Keeping
 from polyak.optim.engine.member import SMALL, STEP, Member, holds_nothing, is_sharded, local, name_of
-from polyak.optim.engine.rule import Chain, Options
+from polyak.optim.engine.rule import Options
 from polyak.optim.engine.run import Run, coefficients, run
 from polyak.optim.engine.sharding import check_rows
 from polyak.optim.engine.units import Mode, Moment, Unit
 
 # looked up in C, since a step does it for every parameter
-_ADDRESS, _STRIDE, _NUMEL = Tensor.data_ptr, Tensor.stride, Tensor.numel
+_ADDRESS, _STRIDE, _NUMEL, _DTYPE = Tensor.data_ptr, Tensor.stride, Tensor.numel, attrgetter("dtype")
 Moments = dict[tuple[int, float, torch.device], Moment]
-_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
+_PLAIN = aot.PLAIN | {type(None)}
 
 
 class Planned(Protocol):
@@ -124,14 +126,14 @@ class GroupPlan:
         return self.execution != "eager", self.execution == "compiled"
 
     def _look(self) -> tuple[list[Any], ...]:
-        """Where weights and memories lie: tensors of one address, stride and size are the same elements."""
+        """Where weights and memories lie: tensors of one address, stride, size and dtype are the same elements."""
         weights, memories = self._weights, [*self._held, *self._steps]
         if not self._plain:
             weights = [local(t) for t in weights if not holds_nothing(t)]
             memories = [local(t) for t in memories if not holds_nothing(t)]
         addresses = [*map(_ADDRESS, weights), *map(_ADDRESS, memories)]
         # of memories only those that replace others have another stride or size, and these are other tensors
-        return addresses, list(map(_STRIDE, weights)), list(map(_NUMEL, weights))
+        return addresses, *(list(map(look, weights)) for look in (_STRIDE, _NUMEL, _DTYPE))
 
     def refresh(self, execution: str, grads: list[Tensor | None]) -> bool:
         """Take the gradients; False if the plan no longer describes the optimizer."""
@@ -282,3 +284,12 @@ class GroupPlan:
 def _some(names: list[str], most: int = 4) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def without_autocast(plans: Sequence[GroupPlan]) -> ExitStack:
+    """A step inside an autocast region must not compute in bfloat16."""
+    off = ExitStack()
+    devices = {d for plan in plans for d in plan.devices if torch.amp.is_autocast_available(d)}
+    for device in filter(torch.is_autocast_enabled, devices):
+        off.enter_context(torch.autocast(device, enabled=False))
+    return off

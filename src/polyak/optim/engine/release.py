@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from polyak.optim.engine import diagnose, views
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.keeping import Keeping
 from polyak.optim.engine.member import is_sharded, name_of
 from polyak.optim.engine.optimizer import Optimizer
 from polyak.optim.engine.plan import GroupPlan
-from polyak.optim.engine.rule import Chain, Options
+from polyak.optim.engine.rule import Options
 
 _AGAIN = "call remove() and release again"
 

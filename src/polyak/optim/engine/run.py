@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from polyak import aot
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.context import Question
-from polyak.optim.engine.rule import Chain, Options
+from polyak.optim.engine.rule import Options
 from polyak.optim.engine.sharding import ShardedSums, localize, matrix_of_shards, sums_of_shards
 from polyak.optim.engine.units import Mode, Moment, Piece, Unit, Waiting, answer_local, solve_stack
 

@@ -17,10 +17,10 @@ from torch.autograd.graph import increment_version
 
 from polyak import aot
 from polyak.optim.engine import kernels
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.context import Question, settle
 from polyak.optim.engine.kernels import Form, high
 from polyak.optim.engine.member import SMALL, Member, holds_nothing
-from polyak.optim.engine.rule import Chain
 
 SLICE = 12 * 1024
 """Elements at a time without a compiler, where every operation makes an array."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from polyak.declare import Paper, Range, WeightDecay
-from polyak.optim.engine.rule import Chain, Options, chain
+from polyak.optim.engine.chain import Chain, chain
+from polyak.optim.engine.rule import Options
 from polyak.optim.methods.adam import Adam
 from polyak.optim.vocabulary.adaptive import adam
 from polyak.optim.vocabulary.weight import decay, descend

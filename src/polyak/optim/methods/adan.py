@@ -9,8 +9,9 @@ from torch import Tensor
 
 from polyak.declare import Betas3, Eps, Lr, MaxGradNorm, Paper, Range, WeightDecay
 from polyak.memory.averages import debias, ema
+from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Flow, Places
-from polyak.optim.engine.rule import Chain, Options, Rule, Slot, chain, factory
+from polyak.optim.engine.rule import Options, Rule, Slot, factory
 from polyak.optim.method import Method
 from polyak.optim.vocabulary.scale_free import clip_norm
 from polyak.optim.vocabulary.weight import decay, descend

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from polyak.declare import Betas, Eps, Lr, Paper, Range, WeightDecay
-from polyak.optim.engine.rule import Chain, Options, chain
+from polyak.optim.engine.chain import Chain, chain
+from polyak.optim.engine.rule import Options
 from polyak.optim.method import Method
 from polyak.optim.vocabulary.adaptive import CorrectBias, EpsPlace, adam
 from polyak.optim.vocabulary.signs import Masked, cautious

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from polyak.declare import POSITIVE, STATIC, UNIT, Paper
-from polyak.optim.engine.rule import Chain, Options, chain
+from polyak.optim.engine.chain import Chain, chain
+from polyak.optim.engine.rule import Options
 from polyak.optim.methods.lion import Lion, lion
 from polyak.optim.vocabulary.signs import Masked, cautious
 from polyak.optim.vocabulary.weight import decay, descend

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Annotated
 
 from polyak.declare import Choice, Dampening, Lr, Momentum, Nesterov, Paper, Range, WeightDecay
-from polyak.optim.engine.rule import Chain, Options, chain
+from polyak.optim.engine.chain import Chain, chain
+from polyak.optim.engine.rule import Options
 from polyak.optim.method import Method
 from polyak.optim.vocabulary.balls import heavy_ball
 from polyak.optim.vocabulary.signs import Masked, cautious

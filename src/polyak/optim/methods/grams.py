@@ -8,8 +8,9 @@ from torch import Tensor
 
 from polyak.declare import Betas, Eps, Lr, Paper, Range, WeightDecay
 from polyak.memory.geometry import agreement, sign_times_magnitude
+from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
-from polyak.optim.engine.rule import Chain, Options, Rule, chain, factory
+from polyak.optim.engine.rule import Options, Rule, factory
 from polyak.optim.method import Method
 from polyak.optim.vocabulary.adaptive import CorrectBias, EpsPlace, adam
 from polyak.optim.vocabulary.weight import decay, descend

@@ -9,7 +9,8 @@ import torch
 
 from polyak.declare import STATIC, Described, Interval, Lr, Momentum, Paper, Range, WeightDecay
 from polyak.memory.matrix import COEFFICIENTS
-from polyak.optim.engine.rule import Chain, Options, chain
+from polyak.optim.engine.chain import Chain, chain
+from polyak.optim.engine.rule import Options
 from polyak.optim.method import MatrixMethod
 from polyak.optim.vocabulary.adaptive import EpsPlace, adam
 from polyak.optim.vocabulary.balls import momentum_ema

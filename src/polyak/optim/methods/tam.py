@@ -8,8 +8,9 @@ from torch import Tensor
 
 from polyak.declare import Choice, Eps, Lr, Momentum, Paper, Range, WeightDecay
 from polyak.memory.averages import heavy_ball as roll
+from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
-from polyak.optim.engine.rule import Chain, Options, Rule, Slot, chain, factory
+from polyak.optim.engine.rule import Options, Rule, Slot, factory
 from polyak.optim.method import Method
 from polyak.optim.vocabulary.torque import COSINE, DecayRate, Scope, torque
 from polyak.optim.vocabulary.weight import decay, descend
