@@ -5,6 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 METHODS := sgd,adamw,adan,lion,muon,cadamw
 PEERS := build/peers
+TEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test slow lint style types format readme bench clean
@@ -25,11 +26,11 @@ demo: .venv/.lab
 	$(BIN)/polyak compare digits-cnn --methods $(METHODS) --store build/demo/runs.db --report build/demo/report.html
 
 test: .venv/.test
-	$(BIN)/python -m pytest -m 'not slow'
+	$(TEST) -m 'not slow'
 
 # 5 is pytest's "nothing selected".
 slow: .venv/.test
-	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]
+	$(TEST) -m slow || [ $$? -eq 5 ]
 
 lint: style types
 

@@ -67,7 +67,7 @@ def rows_of_all_lengths(source: np.random.Generator, shape: tuple[int, ...]) -> 
     return source.normal(size=shape) * lengths.reshape(-1, *[1] * (len(shape) - 1))
 
 
-@pytest.mark.parametrize("execution", ["eager", "batched", "compiled"])
+@pytest.mark.parametrize("execution", ["eager", "batched", pytest.param("compiled", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("method", "transcription", "options"), CASES)
 def test_eps_reaches_test_and_projection(method, transcription, options, execution):
     """In two groups, each with its own eps."""

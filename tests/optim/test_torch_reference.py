@@ -27,9 +27,17 @@ SGD_OPTIONS += grid(momentum=(0.9,), nesterov=(True,), weight_decay=(0.0, 0.1), 
 ADAM_OPTIONS = grid(amsgrad=(False, True), weight_decay=(0.0, 0.1), maximize=(False, True))
 ADAM_OPTIONS += [{"betas": (0.0, 0.5), "eps": 1e-3}]
 GRID = [("sgd", o) for o in SGD_OPTIONS] + [(name, o) for name in ("adam", "adamw") for o in ADAM_OPTIONS]
-# maximize makes a kernel of its own, which takes seconds: compiled, it is tried once a method
-CASES = [(c, mode) for mode in MODES for c in GRID if mode != "compiled" or not c[1].get("maximize")]
-CASES += [((name, {"maximize": True}), "compiled") for name in PAIRS]
+# Options make kernels of their own, each of which takes seconds: compiled, the quick part has one set of them a method.
+RICH = {
+    "sgd": {"momentum": 0.9, "dampening": 0.0, "weight_decay": 0.1, "maximize": False},
+    "adam": {"amsgrad": True, "weight_decay": 0.1, "maximize": False},
+    "adamw": {"amsgrad": False, "weight_decay": 0.1, "maximize": False},
+}
+CASES = [(case, mode) for mode in ("eager", "batched") for case in GRID]
+CASES += [(case, "compiled") for case in RICH.items()]
+COMPILED = [c for c in GRID if c[1] != RICH[c[0]] and not c[1].get("maximize")]
+COMPILED += [(name, {"maximize": True}) for name in PAIRS]
+CASES += [pytest.param(case, "compiled", marks=pytest.mark.slow) for case in COMPILED]
 
 
 def weights(seed: int = 0) -> list[torch.nn.Parameter]:
