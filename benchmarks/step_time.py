@@ -221,15 +221,26 @@ def main() -> None:
             gc.collect()
         del bench
         gc.collect()
+        _write(args, sizes, rows, {}, [])  # so that one that is stopped has what it measured
     first_steps = {} if args.no_first_step else {m: _first_steps(m, args) for m in args.methods}
     missed = ["miniature sets: no goals"] if args.quick else _report.verdict(rows, first_steps)
     print("\n".join(missed))
-    path = args.json or RESULTS / f"step_time-{args.device}.json"
+    print(f"written to {_write(args, sizes, rows, first_steps, missed)}")
+
+
+def _write(
+    args: argparse.Namespace,
+    sizes: dict[str, Any],
+    rows: list[_report.Row],
+    first_steps: dict[str, Any],
+    missed: list[str],
+) -> Path:
+    path: Path = args.json or RESULTS / f"step_time-{args.device}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"rounds": args.rounds, "execution": args.execution, "quick": args.quick, "device": args.device}
     text = {"machine": _measure.machine(args.device), "options": options, "sets": sizes, "rows": rows}
     path.write_text(json.dumps({**text, "first_steps": first_steps, "verdict": missed}, indent=1) + "\n")
-    print(f"written to {path}")
+    return path
 
 
 def _first_steps(method: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:

@@ -102,7 +102,8 @@ class Chain:
             shapes: dict[Any, Tensor] = {"scalar": one[0, 0], "row": one[:, :1], "column": one[:1]}
             memories = {s.name: shapes.get(s.shape, one) for s in self.slots}
             as_tensors = [
-                {k: torch.as_tensor(v, dtype=torch.float64).cpu() for k, v in c.items()} for c in self.scalars(h, 1)
+                {k: torch.as_tensor(v, dtype=torch.float64, device="cpu") for k, v in c.items()}
+                for c in self.scalars(h, 1)
             ]
             inputs = {name: one[0, 0] if name == "loss" else one for name in self.inputs}
             recorder = _Recorder(4 * one[0, 0], torch.float64, inputs=inputs)
