@@ -173,3 +173,20 @@ def test_another_optimizer_must_be_released_anew() -> None:
     again = polyak.optim.switch(lion, "lion")
     with pytest.raises(RuntimeError, match="gradients were released to another optimizer"):
         again.step()
+
+
+def test_blocks_of_accumulation_nest_and_a_second_release_is_refused():
+    net = network()
+    optimizer = AdamW(net.parameters(), lr=0.1)
+    released = release_gradients(optimizer, net)
+    before = [p.detach().clone() for p in net.parameters()]
+    x, y = batch(0)
+    with released.accumulate():
+        with released.accumulate():
+            nn.functional.mse_loss(net(x), y).backward()
+        nn.functional.mse_loss(net(x), y).backward()
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+    with pytest.raises(ValueError, match="released already"):
+        release_gradients(optimizer, net)
+    released.remove()
+    release_gradients(optimizer, net)

@@ -320,3 +320,72 @@ def test_totals_in_opposite_orders_are_refused():
         with pytest.raises(ValueError, match="opposite orders"):
             refused()
     assert not optimizer.state and not params[0].any()
+
+
+@pytest.mark.parametrize("execution", ["eager", "batched", pytest.param("compiled", marks=pytest.mark.slow)])
+def test_a_rule_may_read_the_number_of_elements_and_ask_nothing(execution):
+    counted = Rule("counted", lambda x, s, c: (x.but(u=x.u * c.numel.to(x.u.dtype)), {}))
+    weights = [nn.Parameter(torch.zeros(3, 4)), nn.Parameter(torch.zeros(5))]
+    optimizer = Optimizer(weights, chain(counted, rules.descend()), lr=0.5, execution=execution)
+    for p in weights:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert [p.flatten()[0].item() for p in weights] == [-6.0, -2.5]
+
+
+def test_a_rule_that_chooses_between_coefficients_keeps_the_dtype():
+    def update(x, s, c):
+        return x.but(u=x.u * torch.where(x.u > 0, c.up, c.down)), {}
+
+    rule = Rule("chosen", update, lambda h, t: {"up": 2.0, "down": 1.0})
+    weight = nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+    weight.grad = torch.tensor([1.0, -1.0, 2.0, -2.0], dtype=torch.bfloat16)
+    Optimizer([weight], chain(rule, rules.descend()), lr=0.5, rounding="stochastic").step()
+    assert weight.tolist() == [-1.0, 0.5, -2.0, 1.0]
+
+
+def test_scalars_may_return_one_and_the_same_dict():
+    constant = {"rate": 1.0}
+    own = Rule("own", lambda x, s, c: (x.but(u=c.place("m", s.m + x.u)), {"m": s.m + x.u}), lambda h, t: constant,
+               (Slot("m"),), places=("m",))  # fmt: skip
+    other = Rule("other", lambda x, s, c: (x.but(u=x.u * c.k), {}), lambda h, t: {"k": 1.0})
+    weight = nn.Parameter(torch.zeros(2))
+    weight.grad = torch.ones(2)
+    Optimizer([weight], chain(own.at("m", other), rules.descend()), lr=0.5).step()
+    assert constant == {"rate": 1.0}
+
+
+def test_a_read_out_behind_a_place_may_read_the_loss():
+    other = Rule("lossy", lambda x, s, c: (x.but(u=x.u * c.loss.to(x.u.dtype)), {}), inputs=("loss",))
+    weight = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    weight.grad = torch.ones(2, dtype=torch.float64)
+    Optimizer([weight], chain(rules.heavy_ball().at("momentum_buffer", other), rules.descend()), lr=0.5).step(loss=3.0)
+    assert weight.tolist() == [-1.5, -1.5]
+
+
+def test_factories_refuse_what_they_would_misread():
+    with pytest.raises(ValueError, match=r"decay: form must be one of \['decoupled', .*\], got 'l2'"):
+        rules.decay("l2")
+    with pytest.raises(ValueError, match="adam: eps_form must be one of"):
+        rules.adam(eps_form="befor")
+    with pytest.raises(TypeError, match="by keyword alone"):
+        factory(lambda *, k=1.0: rules.descend())
+
+    @factory
+    def listed(values):
+        return rules.descend()
+
+    with pytest.raises(TypeError, match="listed: arguments must be hashable"):
+        listed([1, 2])
+
+
+def test_an_optimizer_without_a_chain_is_refused():
+    weight = nn.Parameter(torch.zeros(2))
+    with pytest.raises(TypeError, match=r"rules must be a chain.*got None"):
+        Optimizer([weight])
+    with pytest.raises(TypeError, match=r"rules must be a chain.*got Rule"):
+        Optimizer([weight], rules.descend())
+
+
+def test_explain_names_what_stands_behind_a_place():
+    assert "adam[exp_avg: cautious] > descend" in CAdamW([nn.Parameter(torch.zeros(2))]).explain()

@@ -6,6 +6,7 @@ once, in C where it can be.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from operator import attrgetter
 from typing import Any
@@ -74,8 +75,13 @@ class Line:
 
 
 def lines(calls: Sequence[Call]) -> list[Line]:
-    """Divide calls into lines; calls on weights that are laid out otherwise, or whose
-    steps other processes count too, are in none."""
+    """Divide calls into lines.
+
+    In none are calls on weights that are laid out otherwise, or whose steps other processes count too; nor is any where
+    packages check the shapes that they are given.
+    """
+    if os.environ.get("AOTI_RUNTIME_CHECK_INPUTS") == "1":
+        return []
     kinds: dict[Any, list[Call]] = {}
     for call in calls:
         m = call.member

@@ -21,6 +21,7 @@ class Chain:
 
     rules: tuple[Rule, ...]
     _questions: list[tuple[Question, ...]] = field(default_factory=list, compare=False, repr=False)
+    _counts: list[bool] = field(default_factory=list, compare=False, repr=False)
     _parts: dict[tuple[Rule, ...], Chain] = field(default_factory=dict, compare=False, repr=False)
 
     def __iter__(self) -> Iterator[Rule]:
@@ -63,7 +64,11 @@ class Chain:
         return tuple(dict.fromkeys(name for rule in self.rules for name in rule.inputs))
 
     def at(self, place: str, rule: Rule) -> Chain:
-        """This chain with ``rule`` put behind the read-out of the memory ``place``."""
+        """This chain with ``rule`` put behind the read-out of the memory ``place``.
+
+        Raises:
+            ValueError: no rule has such a place, or the rule is more than a read-out.
+        """
         owners = [i for i, r in enumerate(self.rules) if place in r.places]
         if not owners:
             places = [name for r in self.rules for name in r.places]
@@ -109,7 +114,18 @@ class Chain:
             recorder = _Recorder(4 * one[0, 0], torch.float64, inputs=inputs)
             self.run(Flow(one, one, one, one), memories, as_tensors, recorder)
             self._questions.append(tuple(recorder.asked))
+            self._counts.append(recorder.counts)
         return self._questions[0]
+
+    @property
+    def known_questions(self) -> tuple[Question, ...]:
+        """What :meth:`questions` has found before."""
+        return self._questions[0]
+
+    @property
+    def counts(self) -> bool:
+        """Whether a rule reads the number of elements, known once :meth:`questions` was asked."""
+        return self._counts[0]
 
 
 class _Recorder(Dialogue):
@@ -118,14 +134,20 @@ class _Recorder(Dialogue):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.asked: list[Question] = []
+        self.counts = False
+
+    @property
+    def numel(self) -> Tensor:
+        self.counts = True
+        return self._numel
 
     def ask(self, question: Question, terms: tuple[Tensor, ...]) -> Any:
         self.asked.append(question)
-        return settle(question, terms, self.numel, self.dtype)
+        return settle(question, terms, self._numel, self.dtype)
 
 
 def _coefficients(rule: Rule, h: Options, t: int) -> dict[str, Any]:
-    values = rule.scalars(h, t)
+    values = dict(rule.scalars(h, t))
     for i, (_, inserted) in enumerate(rule.inserted):
         values |= {f"{i}:{name}": value for name, value in inserted.scalars(h, t).items()}
     return values

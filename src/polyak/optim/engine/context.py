@@ -96,15 +96,20 @@ class Dialogue:
         inside: bool = True,
         inputs: dict[str, Any] | None = None,
     ) -> None:
-        self.numel, self.dtype, self.answers, self.inside = numel, dtype, answers, inside
+        self._numel, self.dtype, self.answers, self.inside = numel, dtype, answers, inside
         self.inputs = inputs or {}
         self.notes: dict[str, Tensor] | None = None
         self._brought = 0
 
+    @property
+    def numel(self) -> Tensor:
+        """Elements of the whole tensor."""
+        return self._numel
+
     def ask(self, question: Question, terms: tuple[Tensor, ...]) -> Any:
         """The answer; raises :class:`Asked` where it must come from outside and is not there yet."""
         if self.inside and question.is_local:
-            return settle(question, terms, self.numel, self.dtype)
+            return settle(question, terms, self._numel, self.dtype)
         if self._brought == len(self.answers):
             raise Asked(question, terms)
         self._brought += 1

@@ -13,6 +13,7 @@ from torch.optim.optimizer import ParamsT
 from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.member import holds_nothing, local, name_of
 from polyak.optim.engine.rule import Options
+from polyak.optim.engine.sharding import found_anywhere
 from polyak.optim.engine.taps import TAPPED, Taps
 
 
@@ -63,7 +64,9 @@ def is_request_for_state(groups: Sequence[dict[str, Any]]) -> bool:
     grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
     if any(g.layout is not torch.strided or holds_nothing(g) for g in grads):
         return False
-    return not any(bool(local(g).any()) for g in grads)
+    listed = [p for group in groups for p in group["params"] if p.grad is not None]
+    # a rank whose part is zero must not leave the others waiting for its sums
+    return not found_anywhere(listed, [bool(local(g).any()) for g in grads])[1]
 
 
 def materialized(params: ParamsT, owner: str) -> Any:

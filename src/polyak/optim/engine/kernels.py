@@ -70,8 +70,8 @@ class Form:
     @property
     def has_facts(self) -> bool:
         """Whether the kernel takes the tensor's facts: its number of elements and its salt for rounding."""
-        asks = any(q.is_local for q in self.chain.questions({}))
-        return asks or self.rounding == "stochastic" or any(kept.draws for kept in self.kept)
+        asks = any(q.is_local for q in self.chain.known_questions)
+        return asks or self.chain.counts or self.rounding == "stochastic" or any(kept.draws for kept in self.kept)
 
 
 def evaluate(
@@ -94,7 +94,9 @@ def evaluate(
     values = iter(exact)
     coefficients = [{name: next(values) for name in rule_names} for rule_names in form.names]
     with _InSingle(exact, _numbers(single, form.names)) if traced and dtype is torch.float32 else nullcontext():
-        return form.chain.run(Flow(gradient, gradient, weight, weight, 1.0), old, coefficients, dialogue)
+        x, new = form.chain.run(Flow(gradient, gradient, weight, weight, 1.0), old, coefficients, dialogue)
+    # a rule that chooses between coefficients alone has made them float64
+    return x.but(w=x.w.to(dtype)), {name: value.to(dtype) for name, value in new.items()}
 
 
 def _numbers(vector: Tensor, names: Names) -> list[Tensor]:
@@ -114,7 +116,7 @@ class _InSingle(TorchFunctionMode):
         self._single = {id(t): instead for t, instead in zip(exact, single, strict=True)}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if any(isinstance(a, Tensor) and a.ndim for a in args):
+        if any(isinstance(a, Tensor) and a.ndim and a.dtype is torch.float32 for a in args):
             args = [self._single.get(id(a), a) for a in args]
         return func(*args, **(kwargs or {}))
 
@@ -160,7 +162,7 @@ def signature(form: Form) -> Iterator[Array]:
         yield Array(form.weight, whole)
     for _ in form.chain.inputs:
         yield Array(torch.float64)
-    outside = [q for q in form.chain.questions({}) if not (form.inside and q.is_local)]
+    outside = [q for q in form.chain.known_questions if not (form.inside and q.is_local)]
     for question in outside[: form.level]:
         yield from _answer_arrays(question.kind, question.width, high(form.weight), whole)
 
@@ -183,7 +185,7 @@ def _unpacked(form: Form, tensors: list[Tensor]) -> list[Any]:
     """The inverse of :func:`pack`, for all answers brought."""
     answers: list[Any] = []
     left = list(tensors)
-    for question in form.chain.questions({}):
+    for question in form.chain.known_questions:
         if not left:
             break
         if form.inside and question.is_local:
@@ -200,7 +202,7 @@ def _unpacked(form: Form, tensors: list[Tensor]) -> list[Any]:
 
 def source(form: Form, small: bool, device: torch.device) -> Source:
     """What :mod:`polyak.aot` compiles; ``small``: for tensors that one thread is best for."""
-    title = "+".join(rule.name for rule in form.chain) + f" {str(form.weight).removeprefix('torch.')}"
+    title = "+".join(rule.title for rule in form.chain) + f" {str(form.weight).removeprefix('torch.')}"
     return Source(
         name=f"{title}{'' if form.level is None else f' {form.level}'}{', small' if small else ''}",
         function=function(form, traced=True),

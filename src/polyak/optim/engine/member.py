@@ -54,6 +54,11 @@ def holds_nothing(t: Tensor) -> bool:
     return t.untyped_storage().device.type == "meta"
 
 
+def is_misaligned(t: Tensor) -> bool:
+    """Whether a package would work on an aligned copy of a tensor, and write to that."""
+    return t.device.type == "cuda" and t.data_ptr() % 16 != 0
+
+
 class Member:
     """One parameter of a group.
 
@@ -114,8 +119,8 @@ class Member:
         """Whether kernels work on the weight in place."""
         if not self.numel or not is_dense(self.value) or self.value.is_neg():
             return False
-        if self.value.device.type != "cpu" and self.value.data_ptr() % 16:
-            return False  # a package would write to an aligned copy of it
+        if is_misaligned(self.value):
+            return False
         if any(q.kind == "matrix" for q in self.questions) or any(kept.in_order for kept in self.kept):
             return self.value.is_contiguous()
         return self.layout != "rows" or not self.strides or self.strides[0] == max(self.strides)
@@ -134,6 +139,8 @@ class Member:
         self.state = state
         self.keeping.complete(self.kept, self.state, self.param)
         self.memories = [self.state[key] for key in self.keys]
+        if any(is_misaligned(local(memory)) for memory in self.memories):
+            self.direct = self.one_call = False
         self.array = self.as_array(self.value)
         self._take_parts()
         facts = torch.tensor([self.param.numel(), self.salt], dtype=torch.float64, device="cpu")
@@ -159,7 +166,8 @@ class Member:
         if not self.numel:
             return t.new_zeros(self.shape)
         if not self.direct or t.is_contiguous():
-            return t.resolve_neg().reshape(self.shape).contiguous()
+            array = t.resolve_neg().reshape(self.shape).contiguous()
+            return array.clone() if is_misaligned(array) else array
         return t.as_strided(self.shape, (self.shape[-1], 1)[-len(self.shape) :])
 
     def gradient(self, g: Tensor) -> Tensor:

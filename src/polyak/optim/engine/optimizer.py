@@ -16,10 +16,10 @@ from polyak.optim.engine.chain import Chain, check_complete
 from polyak.optim.engine.execution import Execution, checked, in_force
 from polyak.optim.engine.intake import inputs_of, is_request_for_state, materialized, refuse_unfit
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
-from polyak.optim.engine.plan import GroupPlan, without_autocast
+from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.planner import Planner
 from polyak.optim.engine.rule import Options
-from polyak.optim.engine.run import drive
+from polyak.optim.engine.run import drive, without_autocast
 from polyak.optim.engine.taps import Taps
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
@@ -52,7 +52,7 @@ class Optimizer(torch.optim.Optimizer):
 
     Raises:
         ValueError: an empty or duplicate parameter list, a hyperparameter out of its range, an incomplete chain.
-        TypeError: an unknown hyperparameter (the known ones are listed), complex parameters.
+        TypeError: an unknown hyperparameter (the known ones are listed), complex parameters, rules that are no chain.
     """
 
     slug: ClassVar[str] = ""
@@ -70,8 +70,10 @@ class Optimizer(torch.optim.Optimizer):
         rounding: Rounding = "nearest",
         **hyperparameters: Any,
     ) -> None:
-        if rules is not None:
+        if isinstance(rules, Chain):
             check_complete(rules)
+        elif rules is not None or type(self) is Optimizer:
+            raise TypeError(f"{self._owner()}: rules must be a chain, see polyak.optim.chain; got {rules!r}")
         self._rules = rules
         self.execution: Execution = checked(execution)
         in_force(self.execution, 0)  # a wrong word in the environment is told here
@@ -213,8 +215,10 @@ class Optimizer(torch.optim.Optimizer):
     def advance(self, plans: Sequence[GroupPlan], inputs: dict[str, Any] | None = None) -> None:
         """Step what the plans describe."""
         self._stepped = True
-        with without_autocast(plans):
+        with without_autocast(d for plan in plans for d in plan.devices):
             moments = [plan.moments(inputs or {}) for plan in plans]
+            for plan, own in zip(plans, moments, strict=True):
+                plan.prepare(own)
             drive([r for plan, own in zip(plans, moments, strict=True) for r in plan.runs(own)])
         for plan in plans:
             plan.count_step()
@@ -239,7 +243,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         inputs = inputs_of(self, self._taps, loss)
         plans = self._planner.current(self)
-        with without_autocast(plans):
+        with without_autocast(d for plan in plans for d in plan.devices):
             return diagnose.read(plans, inputs)
 
     @torch.no_grad()

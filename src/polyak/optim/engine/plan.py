@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
 from operator import attrgetter, is_
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ from polyak.optim.engine.keeping import Keeping
 from polyak.optim.engine.member import SMALL, STEP, Member, holds_nothing, is_sharded, local, name_of
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.run import Run, coefficients, run
-from polyak.optim.engine.sharding import check_rows
+from polyak.optim.engine.sharding import check_shards
 from polyak.optim.engine.units import Mode, Moment, Unit
 
 # looked up in C, since a step does it for every parameter
@@ -80,6 +79,7 @@ class GroupPlan:
         self.devices = {m.value.device.type for m in self.members.values()}
         self._direct: dict[int, Call] = {}
         self._lines: list[Line] = []
+        self._is_prepared = False
         if not dry:
             self._take(grads)
 
@@ -114,8 +114,8 @@ class GroupPlan:
         name = name_of(self.group, self.index, i)
         chain = self.chain.for_shape(p.shape)
         questions = chain.questions(self.group)
-        if is_sharded(p) and any(q.kind == "rows" for q in questions):
-            check_rows(p, name)
+        if is_sharded(p):
+            check_shards(p, name, {q.kind for q in questions}, {slot.shape for slot in chain.slots})
         salt = self.optimizer.salt_of(self.index, i)
         return Member(p, i, name, chain, questions, self.keeping, salt)
 
@@ -175,6 +175,20 @@ class GroupPlan:
                 names, scalars = coefficients(chain, self.group, int(time) + 1, device)
                 found[(id(chain), time, device)] = Moment(names, scalars, inputs)
         return found
+
+    def prepare(self, moments: Moments) -> None:
+        """Have the kernels of a first step before it writes anything: to compile takes long, and may be broken off."""
+        if self._is_prepared or not self._calls:
+            return
+        for unit in self.units:
+            first = unit.first
+            if not unit.gathered and first.is_compilable and (g := self.grads[first.index]) is not None:
+                names, inside = _of(moments, first).names, not first.sharded
+                outside = [q for q in first.questions if not (inside and q.is_local)]
+                for level in (None, *range(len(outside))):
+                    form = units.form_of(first, names, g.dtype, self.mode.maximize, inside, level)
+                    units.compiled(form, first.numel <= SMALL, first.value.device)
+        self._is_prepared = True
 
     def runs(self, moments: Moments) -> Iterator[Run]:
         """This step's runs. What is one call of a compiled kernel is done on the way."""
@@ -255,7 +269,7 @@ class GroupPlan:
 
     def describe(self) -> Iterator[str]:
         """Lines for ``explain()``: which tensors go together, and every exception."""
-        head = f"group {self.index}: {' > '.join(rule.name for rule in self.chain)}"
+        head = f"group {self.index}: {' > '.join(rule.title for rule in self.chain)}"
         yield f"{head}; {len(self.members)} of {len(self.listed)} parameters"
         gathered = [u for u in self.units if len(u.members) > 1]
         alone = sum(len(u.members) == 1 for u in self.units)
@@ -284,12 +298,3 @@ class GroupPlan:
 def _some(names: list[str], most: int = 4) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def without_autocast(plans: Sequence[GroupPlan]) -> ExitStack:
-    """A step inside an autocast region must not compute in bfloat16."""
-    off = ExitStack()
-    devices = {d for plan in plans for d in plan.devices if torch.amp.is_autocast_available(d)}
-    for device in filter(torch.is_autocast_enabled, devices):
-        off.enter_context(torch.autocast(device, enabled=False))
-    return off

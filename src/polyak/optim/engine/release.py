@@ -139,11 +139,11 @@ class Released:
     @contextmanager
     def accumulate(self) -> Iterator[None]:
         """Backward passes in this block add gradients up and step nothing; the next one after it steps."""
-        self._waits = True
+        before, self._waits = self._waits, True
         try:
             yield
         finally:
-            self._waits = False
+            self._waits = before
 
     def remove(self) -> None:
         """Step in ``optimizer.step()`` again."""
@@ -182,6 +182,8 @@ def release_gradients(
     """
     if clip_value is not None and not clip_value > 0:
         raise ValueError(f"release_gradients: clip_value must be positive, got {clip_value!r}")
+    if optimizer.is_released:
+        raise ValueError("release_gradients: the gradients of this optimizer are released already; remove() that first")
     known = None if model is None else {id(p) for p in model.parameters()}
     for index, group in enumerate(optimizer.param_groups):
         chain = optimizer.chain_of(group)

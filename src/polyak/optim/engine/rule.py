@@ -13,7 +13,7 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -110,6 +110,12 @@ class Rule:
     inserted: tuple[tuple[str, Rule], ...] = ()
     origin: tuple[Callable[..., Rule], tuple[Any, ...]] | None = field(default=None, repr=False)
 
+    @property
+    def title(self) -> str:
+        """The name, and what stands behind places: ``adam[exp_avg: cautious]``."""
+        behind = ", ".join(f"{place}: {rule.title}" for place, rule in self.inserted)
+        return f"{self.name}[{behind}]" if behind else self.name
+
     def __reduce__(self) -> tuple[Any, ...]:
         if self.origin is None:
             raise TypeError(f"rule {self.name!r} cannot be pickled or copied; make it with a @factory function")
@@ -121,7 +127,11 @@ class Rule:
         return self if len(kept) == len(self.inserted) else _with_inserted(self, kept)
 
     def at(self, place: str, rule: Rule) -> Rule:
-        """This rule with ``rule`` put behind the read-out of the memory ``place``."""
+        """This rule with ``rule`` put behind the read-out of the memory ``place``.
+
+        Raises:
+            ValueError: no such place, or a rule that is more than a read-out.
+        """
         if place not in self.places:
             raise ValueError(f"{self.name} has no place {place!r}; its places are {list(self.places)}")
         if rule.slots or rule.writes or rule.timed:
@@ -141,7 +151,8 @@ def _put_behind(rule: Rule, place: str, other: Rule) -> Rule:
     """Cached, so that equal combinations are one rule and share its compiled kernel."""
     known = {h.name for h in rule.hypers}
     hypers = rule.hypers + tuple(h for h in other.hypers if h.name not in known)
-    return replace(rule, inserted=(*rule.inserted, (place, other)), hypers=hypers)
+    inputs = tuple(dict.fromkeys(rule.inputs + other.inputs))
+    return replace(rule, inserted=(*rule.inserted, (place, other)), hypers=hypers, inputs=inputs)
 
 
 @functools.cache
@@ -153,17 +164,49 @@ _F = TypeVar("_F", bound=Callable[..., Rule])
 
 
 def factory(function: _F) -> _F:
-    """Make equal arguments give the same :class:`Rule`, so that optimizers share its compiled kernel."""
+    """Make equal arguments give the same :class:`Rule`, so that optimizers share its compiled kernel.
+
+    Args:
+        function: makes a rule of hashable arguments, none of which is by keyword alone. Where an argument is annotated
+            as a ``Literal``, only its values are accepted.
+
+    Raises:
+        TypeError: the function has keyword-only or ``**`` parameters; later, an argument that is not hashable.
+        ValueError: later, an argument that is none of its ``Literal`` values.
+    """
     signature = inspect.signature(function)
-    cached = functools.lru_cache(maxsize=None)(function)
+    other = [p.name for p in signature.parameters.values() if p.kind in (p.KEYWORD_ONLY, p.VAR_KEYWORD)]
+    if other:
+        raise TypeError(f"a rule factory takes its arguments by position or name, and {other[0]!r} is by keyword alone")
+
+    @functools.cache
+    def cached(*args: Any) -> Rule:
+        _check_choices(function, dict(zip(signature.parameters, args, strict=False)))
+        return function(*args)
 
     @functools.wraps(function)
     def make(*args: Any, **kwargs: Any) -> Rule:
         bound = signature.bind(*args, **kwargs)
         bound.apply_defaults()
-        rule = cached(*bound.args, **bound.kwargs)
+        try:
+            hash(bound.args)
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}: arguments must be hashable, such as tuples ({error})") from None
+        rule = cached(*bound.args)
         if rule.origin is None:
             object.__setattr__(rule, "origin", (make, bound.args))
         return rule
 
     return make  # type: ignore[return-value]
+
+
+def _check_choices(function: Callable[..., Rule], given: Mapping[str, Any]) -> None:
+    try:
+        hints = get_type_hints(function)
+    except NameError:  # names of the caller's own function
+        return
+    for name, value in given.items():
+        kinds = [hints.get(name), *get_args(hints.get(name))]
+        choices = [choice for kind in kinds if get_origin(kind) is Literal for choice in get_args(kind)]
+        if choices and value not in choices and not (value is None and type(None) in kinds):
+            raise ValueError(f"{function.__name__}: {name} must be one of {choices}, got {value!r}")

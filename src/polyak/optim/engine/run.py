@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Generator, Iterable, Sequence
+from contextlib import ExitStack
 from itertools import combinations
 from typing import Any
 
@@ -154,3 +155,12 @@ def coefficients(chain: Chain, options: Options, t: int, device: torch.device) -
         packed = torch.tensor(flat, dtype=torch.float64, device="cpu")
     packed = packed.to(device, non_blocking=True)
     return names, (packed, packed.float())
+
+
+def without_autocast(devices: Iterable[str]) -> ExitStack:
+    """A step inside an autocast region must not compute in bfloat16."""
+    off = ExitStack()
+    for device in set(devices):
+        if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+            off.enter_context(torch.autocast(device, enabled=False))
+    return off

@@ -34,10 +34,19 @@ def _reduce(value: Tensor, groups: tuple[Any, ...], largest: bool = False) -> Te
     return value
 
 
-def check_rows(param: Tensor, name: str) -> None:
-    """Raise ``ValueError`` if a tensor whose row sums are needed is sharded across its rows."""
+def check_shards(param: Tensor, name: str, asked: set[Any], shapes: set[Any]) -> None:
+    """Raise ``ValueError`` if a sharded tensor lies on its ranks in a way that the method cannot work with.
+
+    Args:
+        param: the tensor.
+        name: what the message calls it.
+        asked: kinds of questions that are asked of it.
+        shapes: of its memories.
+    """
+    if "row" in shapes:
+        raise ValueError(f"{name} is sharded, and the method keeps a number a row of it: replicate it")
     for placement in param.placements:  # type: ignore[attr-defined]
-        if placement.is_shard() and placement.dim != 0:
+        if asked & {"rows", "columns"} and placement.is_shard() and placement.dim != 0:
             raise ValueError(
                 f"{name} is sharded along dimension {placement.dim}, but the method needs whole rows: "
                 "shard it along dimension 0 or replicate it"

@@ -252,7 +252,8 @@ def _key(member: Member, compiled: bool) -> tuple[Any, ...] | None:
         return None  # its sums are over ranks of its own
     if any(q.kind == "matrix" for q in member.questions):
         return ("stack", *same, member.value.shape)
-    elementwise = not any(q.is_local for q in member.questions) and not member.chain.inputs
+    alone = any(q.is_local for q in member.questions) or member.chain.counts
+    elementwise = not alone and not member.chain.inputs
     only_arrays = member.layout == "flat" and all(slot.shape == "param" for slot in member.chain.slots)
     dear = not compiled or member.value.device.type != "cpu"
     small = 0 < member.numel <= SMALL and member.value.device.type in RUN
