@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from polyak.lab.campaign import Campaign, Record, versions
+from polyak.lab.campaign import Campaign
 from polyak.lab.problems import LoadedProblem, Problem
+from polyak.lab.spec import Record, versions
 from polyak.lab.train import execute
 
 

@@ -9,11 +9,12 @@ from pathlib import Path
 
 from polyak import optim
 from polyak.lab import html
-from polyak.lab.campaign import Campaign, Record, RunSpec
+from polyak.lab.campaign import Campaign
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.problems import load
 from polyak.lab.report import Report, summarize
 from polyak.lab.runner import Watcher, make_runs
+from polyak.lab.spec import Record, RunSpec
 from polyak.lab.store import Store
 
 

@@ -6,8 +6,9 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from polyak.lab.campaign import Campaign, Record, Records, RunSpec, versions
+from polyak.lab.campaign import Campaign
 from polyak.lab.problems import LoadedProblem, Problem
+from polyak.lab.spec import Record, Records, RunSpec, versions
 from polyak.lab.statistics import Interval, median, order_interval, performance_profile
 
 Curve = list[list[float | int | None]]  # rows of step, median, lowest, highest

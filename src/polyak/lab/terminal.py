@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from polyak.lab import table
-from polyak.lab.campaign import Campaign, Record, RunSpec
+from polyak.lab.campaign import Campaign
 from polyak.lab.report import ProblemReport, Report
+from polyak.lab.spec import Record, RunSpec
 
 WIDTH_WITHOUT_TERMINAL = 140
 
