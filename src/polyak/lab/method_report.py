@@ -1,0 +1,214 @@
+"""What the records of one method on one problem say, as plain data.
+
+``None`` stands for infinitely bad: the metric of a run that diverged.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from polyak.declare import Range
+from polyak.lab.described import Described, Space
+from polyak.lab.spec import Record
+from polyak.lab.statistics import median
+
+Curve = list[list[float]]  # rows of step, median, lowest, highest
+Setting = dict[str, Any]
+
+EDGE = 0.15  # the outer share of a range, at each end, in which a chosen value suggests a wider range
+LOST = ("failed", "crashed")
+
+
+class Judgement(Protocol):
+    """How one method compares with the reference, as :func:`polyak.lab.verdict.judge` says it.
+
+    Positive differences are better, in units of the metric; ``None`` stands for what is unknown or infinite.
+    """
+
+    method: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    probability_of_improvement: float | None
+    call: str
+    seeds: int
+    more_seeds: int | None
+    warnings: Sequence[str]
+
+
+@dataclass
+class Failure:
+    """Why a run came to nothing, and at which of its steps where that is known."""
+
+    reason: str
+    step: int | None
+    status: str
+    tuning: bool
+
+
+@dataclass
+class TrialReport:
+    """A setting that was tried: its validation metric by seed, of which the first is the tuning seed."""
+
+    setting: Setting
+    validation: dict[int, float | None]
+    status: str
+
+    @property
+    def first(self) -> float | None:
+        """The metric on the tuning seed."""
+        return next(iter(self.validation.values()))
+
+
+@dataclass
+class MethodReport:
+    """One method on one problem. Only ``timing`` depends on the clock."""
+
+    method: str
+    setting: Setting | None
+    edges: list[str]
+    metrics: dict[int, float | None]
+    median: float | None
+    low: float | None
+    high: float | None
+    trials: list[TrialReport]
+    expected: list[list[float]]
+    reached: int
+    target_step: float | None
+    state_bytes_per_parameter: float | None
+    train_curve: Curve
+    validation_curve: Curve
+    failures: list[Failure]
+    timing: dict[str, float | None]
+    judgement: Judgement | None = None
+    place: int = 0  # among the methods of the whole comparison; it decides the looks
+
+    @property
+    def chosen(self) -> TrialReport | None:
+        """The trial whose setting was chosen."""
+        return next((trial for trial in self.trials if trial.setting == self.setting), None)
+
+    def counted(self) -> dict[tuple[str, int | None, bool], int]:
+        """How many runs ended for each reason, at each step, in tuning or not."""
+        counts: dict[tuple[str, int | None, bool], int] = {}
+        for each in self.failures:
+            key = each.reason, each.step, each.tuning
+            counts[key] = counts.get(key, 0) + 1
+        return counts
+
+
+def method_report(described: Described, method: str, runs: list[Record]) -> MethodReport:
+    """The figures of one method, without its judgement.
+
+    Args:
+        described: the problem.
+        method: its name.
+        runs: its ended runs, sorted by seed.
+    """
+    trials = _trials([r for r in runs if r.split == "validation"])
+    finals = reported(runs)
+    worst = -math.inf if described.higher_is_better else math.inf
+    metrics = {r.seed: r.metric for r in finals}
+    values = [worst if value is None else value for value in metrics.values()]
+    target_steps = [r.detail.get("target_step") or math.inf for r in finals]
+    setting = finals[0].setting if finals else None
+    return MethodReport(
+        method=method,
+        setting=setting,
+        edges=[] if setting is None else _edges(described.spaces.get(method, {}), setting),
+        metrics=metrics,
+        median=_finite(median(values)) if values else None,
+        low=_finite(min(values)) if values else None,
+        high=_finite(max(values)) if values else None,
+        trials=trials,
+        expected=_expected(trials, described.higher_is_better),
+        reached=sum(map(math.isfinite, target_steps)),
+        target_step=_finite(median(target_steps)) if target_steps else None,
+        state_bytes_per_parameter=_state_bytes(finals),
+        train_curve=_curve([r.detail.get("train", []) for r in finals]),
+        validation_curve=_curve([r.detail.get("validation", []) for r in finals]),
+        failures=[_failure(r) for r in runs if r.status != "finished"],
+        timing=_timing(finals, runs),
+    )
+
+
+def reported(runs: list[Record]) -> list[Record]:
+    """The runs that are reported: an error in the problem says nothing about the method."""
+    return [r for r in runs if r.split == "test" and r.status not in LOST]
+
+
+def _trials(records: list[Record]) -> list[TrialReport]:
+    """The settings tried. All were run on one seed, some again on others; records come sorted by seed."""
+    trials: dict[str, TrialReport] = {}
+    for record in records:
+        trial = TrialReport(record.setting, {}, record.status)
+        trials.setdefault(repr(record.setting), trial).validation[record.seed] = record.metric
+    return list(trials.values())
+
+
+def _expected(trials: list[TrialReport], higher_is_better: bool) -> list[list[float]]:
+    """Expected best validation metric after 1, 2, ... trials; nothing where no trial has a figure."""
+    evidence = importlib.import_module("polyak.lab.evidence")
+    tried = [evidence.Trial(trial.setting, tuple(trial.validation.values())) for trial in trials]
+    found = [evidence.expected_validation(tried, k, higher_is_better) for k in range(1, len(tried) + 1)]
+    return [[k, value] for k, value in enumerate(found, start=1) if value is not None]
+
+
+def position(dimension: Range, value: float) -> float:
+    """Where a value lies in its range, from 0 to 1."""
+    ends = (dimension.low, value, dimension.high)
+    low, at, high = map(math.log, ends) if dimension.log and min(ends) > 0 else ends
+    return (at - low) / (high - low) if high > low else 0.5
+
+
+def _edges(space: Space, setting: Setting) -> list[str]:
+    """The hyperparameters whose value lies at an edge of its range."""
+    ranges = {name: d for name, d in space.items() if isinstance(d, Range) and name in setting}
+    return [name for name, d in ranges.items() if not EDGE <= position(d, setting[name]) <= 1 - EDGE]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _state_bytes(records: list[Record]) -> float | None:
+    sizes = [r.detail for r in records if r.detail.get("parameters") and r.detail.get("state_bytes") is not None]
+    return float(sizes[0]["state_bytes"] / sizes[0]["parameters"]) if sizes else None
+
+
+def _failure(record: Record) -> Failure:
+    lines = str(record.detail.get("error", "")).strip().splitlines()
+    reason = record.detail.get("reason") or (lines[-1] if lines else record.status)
+    return Failure(str(reason), record.detail.get("step"), record.status, record.split == "validation")
+
+
+def _timing(finals: list[Record], runs: list[Record]) -> dict[str, float | None]:
+    """Medians over the runs, but of compile times the largest: later runs of a worker find the compiled code."""
+
+    def values(records: Iterable[Record], name: str) -> list[float]:
+        times = [record.detail.get("timing", {}).get(name) for record in records]
+        return [time for time in times if time is not None]
+
+    seconds = values(finals, "target_seconds")
+    seconds += [math.inf] * (len(finals) - len(seconds))
+    middle = {name: values(finals, name) for name in ("step_ms", "optimizer_ms")}
+    return {
+        "target_seconds": _finite(median(seconds)) if seconds else None,
+        **{name: median(found) if found else None for name, found in middle.items()},
+        "compile_seconds": max(values(runs, "compile_seconds"), default=None),
+    }
+
+
+def _curve(curves: list[list[list[Any]]]) -> Curve:
+    """Median and range over the runs, as far as at least half of them go."""
+    points: dict[int, list[float]] = {}
+    for curve in curves:
+        for step, value in curve:
+            if value is not None:
+                points.setdefault(int(step), []).append(value)
+    enough = {step: values for step, values in points.items() if 2 * len(values) > len(curves)}
+    return [[step, median(values), min(values), max(values)] for step, values in sorted(enough.items())]
