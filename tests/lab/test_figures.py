@@ -1,5 +1,6 @@
 """The charts: where things are, and that nothing is lost."""
 
+import itertools
 import math
 import re
 import xml.etree.ElementTree as ElementTree
@@ -46,7 +47,7 @@ def test_labels_keep_apart_in_their_order_and_within_the_chart():
     assert places == [5, 15, 25, 100, 90]
     crowded = sorted(dodge([50.0] * 20, 0, 240, gap=12))
     assert crowded[0] >= 0 and crowded[-1] <= 240
-    assert all(b - a >= 12 - 1e-9 for a, b in zip(crowded, crowded[1:], strict=False))
+    assert all(b - a >= 12 - 1e-9 for a, b in itertools.pairwise(crowded))
 
 
 def test_long_names_are_shortened_and_whole_in_the_tooltip():
@@ -90,7 +91,7 @@ def test_curves_name_every_line_at_its_end(problem, which):
     assert len(looks) == 20
     places = [float(e.get("y")) for e in drawn(figure).iter(f"{SVG}text") if e.get("class") == "name"]
     places.sort()
-    assert all(b - a > 11 for a, b in zip(places, places[1:], strict=False))
+    assert all(b - a > 11 for a, b in itertools.pairwise(places))
 
 
 def test_curves_without_points_say_so():

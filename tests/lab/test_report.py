@@ -66,7 +66,7 @@ def test_the_interface_that_stays():
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert set(found) == {"digits"} and found["digits"]["reference"] == "adamw"
     assert set(found["digits"]["methods"]) == {"adamw", "sgd", "muon"}
-    wanted = "difference low high probability_of_improvement call seeds setting failures".split()
+    wanted = ["difference", "low", "high", "probability_of_improvement", "call", "seeds", "setting", "failures"]
     for method in found["digits"]["methods"].values():
         assert list(method) == wanted and method["call"] in ("better", "worse", "equivalent", "unsettled")
     reference = found["digits"]["methods"]["adamw"]
