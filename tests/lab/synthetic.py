@@ -8,30 +8,9 @@ from polyak.lab.described import Described
 from polyak.lab.spec import Record
 
 NAMES = [
-    "adamw",
-    "sgd",
-    "muon",
-    "lion",
-    "adan",
-    "cadamw",
-    "torch.optim.Adagrad",
-    "timm.optim.Lamb",
-    "mine.py:make_optimizer",
-    "adamp",
-    "ademamix",
-    "nadam",
-    "radam",
-    "shampoo",
-    "soap",
-    "prodigy",
-    "sophia",
-    "adafactor",
-    "came",
-    "lars",
-    "adabelief",
-    "yogi",
-    "apollo",
-    "madgrad",
+    *("adamw", "sgd", "muon", "lion", "adan", "cadamw", "torch.optim.Adagrad", "timm.optim.Lamb"),
+    *("mine.py:make_optimizer", "adamp", "ademamix", "nadam", "radam", "shampoo", "soap", "prodigy"),
+    *("sophia", "adafactor", "came", "lars", "adabelief", "yogi", "apollo", "madgrad"),
 ]
 SPACE = {"lr": Range(1e-5, 1e-1), "weight_decay": Range(1e-4, 1.0), "betas": Choice(((0.9, 0.99), (0.95, 0.98)))}
 USED = {"polyak": "1.0", "code": "abc", "torch": "2.13", "python": "3.12"}

@@ -32,10 +32,9 @@ def test_the_tables_are_whole(width, many):
     text = printed(described, records, width)
     assert max(map(len, text.splitlines())) <= width and "…" not in text
     problem = summarize([described], records).problems[0]
-    for column in (*table.results(problem), *table.costs(problem)):
-        for word in column.heading.split():
-            assert word in squeezed(text)
     if width >= 80:
+        for column in (*table.results(problem), *table.costs(problem)):
+            assert all(word in text for word in column.heading.split())
         for method in problem.methods:
             assert table.number(method.median) in text and table.call(method).split(":")[0] in text
             assert table.setting(method.setting).split(",")[0] in text

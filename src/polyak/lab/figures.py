@@ -81,8 +81,8 @@ def _interval(problem: ProblemReport, method: MethodReport, x: Scale, y: float) 
     if found is None or found.difference is None:
         return ""
     # An end that is unknown or infinite lies outside the frame.
-    ends = [x.start if found.low is None else max(x(found.low), x.start)]
-    ends.append(x.end if found.high is None else min(x(found.high), x.end))
+    low, high = (x.start if found.low is None else x(found.low)), (x.end if found.high is None else x(found.high))
+    ends = [min(max(end, x.start), x.end) for end in (low, high)]
     dots = [x(d) for d in _paired(problem, method)]
     parts = [tag("circle", cx=at, cy=y + 6, r=1.8, fill=looks.colour) for at in dots if x.start <= at <= x.end]
     parts.append(tag("line", x1=ends[0], x2=ends[1], y1=y, y2=y, stroke=looks.colour, stroke_width=2.2))
