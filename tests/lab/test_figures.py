@@ -152,5 +152,5 @@ def test_a_figure_is_a_file_and_shows_itself_in_a_notebook(problem, tmp_path):
 
 def test_numbers_are_finite(problem):
     for figure in (figures.forest(problem), figures.curves(problem), figures.costs(problem), *figures.tuning(problem)):
-        for value in re.findall(r'(?:cx|cy|x|y|x1|x2|y1|y2|width|height)="([^"]*)"', figure.svg):
+        for value in re.findall(r' (?:cx|cy|x|y|x1|x2|y1|y2|width|height)="([^"]*)"', figure.svg):
             assert math.isfinite(float(value))

@@ -27,7 +27,7 @@ class Unwatched:
     def began(self, spec: RunSpec) -> None:
         """A worker has begun a run."""
 
-    def progress(self, spec: RunSpec, step: int, steps: int) -> None:
+    def progress(self, spec: RunSpec, step: int, steps: int | None) -> None:
         """A run has come to a step."""
 
     def ended(self, record: Record, here: bool) -> None:

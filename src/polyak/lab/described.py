@@ -24,7 +24,7 @@ class Described:
         metric: what its evaluation returns, in words.
         higher_is_better: whether a higher metric is better.
         target: the validation metric at which the problem counts as solved.
-        steps: how many steps a run takes.
+        steps: how many steps a run takes, where that is known.
         methods: the methods compared, in the order in which they were named.
         reference: the method that all others are compared to.
         spaces: for each method the range or the choices of every hyperparameter that is searched.
@@ -42,7 +42,7 @@ class Described:
     metric: str
     higher_is_better: bool
     target: float | None
-    steps: int
+    steps: int | None
     methods: tuple[str, ...]
     reference: str
     spaces: Mapping[str, Space]

@@ -7,7 +7,7 @@ from html import escape
 from polyak.declare import Range
 from polyak.lab import palette, table
 from polyak.lab.lines import BANDS, BOTTOM, LEFT, PLOT, TOP, Series, axis_ends, height_of, lines
-from polyak.lab.method_report import EDGE, MethodReport
+from polyak.lab.method_report import EDGE, MethodReport, TrialReport
 from polyak.lab.palette import Style
 from polyak.lab.report import ProblemReport, Report
 from polyak.lab.svg import (
@@ -33,7 +33,7 @@ CLOUD = (210.0, 128.0)
 def forest(problem: ProblemReport) -> Figure:
     """Paired differences to the reference with their intervals, the seeds behind them and the margin."""
     described, methods = problem.described, problem.methods
-    left, right = text_width([m.method for m in methods]) + 12, 74.0
+    left, right = text_width([m.method for m in methods]) + 12, 88.0
     height = TOP + 12 + ROW * len(methods) + BOTTOM
     limit = _limit(problem)
     x = Scale(-limit, limit, left, left + PLOT)
@@ -220,9 +220,7 @@ def _cloud(problem: ProblemReport, method: MethodReport, name: str, dimension: R
     for trial in method.trials:
         if name in trial.setting:
             at = min(max(x(trial.setting[name]), x.start), x.end)
-            parts.append(
-                _trial(at, y, trial.validation, looks, trial.setting == method.setting, table.setting(trial.setting))
-            )
+            parts.append(_trial(at, y, trial, looks, trial.setting == method.setting))
     title = f"{method.method}: {name}"
     words = f"{table.number(dimension.low)} to {table.number(dimension.high)}"
     words += f"; chosen {table.number(method.setting[name])}" if method.setting and name in method.setting else ""
@@ -232,19 +230,19 @@ def _cloud(problem: ProblemReport, method: MethodReport, name: str, dimension: R
     )
 
 
-def _trial(x: float, y: Scale, values: dict[int, float | None], looks: Style, chosen: bool, said: str) -> str:
+def _trial(x: float, y: Scale, trial: TrialReport, looks: Style, chosen: bool) -> str:
     """The tuning seed filled, other seeds hollow, a cross for no figure, a ring around the chosen setting."""
-    bottom = y.start
-    places = [None if v is None else min(max(height_of(y, v), y.end), bottom) for v in values.values()]
-    first, again = places[0], places[1:]
+    values = list(trial.validation.values())
+    first, *again = [None if v is None else min(max(height_of(y, v), y.end), y.start) for v in values]
     parts = [marker("circle", x, at, 2.6, looks.colour, hollow=True) for at in again if at is not None]
     parts.append(
-        cross(x, bottom - 4, 3, looks.colour) if first is None else marker("circle", x, first, 3, looks.colour)
+        cross(x, y.start - 4, 3, looks.colour) if first is None else marker("circle", x, first, 3, looks.colour)
     )
     if chosen and first is not None:
         parts.append(tag("circle", cx=x, cy=first, r=6.5, class_="chosen"))
-    shown = ", ".join("no figure" if v is None else table.number(v) for v in values.values())
-    return tag("g", tag("title", escape(f"{said}: {shown}")), *parts)
+    shown = ", ".join("no figure" if v is None else table.number(v) for v in values)
+    ended = ", stopped early" if trial.status == "stopped" else ""
+    return f"<g><title>{escape(f'{table.setting(trial.setting)}: {shown}{ended}')}</title>{''.join(parts)}</g>"
 
 
 def swatch(place: int) -> str:

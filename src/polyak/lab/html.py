@@ -15,7 +15,6 @@ from polyak.lab.method_report import MethodReport
 from polyak.lab.report import ProblemReport, Report
 from polyak.lab.svg import Figure, asset
 
-CURVE_DIGITS = 6
 GENERATOR = '<meta name="generator" content="polyak '
 HEAD = 4096  # bytes of a file within which a page says that it is one
 
@@ -66,16 +65,7 @@ def _template() -> Any:
 
 def _data(report: Report) -> str:
     # "<" is written as an escape, so that no text in the data can end the script element
-    return json.dumps(_rounded(report.data()), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _rounded(value: Any) -> Any:
-    """Curves need no sixteen digits."""
-    if isinstance(value, float):
-        return float(f"{value:.{CURVE_DIGITS}g}")
-    if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
-    return [_rounded(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+    return json.dumps(report.data(), allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _section(problem: ProblemReport, report: Report) -> dict[str, Any]:
@@ -83,17 +73,19 @@ def _section(problem: ProblemReport, report: Report) -> dict[str, Any]:
     target = (
         "" if described.target is None else f" Target: validation {described.metric} {table.number(described.target)}."
     )
+    steps = f" {described.steps} steps a run." if described.steps else ""
     return {
         "name": described.problem,
         "metric": described.metric,
         "sentence": problem.sentence,
-        "description": f"{described.description} {described.steps} steps a run.{target}".strip(),
+        "description": f"{described.description}{steps}{target}",
         "warnings": problem.warnings,
         "results": _columns(table.results(problem), problem, report),
         "costs": _columns(table.costs(problem), problem, report),
         "settings": _rows(["setting", "validation of that setting"], ["left", ""], table.chosen(problem), report),
         "lost": _rows(["reason", "runs"], ["left", ""], table.failures(problem), report),
         "charts": [*_charts(problem)],
+        "expected": figures.expected(problem),
         "clouds": figures.tuning(problem),
     }
 
@@ -103,7 +95,6 @@ def _charts(problem: ProblemReport) -> Iterable[Figure]:
     yield figures.costs(problem)
     yield figures.curves(problem, "validation")
     yield figures.curves(problem, "train")
-    yield figures.expected(problem)
 
 
 def _columns(columns: list[table.Column], problem: ProblemReport, report: Report) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def lines(
         tag("svg", *inside, **box, **window),
         _labels(series, y, target),
     ]
-    width = LEFT + PLOT + 16 + text_width([each.name for each in series])
+    width = LEFT + PLOT + 14 + text_width([each.name for each in series])
     return picture(width, height, title, *parts, class_="zoom", data_x=x.words, data_y=y.words, data_label=label)
 
 

@@ -20,7 +20,9 @@ Curve = list[list[float]]  # rows of step, median, lowest, highest
 Setting = dict[str, Any]
 
 EDGE = 0.15  # the outer share of a range, at each end, in which a chosen value suggests a wider range
-LOST = ("failed", "crashed")
+BUDGETS = 30  # numbers of trials for which the expected validation metric is told
+LOST = ("failed", "crashed", "timeout")  # ends of runs that say nothing about the method
+SOUND = ("finished", "stopped")  # a hopeless trial is stopped on purpose, with the metric so far
 
 
 class Judgement(Protocol):
@@ -131,7 +133,7 @@ def method_report(described: Described, method: str, runs: list[Record]) -> Meth
         state_bytes_per_parameter=_state_bytes(finals),
         train_curve=_curve([r.detail.get("train", []) for r in finals]),
         validation_curve=_curve([r.detail.get("validation", []) for r in finals]),
-        failures=[_failure(r) for r in runs if r.status != "finished"],
+        failures=[_failure(r) for r in runs if r.status not in SOUND],
         timing=_timing(finals, runs),
     )
 
@@ -151,11 +153,17 @@ def _trials(records: list[Record]) -> list[TrialReport]:
 
 
 def _expected(trials: list[TrialReport], higher_is_better: bool) -> list[list[float]]:
-    """Expected best validation metric after 1, 2, ... trials; nothing where no trial has a figure."""
+    """Expected best validation metric after some numbers of trials; nothing where no trial has a figure."""
     evidence = importlib.import_module("polyak.lab.evidence")
     tried = [evidence.Trial(trial.setting, tuple(trial.validation.values())) for trial in trials]
-    found = [evidence.expected_validation(tried, k, higher_is_better) for k in range(1, len(tried) + 1)]
-    return [[k, value] for k, value in enumerate(found, start=1) if value is not None]
+    counts = _spread(len(tried))
+    found = [evidence.expected_validation(tried, k, higher_is_better) for k in counts]
+    return [[k, value] for k, value in zip(counts, found, strict=True) if value is not None]
+
+
+def _spread(count: int) -> list[int]:
+    """At most :data:`BUDGETS` numbers from 1 to ``count``, both ends among them."""
+    return sorted({1 + round((count - 1) * i / (BUDGETS - 1)) for i in range(BUDGETS)}) if count else []
 
 
 def position(dimension: Range, value: float) -> float:

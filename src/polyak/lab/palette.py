@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LIGHT = ("#0072b2", "#d55e00", "#009e73", "#c65d98", "#b07c00", "#3fa0dd", "#3a3d42", "#7a4fc4")
-DARK = ("#4aa8e8", "#ff8a4c", "#2fd3a2", "#f097c6", "#f5bd4f", "#8ed3ff", "#d9dbe0", "#b397f5")
+LIGHT = ("#0b72b0", "#b0540a", "#0ca095", "#c46783", "#b28b66", "#3e9bc8", "#000000", "#b48d07")
+DARK = ("#30a8f7", "#e46f2b", "#33d3a2", "#f094c1", "#eab859", "#21d9ff", "#ffffff", "#fef117")
 DASHES = ("", "7 4", "2 3", "9 3 2 3")
 MARKERS = ("circle", "square", "triangle", "diamond")
 

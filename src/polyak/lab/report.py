@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from polyak.declare import Range
@@ -18,6 +18,7 @@ from polyak.lab.method_report import LOST, Judgement, MethodReport, method_repor
 from polyak.lab.spec import Record, Records, versions
 from polyak.lab.statistics import performance_profile
 
+CURVE_DIGITS = 6
 SLOWER = 1.2  # a step that takes this much longer than the best method's is worth a word
 
 
@@ -208,4 +209,15 @@ def _judged(method: MethodReport, described: Described) -> dict[str, Any]:
 
 def _figures(method: MethodReport) -> dict[str, Any]:
     """A method's figures for the page."""
-    return {name: value for name, value in asdict(method).items() if name != "judgement"}
+    parts = {"trials": method.trials, "failures": method.failures}
+    curves = ("train_curve", "validation_curve", "expected")
+    return {
+        **{name: value for name, value in vars(method).items() if name != "judgement"},
+        **{name: [vars(each) for each in several] for name, several in parts.items()},
+        **{name: [list(map(_rounded, row)) for row in getattr(method, name)] for name in curves},
+    }
+
+
+def _rounded(value: float) -> float:
+    """Curves need no sixteen digits."""
+    return float(f"{value:.{CURVE_DIGITS}g}")

@@ -21,7 +21,7 @@ from polyak.lab import palette
 from polyak.lab.table import number
 
 NAME_LENGTH = 24  # longer names are shortened in the middle; the whole name is in the tooltip
-CHARACTER = 6.4  # width of a letter at the size of labels, in units of the picture
+CHARACTER = 7.7  # width of a letter of a wide font at the size of labels on a phone, in units of the picture
 LABEL_GAP = 12.5
 
 
@@ -141,8 +141,9 @@ def marker(shape: str, x: float, y: float, size: float, colour: str, hollow: boo
     """A marker around a point."""
     fill = "var(--card)" if hollow else colour
     look: dict[str, object] = {"fill": fill, "stroke": colour, "stroke_width": 1.4 if hollow else 0}
-    if shape == "circle":
-        return tag("circle", cx=x, cy=y, r=size, **look)
+    if shape == "circle":  # of which a page may have ten thousand
+        stroke = f' stroke="{colour}" stroke-width="1.4"' if hollow else ""
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:g}" fill="{fill}"{stroke}/>'
     corners = {
         "square": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
         "triangle": ((0, -1.25), (1.2, 0.9), (-1.2, 0.9)),

@@ -39,7 +39,7 @@ def results(problem: ProblemReport) -> list[Column]:
             lambda m: _difference(m, described.reference),
         ),
         Column("call", f"better or worse, equivalent within {number(problem.margin)}, or not settled", call),
-        Column("seeds", "runs at the chosen setting; diverged ones count as infinitely bad", _seeds),
+        Column("seeds", "runs at the chosen setting, and how many of them did not diverge", _seeds),
     ]
 
 
@@ -85,7 +85,7 @@ def chosen(problem: ProblemReport) -> list[tuple[str, str, str]]:
     rows = []
     for method in problem.methods:
         trial = method.chosen
-        seen = "" if trial is None else f"validation {', '.join(map(number, trial.validation.values()))}"
+        seen = "" if trial is None else ", ".join(map(number, trial.validation.values()))
         edge = "" if not method.edges else f" ({', '.join(method.edges)} at the edge of its range)"
         rows.append((method.method, setting(method.setting) + edge, seen))
     return rows
@@ -111,7 +111,8 @@ def _metric(method: MethodReport) -> str:
     if not method.metrics:
         return "failed" if any(each.status != "diverged" for each in method.failures) else "diverged"
     middle, *ends = (
-        number(value) if value is not None else "diverged" for value in (method.median, method.low, method.high)
+        number(value, digits) if value is not None else "diverged"
+        for value, digits in ((method.median, 4), (method.low, 3), (method.high, 3))
     )
     return middle if len(method.metrics) == 1 else f"{middle} [{ends[0]}, {ends[1]}]"
 
@@ -124,13 +125,15 @@ def _difference(method: MethodReport, reference: str) -> str:
 
 def difference(found: Judgement) -> str:
     """A paired difference and its interval."""
-    middle, low, high = ("–" if v is None else f"{v:+.3g}" for v in (found.difference, found.low, found.high))
-    return f"{middle} [{low}, {high}]"
+    if found.difference is None:
+        return "–"
+    low, high = ("–" if end is None else f"{end:+.2g}" for end in (found.low, found.high))
+    return f"{found.difference:+.2g} [{low}, {high}]"
 
 
 def _seeds(method: MethodReport) -> str:
-    diverged = sum(value is None for value in method.metrics.values())
-    return f"{len(method.metrics)} ({diverged} diverged)" if diverged else str(len(method.metrics))
+    runs, lost = len(method.metrics), sum(value is None for value in method.metrics.values())
+    return f"{runs - lost} of {runs}" if lost else str(runs)
 
 
 def _target_steps(method: MethodReport) -> str:

@@ -83,12 +83,12 @@ class LiveProgress:
             title = f"{spec.problem} {spec.method} {_phase(spec.split, spec.seed)}"
             self._tasks[spec.key] = self._bars.add_task(title, total=spec.steps, note="")
 
-    def progress(self, spec: RunSpec, step: int, steps: int) -> None:
-        """Show how far a run is."""
-        self._share[spec.key] = step / steps
+    def progress(self, spec: RunSpec, step: int, steps: int | None) -> None:
+        """Show how far a run is; of so many steps, where that is known."""
+        self._share[spec.key] = step / steps if steps else 0.0
         if spec.key in self._tasks:
             seconds = time.monotonic() - self._began[spec.key]
-            note = f"step {step}/{steps}, {clock(seconds)}"
+            note = f"step {step}{f'/{steps}' if steps else ''}, {clock(seconds)}"
             self._bars.update(self._tasks[spec.key], completed=step, total=steps, note=note)
         self._bars.update(self._all, note=self._time_left())
 
@@ -137,13 +137,15 @@ def print_report(report: Report, out: Console) -> None:
     """Print for each problem the verdict, the tables, the chosen settings and what was lost."""
     for problem in report.problems:
         described = problem.described
-        out.print(Text(f"{described.problem}: {described.steps} steps a run", style="dim"))
+        out.print(
+            Text(f"{described.problem}{f': {described.steps} steps a run' if described.steps else ''}", style="dim")
+        )
         out.print(Text(problem.sentence, style="bold"))
         out.print(_table(problem, table.results(problem)))
         out.print(_table(problem, table.costs(problem)))
         if described.target is not None:
             out.print(Text(f"target: validation {described.metric} {table.number(described.target)}", style="dim"))
-        out.print(_rows(table.chosen(problem)))
+        out.print(_rows((name, setting, f"validation {seen}") for name, setting, seen in table.chosen(problem)))
         _print_notes(problem, out)
         out.print()
 
@@ -168,7 +170,7 @@ def print_errors(report: Report, out: Console) -> None:
 
 
 def _table(problem: ProblemReport, columns: list[table.Column]) -> Table:
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     made.add_column("method", overflow="fold")
     for column in columns:
         made.add_column(Text(column.heading), justify="right", overflow="fold")
