@@ -111,7 +111,7 @@ def test_several_problems_have_an_overview_and_a_profile():
     report = summarize(both, records)
     text = html.render(report)
     assert "All problems" in Page(text).text and 'data-chart="profile"' in text
-    assert text.count('class="verdict"') == 2 and Page(text).open == []
+    assert text.count('<p class="verdict">') == 2 and Page(text).open == []
 
 
 def test_the_time_to_the_target_is_best_for_who_meets_it_always():

@@ -24,7 +24,7 @@ def test_who_meets_the_target_on_fewer_seeds_is_never_best(problem):
     some = [replace(often, reached=5, target_step=88.0), replace(seldom, reached=3, target_step=72.0)]
     steps = column(problem, "steps to target")
     assert steps.best(some) == {often.method}
-    assert [steps.text(m) for m in some] == ["88", "72 (3 of 5)"]
+    assert [steps.text(m) for m in some] == ["88", "72 (3/5)"]
     equal = [replace(often, reached=5, target_step=88.0), replace(seldom, reached=5, target_step=72.0)]
     assert steps.best(equal) == {seldom.method}
 

@@ -97,14 +97,14 @@ def _tensorboard(records: list[Record], path: Path) -> None:
         if record.status == "running":
             continue
         name = f"{record.problem}/{record.method}/{record.split}-{record.seed}-{record.key[:8]}".replace(":", "_")
-        with SummaryWriter(str(path / name)) as writer:  # type: ignore[no-untyped-call]
-            writer.add_text("setting", json.dumps(record.setting))  # type: ignore[no-untyped-call]
+        with SummaryWriter(str(path / name)) as writer:
+            writer.add_text("setting", json.dumps(record.setting))
             for curve in ("train", "validation"):
                 for step, value in record.detail.get(curve, []):
                     if value is not None:
-                        writer.add_scalar(curve, value, step)  # type: ignore[no-untyped-call]
+                        writer.add_scalar(curve, value, step)
             if record.metric is not None:
-                writer.add_scalar(record.split, record.metric, record.steps)  # type: ignore[no-untyped-call]
+                writer.add_scalar(record.split, record.metric, record.steps)
 
 
 WRITERS: dict[str, Callable[[list[Record], Path], None]] = {".csv": _csv, ".json": _json, ".parquet": _parquet}

@@ -35,8 +35,7 @@ def forest(problem: ProblemReport) -> Figure:
     described, methods = problem.described, problem.methods
     left, right = text_width([m.method for m in methods]) + 12, 88.0
     height = TOP + 12 + ROW * len(methods) + BOTTOM
-    limit = _limit(problem)
-    x = Scale(-limit, limit, left, left + PLOT)
+    x = Scale(*_limits(problem), left, left + PLOT)
     band = (max(left, x(-problem.margin)), min(left + PLOT, x(problem.margin)))
     parts = [
         tag("rect", x=band[0], width=band[1] - band[0], y=TOP + 6, height=height - TOP - 6 - BOTTOM, class_="band"),
@@ -66,12 +65,16 @@ def _call(method: MethodReport, reference: str) -> str:
     return method.judgement.call if method.judgement else "no result"
 
 
-def _limit(problem: ProblemReport) -> float:
+def _limits(problem: ProblemReport) -> tuple[float, float]:
     """How far the axis goes to either side; a hopeless method must not flatten all others."""
     found = [m.judgement for m in problem.methods if m.judgement]
-    reach = sorted(max(abs(j.low), abs(j.high)) for j in found if j.low is not None and j.high is not None)
-    middle = reach[len(reach) // 2] if reach else 0.0
-    return 1.08 * max(min(max(reach, default=0.0), FAR * middle), 1.5 * problem.margin) or 1.0
+    ends = [(j.low, j.high) for j in found if j.low is not None and j.high is not None]
+    reach = sorted(max(abs(low), abs(high)) for low, high in ends)
+    far = FAR * reach[len(reach) // 2] if reach else 0.0
+    least = 1.5 * problem.margin or 0.1 * max(reach, default=1.0) or 1.0
+    low = min((max(low, -far) for low, _ in ends), default=0.0)
+    high = max((min(high, far) for _, high in ends), default=0.0)
+    return 1.06 * min(low, -least), 1.06 * max(high, least)
 
 
 def _interval(problem: ProblemReport, method: MethodReport, x: Scale, y: float) -> str:

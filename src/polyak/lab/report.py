@@ -110,7 +110,7 @@ def summarize(described: Sequence[Described], records: Records) -> Report:
         problems=problems,
         methods=methods,
         versions=[dict(each) for each in sorted(made)],
-        machines=sorted({r.detail.get("machine", "") for r in kept} | {each.machine for each in described} - {""}),
+        machines=sorted(({r.detail.get("machine", "") for r in kept} | {each.machine for each in described}) - {""}),
         profiles=_profiles(problems),
         errors=[_error(record) for record in kept if record.status in LOST],
     )
@@ -209,11 +209,11 @@ def _judged(method: MethodReport, described: Described) -> dict[str, Any]:
 
 def _figures(method: MethodReport) -> dict[str, Any]:
     """A method's figures for the page."""
-    parts = {"trials": method.trials, "failures": method.failures}
     curves = ("train_curve", "validation_curve", "expected")
     return {
         **{name: value for name, value in vars(method).items() if name != "judgement"},
-        **{name: [vars(each) for each in several] for name, several in parts.items()},
+        "trials": [vars(trial) for trial in method.trials],
+        "failures": [vars(failure) for failure in method.failures],
         **{name: [list(map(_rounded, row)) for row in getattr(method, name)] for name in curves},
     }
 

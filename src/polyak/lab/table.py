@@ -139,7 +139,7 @@ def _seeds(method: MethodReport) -> str:
 def _target_steps(method: MethodReport) -> str:
     if method.reached == len(method.metrics):
         return number(method.target_step)
-    return f"{number(method.target_step)} ({method.reached} of {len(method.metrics)})"
+    return f"{number(method.target_step)} ({method.reached}/{len(method.metrics)})"
 
 
 def _sooner(method: MethodReport, cost: float | None) -> tuple[float, ...] | None:

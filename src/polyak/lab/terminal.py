@@ -141,8 +141,11 @@ def print_report(report: Report, out: Console) -> None:
             Text(f"{described.problem}{f': {described.steps} steps a run' if described.steps else ''}", style="dim")
         )
         out.print(Text(problem.sentence, style="bold"))
+        out.print()
         out.print(_table(problem, table.results(problem)))
+        out.print()
         out.print(_table(problem, table.costs(problem)))
+        out.print()
         if described.target is not None:
             out.print(Text(f"target: validation {described.metric} {table.number(described.target)}", style="dim"))
         out.print(_rows((name, setting, f"validation {seen}") for name, setting, seen in table.chosen(problem)))
