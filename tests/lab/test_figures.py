@@ -154,3 +154,12 @@ def test_numbers_are_finite(problem):
     for figure in (figures.forest(problem), figures.curves(problem), figures.costs(problem), *figures.tuning(problem)):
         for value in re.findall(r' (?:cx|cy|x|y|x1|x2|y1|y2|width|height)="([^"]*)"', figure.svg):
             assert math.isfinite(float(value))
+
+
+def test_a_default_that_a_logarithmic_range_cannot_hold_is_at_its_low_end():
+    described = synthetic.described(["adamw"])
+    records = synthetic.records(described, lost=False)
+    for key, record in list(records.items())[:1]:
+        records[key] = replace(record, setting={**record.setting, "weight_decay": 0.0})
+    clouds = figures.tuning(summarize([described], records).problems[0])
+    assert clouds[1].title == "adamw: weight_decay" and 'cx="44.0"' in clouds[1].svg

@@ -116,7 +116,12 @@ def test_expected_validation_after_k_trials():
 
 @pytest.mark.parametrize(
     ("dimension", "value", "place"),
-    [(Range(1e-4, 1e-2), 1e-3, 0.5), (Range(0.0, 2.0, log=False), 0.5, 0.25), (Range(1.0, 1.0), 1.0, 0.5)],
+    [
+        (Range(1e-4, 1e-2), 1e-3, 0.5),
+        (Range(0.0, 2.0, log=False), 0.5, 0.25),
+        (Range(1.0, 1.0), 1.0, 0.5),
+        (Range(1e-4, 1.0), 0.0, None),
+    ],
 )
 def test_position(dimension, value, place):
     assert position(dimension, value) == pytest.approx(place)

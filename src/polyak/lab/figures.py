@@ -6,7 +6,7 @@ from html import escape
 
 from polyak.declare import Range
 from polyak.lab import palette, table
-from polyak.lab.lines import BANDS, BOTTOM, LEFT, PLOT, TOP, Series, axis_ends, height_of, lines
+from polyak.lab.lines import BANDS, BOTTOM, LEFT, PLOT, TOP, Series, axis_ends, lines
 from polyak.lab.method_report import EDGE, MethodReport, TrialReport
 from polyak.lab.palette import Style
 from polyak.lab.report import ProblemReport, Report
@@ -236,7 +236,7 @@ def _cloud(problem: ProblemReport, method: MethodReport, name: str, dimension: R
 def _trial(x: float, y: Scale, trial: TrialReport, looks: Style, chosen: bool) -> str:
     """The tuning seed filled, other seeds hollow, a cross for no figure, a ring around the chosen setting."""
     values = list(trial.validation.values())
-    first, *again = [None if v is None else min(max(height_of(y, v), y.end), y.start) for v in values]
+    first, *again = [None if v is None else min(max(y(v), y.end), y.start) for v in values]
     parts = [marker("circle", x, at, 2.6, looks.colour, hollow=True) for at in again if at is not None]
     parts.append(
         cross(x, y.start - 4, 3, looks.colour) if first is None else marker("circle", x, first, 3, looks.colour)

@@ -81,11 +81,11 @@ def axis_ends(series: Sequence[Series], higher: bool, log: bool) -> tuple[float,
 
 
 def _line(series: Series, x: Scale, y: Scale, bands: bool) -> str:
-    at = [(x(p[0]), height_of(y, p[1])) for p in series.points]
+    at = [(x(p[0]), y(p[1])) for p in series.points]
     parts = []
     if bands and len(series.points[0]) == 4:
-        edge = [(x(p[0]), height_of(y, p[3])) for p in series.points]
-        edge += [(x(p[0]), height_of(y, p[2])) for p in reversed(series.points)]
+        edge = [(x(p[0]), y(p[3])) for p in series.points]
+        edge += [(x(p[0]), y(p[2])) for p in reversed(series.points)]
         parts.append(tag("path", d=f"{path(edge)}Z", fill=series.style.colour, class_="range"))
     if series.stepped:
         at = [corner for i, (a, b) in enumerate(at) for corner in ([(a, at[i - 1][1])] if i else []) + [(a, b)]]
@@ -97,14 +97,9 @@ def _line(series: Series, x: Scale, y: Scale, bands: bool) -> str:
     return series_group(series.name, *parts)
 
 
-def height_of(y: Scale, value: float) -> float:
-    """A height on the chart; what a logarithmic axis cannot show lies far below it."""
-    return y(value) if not y.log or value > 0 else 10 * y.start
-
-
 def _labels(series: Sequence[Series], y: Scale, target: float | None) -> str:
     """Names at the ends of the lines, each tied to its own."""
-    ends = [min(max(height_of(y, each.points[-1][1]), 0.0), y.start) for each in series]
+    ends = [min(max(y(each.points[-1][1]), 0.0), y.start) for each in series]
     parts = []
     for each, end, place in zip(series, ends, dodge(ends, 0.0, y.start), strict=True):
         tie = path([(LEFT + PLOT, TOP + end), (LEFT + PLOT + 9, TOP + place)])

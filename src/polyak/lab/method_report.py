@@ -166,17 +166,23 @@ def _spread(count: int) -> list[int]:
     return sorted({1 + round((count - 1) * i / (BUDGETS - 1)) for i in range(BUDGETS)}) if count else []
 
 
-def position(dimension: Range, value: float) -> float:
-    """Where a value lies in its range, from 0 to 1."""
+def position(dimension: Range, value: float) -> float | None:
+    """Where a value lies in its range, from 0 to 1; ``None`` for one, such as no decay, that the range cannot hold."""
+    if dimension.log and value <= 0:
+        return None
     ends = (dimension.low, value, dimension.high)
-    low, at, high = map(math.log, ends) if dimension.log and min(ends) > 0 else ends
+    low, at, high = map(math.log, ends) if dimension.log else ends
     return (at - low) / (high - low) if high > low else 0.5
 
 
 def _edges(space: Space, setting: Setting) -> list[str]:
     """The hyperparameters whose value lies at an edge of its range."""
-    ranges = {name: d for name, d in space.items() if isinstance(d, Range) and name in setting}
-    return [name for name, d in ranges.items() if not EDGE <= position(d, setting[name]) <= 1 - EDGE]
+    places = {
+        name: position(dimension, setting[name])
+        for name, dimension in space.items()
+        if isinstance(dimension, Range) and name in setting
+    }
+    return [name for name, place in places.items() if place is not None and not EDGE < place < 1 - EDGE]
 
 
 def _finite(value: float) -> float | None:

@@ -175,13 +175,15 @@ def _place(described: Described, method: MethodReport) -> float:
 
 
 def _profiles(problems: list[ProblemReport]) -> dict[str, list[tuple[float, float]]]:
-    """Profiles of the steps to the target, over the problems that have one and that somebody solved."""
-    common = set.intersection(*({m.method for m in p.methods} for p in problems)) if problems else set()
-    costs = [{m.method: m.target_step or math.inf for m in p.methods if m.method in common} for p in problems]
-    solved = [cost for cost in costs if min(cost.values(), default=math.inf) < math.inf]
-    if len(solved) < 2:
+    """Profiles of the steps to the target over the problems that have one, those that nobody solved among them."""
+    aimed = [problem for problem in problems if problem.described.target is not None]
+    if len(aimed) < 2:
         return {}
-    return performance_profile({method: [cost[method] for cost in solved] for method in solved[0]})
+    costs = [{m.method: m.target_step or math.inf for m in problem.methods} for problem in aimed]
+    common = [m.method for m in aimed[0].methods if all(m.method in cost for cost in costs)]
+    if not any(math.isfinite(cost[method]) for method in common for cost in costs):
+        return {}
+    return performance_profile({method: [cost[method] for cost in costs] for method in common})
 
 
 def _error(record: Record) -> dict[str, Any]:

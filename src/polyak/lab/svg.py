@@ -109,6 +109,9 @@ class Scale:
     log: bool = False
 
     def __call__(self, value: float) -> float:
+        """Where a value lies; what a logarithmic scale cannot show lies far below its low end."""
+        if self.log and value <= 0:
+            return self.start - 10 * (self.end - self.start)
         low, at, high = (
             (math.log(v) for v in (self.low, value, self.high)) if self.log else (self.low, value, self.high)
         )
