@@ -23,7 +23,8 @@ from polyak.lab import palette
 from polyak.lab.table import number
 
 NAME_LENGTH = 24  # longer names are shortened in the middle; the whole name is in the tooltip
-CHARACTER = 7.7  # width of a letter of a wide font at the size of labels on a phone, in units of the picture
+CHARACTER, WIDE = 8.2, 12.4  # widths of letters in a wide font at the size of labels on a phone; WIDE those of WIDEST
+WIDEST = "mwMW@%"
 LABEL_GAP = 12.5
 
 
@@ -95,7 +96,7 @@ def shortened(words: str) -> str:
 
 def text_width(names: Sequence[str]) -> float:
     """The room that the longest of some names takes."""
-    return CHARACTER * max((len(shortened(name)) for name in names), default=0)
+    return max((sum(WIDE if c in WIDEST else CHARACTER for c in shortened(name)) for name in names), default=0.0)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from polyak.lab.method_report import MethodReport
 from polyak.lab.report import ProblemReport, Report
 from polyak.lab.spec import Record, RunSpec
 
-WIDTH_WITHOUT_TERMINAL = 100
+WIDTH_WITHOUT_TERMINAL = 140
 BARS = 16  # runs under way that get a bar of their own
 CALL_STYLES = {"better": "bold green", "worse": "red"}
 
