@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 Row = dict[str, Any]
@@ -39,7 +40,7 @@ def goals(report: Row) -> list[str]:
         worst = max(one["called"] for kind in ("same", "six") for one in row[kind])
         power = next(one["better"] for one in row["two"] if one["seeds"] == 8)
         found = [one["better"] for one in row["two"]]
-        rises = all(before <= after for before, after in zip(found, found[1:], strict=False))
+        rises = all(before <= after for before, after in pairwise(found))
         lines.append(f"{_met(worst <= FALSE_CALLS)}: {name}: at most {worst:.1%} of A/A comparisons called, 5% allowed")
         lines.append(f"{_met(power >= FOUND)}: {name}: 2 SD found in {power:.1%} at 8 seeds, 80% wanted")
         lines.append(f"{_met(rises)}: {name}: power never falls with more seeds")

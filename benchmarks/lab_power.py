@@ -4,7 +4,7 @@
 
 Simulates comparisons: every method draws its own random trials, tunes on noisy validation, runs its best three trials
 on more tuning seeds, and runs the chosen setting on the test seeds; polyak.lab.verdict judges. Nothing is trained.
-Three questions, in a few worlds that differ in how much the setting matters and how much runs on one seed have in common:
+Three questions, in a few worlds that differ in how much the setting matters and in what runs on one seed share:
 
 - A/A: one method under two names, and under six. How often is one called better or worse?
 - Power: two methods, one better by two standard deviations of its seeds. How often is it called better?
@@ -71,12 +71,12 @@ class Simulation:
         self.world, self.random = world, random
         self.tuning = random.standard_normal(TUNING_SEEDS)
         self.test = random.standard_normal(seeds)
+        self.best = random.uniform(0.2, 0.7, 2)
 
     def evidence(self, name: str, shift: float = 0.0) -> Evidence:
         """A method that is better than a plain one by ``shift``."""
-        best = self.random.uniform(0.2, 0.7, 2)
         settings = self.random.uniform(size=(TRIALS, 2))
-        quality = shift - 2 * self.world.steepness * np.square(settings - best).sum(1)
+        quality = shift - 2 * self.world.steepness * np.square(settings - self.best).sum(1)
         quality[settings[:, 0] > 1 - self.world.cliff] = -np.inf
         trials = [self._trial(x, one, 1) for x, one in zip(settings, quality, strict=True)]
         for i in np.argsort([-(t.validation[0] if t.validation[0] is not None else -np.inf) for t in trials])[:AGAIN]:

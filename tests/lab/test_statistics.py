@@ -4,7 +4,14 @@ import math
 
 import pytest
 
-from polyak.lab.statistics import median, order_interval, performance_profile
+from polyak.lab.statistics import (
+    fastest,
+    median,
+    order_interval,
+    performance_profile,
+    profile_score,
+    time_to_target,
+)
 
 
 def test_median():
@@ -41,3 +48,45 @@ def test_performance_profile():
     assert profile["a"] == [(1.0, 1 / 3), (2.0, 2 / 3)]
     assert profile["b"] == [(1.0, 2 / 3), (2.0, 1.0)]
     assert profile["c"] == [(1.0, 0.0)]
+
+
+def test_a_problem_that_nobody_solved_counts():
+    profile = performance_profile({"a": [10, math.inf], "b": [20, math.inf]})
+    assert profile == {"a": [(1.0, 0.5)], "b": [(1.0, 0.0), (2.0, 0.5)]}
+
+
+def test_a_cost_of_nothing():
+    profile = performance_profile({"a": [0, 10], "b": [5, 5]})
+    assert profile == {"a": [(1.0, 0.5), (2.0, 1.0)], "b": [(1.0, 0.5)]}
+
+
+def test_profile_score_by_hand():
+    # Half of the problems at once, the other half from 2 on: (1 * 1/2 + 2 * 1) / 3.
+    assert profile_score([(1.0, 0.5), (2.0, 1.0)]) == pytest.approx(2.5 / 3)
+    assert profile_score([(1.0, 0.0), (3.0, 0.5), (9.0, 1.0)]) == pytest.approx(0.5 / 3)
+    assert profile_score([(1.0, 1.0)]) == pytest.approx(1.0)
+    assert profile_score([(1.0, 0.0)]) == 0.0
+    assert profile_score([(1.0, 0.0), (3.0, 0.5)], largest=5.0) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("times", "median_time"),
+    [
+        ([70, 74, 72], 72),
+        ([70, None, 72, None, 71], 72),
+        ([70, None, None, None, 71], math.inf),
+        ([70, 72, None, None], math.inf),
+        ([70, 72, 74, None], 73),
+        ([], math.inf),
+    ],
+)
+def test_time_to_target(times, median_time):
+    assert time_to_target(times) == median_time
+
+
+def test_a_method_that_reaches_the_target_less_often_is_not_the_fastest():
+    sometimes, always = [70, 71, 72, None, None], [88, 87, 88, 90, 91]
+    assert fastest({"sometimes": sometimes, "always": always}) == ["always"]
+    assert fastest({"sometimes": sometimes, "less": [10, None, None, None, None]}) == ["sometimes"]
+    assert fastest({"slow": [91] * 5, "always": always, "equal": always[::-1]}) == ["always", "equal"]
+    assert fastest({"never": [None] * 5, "none": []}) == []
