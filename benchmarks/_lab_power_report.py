@@ -7,7 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 Row = dict[str, Any]
-COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#555555")
+COLOURS = ("#0072b2", "#009e73", "#cc79a7", "#e69f00", "#555555", "#56b4e9")
 WIDTH, HEIGHT = 460, 300
 FALSE_CALLS, FOUND = 0.05, 0.80
 
@@ -17,10 +17,11 @@ def table(row: Row) -> str:
     world = row["world"]
     lines = [f"{world['name']} (steepness {world['steepness']:g}, correlation of seeds {world['pairing']:g})"]
     lines.append("  seeds   A/A: called   equivalent   A/A of six: called   2 SD: found")
-    for same, six, two in zip(row["same"], row["six"], row["two"], strict=True):
+    six = {one["seeds"]: f"{one['called']:.1%}" for one in row["six"]}
+    for same, two in zip(row["same"], row["two"], strict=True):
         lines.append(
-            f"  {same['seeds']:>5} {same['called']:>13.1%} {same['equivalent']:>12.1%} {six['called']:>20.1%} "
-            f"{two['better']:>13.1%}"
+            f"  {same['seeds']:>5} {same['called']:>13.1%} {same['equivalent']:>12.1%} "
+            f"{six.get(same['seeds'], ''):>20} {two['better']:>13.1%}"
         )
     return "\n".join(lines)
 

@@ -45,7 +45,7 @@ def test_the_p_value_is_where_the_interval_ends_at_zero():
         ([0.1, -0.1, 0.05, -0.05, 0.0], 0.05, "unsettled"),
         ([0.0, 0.0, 0.0], 0.0, "equivalent"),
         ([0.2, 0.2, 0.2], 0.0, "better"),
-        ([0.2, 0.2, 0.2], 0.2, "equivalent"),
+        ([0.25, 0.25, 0.25], 0.25, "equivalent"),
         ([5.0], 0.1, "unsettled"),
         ([], 0.1, "unsettled"),
     ],

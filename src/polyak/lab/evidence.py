@@ -130,8 +130,9 @@ def evidence_warnings(evidence: Evidence, higher_is_better: bool, space: Space) 
 
 
 def _edge(name: str, value: object, low: float, high: float, log: bool) -> str:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not number or not low <= value <= high or low == high:  # published defaults may lie outside: no edge is near
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return ""
+    if not low <= value <= high or low == high:  # a published default may lie outside: no edge is near
         return ""
     scale = math.log if log else float
     place = (scale(value) - scale(low)) / (scale(high) - scale(low))

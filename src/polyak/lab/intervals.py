@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
 from polyak.lab.evidence import Call
@@ -67,7 +68,7 @@ class Paired:
         """The mean over the seeds."""
         return float(np.mean(self.differences)) if self.differences else None
 
-    def half_width(self, alpha: float, seeds: int | Array | None = None) -> Array:
+    def half_width(self, alpha: float, seeds: ArrayLike | None = None) -> Array:
         """Half the width of the interval at level ``1 - alpha``, now or had there been ``seeds`` like these."""
         count = np.asarray(len(self.differences) if seeds is None else seeds, dtype=float)
         spread = float(np.std(self.differences, ddof=1))
@@ -173,7 +174,7 @@ class Ranked:
         return None if self._call() == "unsettled" else _first(counts, abs(self._excess) * counts > needed, seeds)
 
 
-def _first(counts: Array, enough: Array, seeds: int) -> int | None:
+def _first(counts: NDArray[np.int_], enough: NDArray[np.bool_], seeds: int) -> int | None:
     return int(counts[np.argmax(enough)]) - seeds if enough.any() else None
 
 
