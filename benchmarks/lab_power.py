@@ -65,7 +65,7 @@ WORLDS = (
     World("any setting does", 0.0, 0.0),
     World("like digits-cnn", 2.0, 0.5),
     World("the setting matters", 5.0, 0.5),
-    World("the same, seeds in common do not", 5.0, 0.0),
+    World("the same, with nothing in common", 5.0, 0.0),
     World("the setting decides", 50.0, 0.0),
     World("there is no best setting", 0.0, 0.0, spread=1.0),
 )

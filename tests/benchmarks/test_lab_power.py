@@ -21,7 +21,7 @@ def power(monkeypatch):
     return lab_power
 
 
-# In the last world A/A is at the very limit; benchmarks/results/lab_power.json has it.
+# In the last world A/A is near its limit; benchmarks/results/lab_power.json has it.
 @pytest.mark.slow
 @pytest.mark.parametrize("world", range(5))
 def test_the_same_method_is_rarely_called_different(power, world):
@@ -38,7 +38,8 @@ def test_none_of_six_equal_methods_is_called_different(power):
 @pytest.mark.slow
 def test_two_standard_deviations_are_found(power):
     found = power.rates(power.WORLDS[1], 200, shift=2.0)
-    assert all(before["better"] <= after["better"] for before, after in pairwise(found))
+    # Power rises; a rate of .9 over 200 repeats has a standard error of .02.
+    assert all(before["better"] <= after["better"] + 0.02 for before, after in pairwise(found))
     assert found[2]["seeds"] == 8
     assert found[2]["better"] >= 0.8
 
