@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,7 @@ from polyak.lab.problems import LoadedProblem, Problem
 from polyak.lab.report import summarize
 from polyak.lab.spec import Record, versions
 from polyak.lab.train import execute
-from tests.lab import standin, synthetic
-
-if find_spec("polyak.lab.verdict") is None:
-    sys.modules["polyak.lab.verdict"] = sys.modules["polyak.lab.evidence"] = standin
+from tests.lab import synthetic
 
 
 def quadratic(**changes: Any) -> Problem:

@@ -6,10 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from polyak.declare import Range
 from polyak.lab.comparison import describe
 from polyak.lab.described import Described
-from polyak.lab.method_report import position
 from polyak.lab.report import summarize
 from tests.lab import synthetic
 from tests.lab.conftest import campaign_of, quadratic, run_here
@@ -95,6 +93,14 @@ def test_the_sentence_names_the_rate_of_the_best_and_steps_that_take_longer():
     assert problem.sentence.endswith("1.6x slower a step")
 
 
+def test_a_warning_that_many_methods_have_is_told_once():
+    described, records = one(4)
+    few = [r for r in records if r.split == "test" or r.seed == 0]
+    warnings = summary(described, few).warnings
+    ahead = "the chosen setting is ahead of the second best on its only tuning seed"
+    assert [w for w in warnings if ahead in w] == [f"{', '.join(described.methods)}: {ahead}"]
+
+
 def test_trials_hold_the_tuning_seed_first_and_the_seeds_that_were_run_again():
     described, records = one()
     method = summary(described, records).methods[0]
@@ -112,19 +118,6 @@ def test_expected_validation_after_k_trials():
     values = [value for _, value in method.expected]
     assert values[0] == pytest.approx(sum(first) / 10)
     assert values == sorted(values) and values[-1] <= max(first)
-
-
-@pytest.mark.parametrize(
-    ("dimension", "value", "place"),
-    [
-        (Range(1e-4, 1e-2), 1e-3, 0.5),
-        (Range(0.0, 2.0, log=False), 0.5, 0.25),
-        (Range(1.0, 1.0), 1.0, 0.5),
-        (Range(1e-4, 1.0), 0.0, None),
-    ],
-)
-def test_position(dimension, value, place):
-    assert position(dimension, value) == pytest.approx(place)
 
 
 def test_a_chosen_value_at_the_edge_of_its_range_is_marked():

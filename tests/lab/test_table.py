@@ -27,6 +27,9 @@ def test_who_meets_the_target_on_fewer_seeds_is_never_best(problem):
     assert [steps.text(m) for m in some] == ["88", "72 (3/5)"]
     equal = [replace(often, reached=5, target_step=88.0), replace(seldom, reached=5, target_step=72.0)]
     assert steps.best(equal) == {seldom.method}
+    never = replace(often, method="never", reached=0, target_step=None)
+    both = replace(often, method="both", reached=5, target_step=72.0)
+    assert steps.best([*equal, never, both]) == {seldom.method, "both"}
 
 
 def test_a_column_without_a_contest_marks_nobody(problem):

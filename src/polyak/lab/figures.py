@@ -6,8 +6,9 @@ from html import escape
 
 from polyak.declare import Range
 from polyak.lab import palette, table
+from polyak.lab.evidence import EDGE
 from polyak.lab.lines import BANDS, BOTTOM, LEFT, PLOT, TOP, Series, axis_ends, lines
-from polyak.lab.method_report import EDGE, MethodReport, TrialReport
+from polyak.lab.method_report import MethodReport, TrialReport
 from polyak.lab.palette import Style
 from polyak.lab.report import ProblemReport, Report
 from polyak.lab.svg import (

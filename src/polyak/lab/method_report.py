@@ -5,41 +5,23 @@
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from polyak.declare import Range
-from polyak.lab.described import Described, Space
+from polyak.lab.described import Described
+from polyak.lab.evidence import Trial, edges, expected_validation
 from polyak.lab.spec import Record
-from polyak.lab.statistics import median
+from polyak.lab.statistics import median, time_to_target
+from polyak.lab.verdict import Judgement
 
 Curve = list[list[float]]  # rows of step, median, lowest, highest
 Setting = dict[str, Any]
 
-EDGE = 0.15  # the outer share of a range, at each end, in which a chosen value suggests a wider range
 BUDGETS = 30  # numbers of trials for which the expected validation metric is told
 LOST = ("failed", "crashed", "timeout")  # ends of runs that say nothing about the method
 SOUND = ("finished", "stopped")  # a hopeless trial is stopped on purpose, with the metric so far
-
-
-class Judgement(Protocol):
-    """How one method compares with the reference, as :func:`polyak.lab.verdict.judge` says it.
-
-    Positive differences are better, in units of the metric; ``None`` stands for what is unknown or infinite.
-    """
-
-    method: str
-    difference: float | None
-    low: float | None
-    high: float | None
-    probability_of_improvement: float | None
-    call: str
-    seeds: int
-    more_seeds: int | None
-    warnings: Sequence[str]
 
 
 @dataclass
@@ -64,6 +46,10 @@ class TrialReport:
     def first(self) -> float | None:
         """The metric on the tuning seed."""
         return next(iter(self.validation.values()))
+
+    def evidence(self) -> Trial:
+        """The trial as the verdict takes it."""
+        return Trial(self.setting, tuple(self.validation.values()))
 
 
 @dataclass
@@ -116,20 +102,20 @@ def method_report(described: Described, method: str, runs: list[Record]) -> Meth
     worst = -math.inf if described.higher_is_better else math.inf
     metrics = {r.seed: r.metric for r in finals}
     values = [worst if value is None else value for value in metrics.values()]
-    target_steps = [r.detail.get("target_step") or math.inf for r in finals]
+    target_steps = [r.detail.get("target_step") for r in finals]
     setting = finals[0].setting if finals else None
     return MethodReport(
         method=method,
         setting=setting,
-        edges=[] if setting is None else _edges(described.spaces.get(method, {}), setting),
+        edges=list(edges(described.spaces.get(method, {}), setting or {})),
         metrics=metrics,
         median=_finite(median(values)) if values else None,
         low=_finite(min(values)) if values else None,
         high=_finite(max(values)) if values else None,
         trials=trials,
         expected=_expected(trials, described.higher_is_better),
-        reached=sum(map(math.isfinite, target_steps)),
-        target_step=_finite(median(target_steps)) if target_steps else None,
+        reached=sum(step is not None for step in target_steps),
+        target_step=_finite(time_to_target(target_steps)),
         state_bytes_per_parameter=_state_bytes(finals),
         train_curve=_curve([r.detail.get("train", []) for r in finals]),
         validation_curve=_curve([r.detail.get("validation", []) for r in finals]),
@@ -154,35 +140,15 @@ def _trials(records: list[Record]) -> list[TrialReport]:
 
 def _expected(trials: list[TrialReport], higher_is_better: bool) -> list[list[float]]:
     """Expected best validation metric after some numbers of trials; nothing where no trial has a figure."""
-    evidence = importlib.import_module("polyak.lab.evidence")
-    tried = [evidence.Trial(trial.setting, tuple(trial.validation.values())) for trial in trials]
+    tried = [trial.evidence() for trial in trials]
     counts = _spread(len(tried))
-    found = [evidence.expected_validation(tried, k, higher_is_better) for k in counts]
+    found = [expected_validation(tried, k, higher_is_better) for k in counts]
     return [[k, value] for k, value in zip(counts, found, strict=True) if value is not None]
 
 
 def _spread(count: int) -> list[int]:
     """At most :data:`BUDGETS` numbers from 1 to ``count``, both ends among them."""
     return sorted({1 + round((count - 1) * i / (BUDGETS - 1)) for i in range(BUDGETS)}) if count else []
-
-
-def position(dimension: Range, value: float) -> float | None:
-    """Where a value lies in its range, from 0 to 1; ``None`` for one, such as no decay, that the range cannot hold."""
-    if dimension.log and value <= 0:
-        return None
-    ends = (dimension.low, value, dimension.high)
-    low, at, high = map(math.log, ends) if dimension.log else ends
-    return (at - low) / (high - low) if high > low else 0.5
-
-
-def _edges(space: Space, setting: Setting) -> list[str]:
-    """The hyperparameters whose value lies at an edge of its range."""
-    places = {
-        name: position(dimension, setting[name])
-        for name, dimension in space.items()
-        if isinstance(dimension, Range) and name in setting
-    }
-    return [name for name, place in places.items() if place is not None and not EDGE < place < 1 - EDGE]
 
 
 def _finite(value: float) -> float | None:
@@ -207,11 +173,10 @@ def _timing(finals: list[Record], runs: list[Record]) -> dict[str, float | None]
         times = [record.detail.get("timing", {}).get(name) for record in records]
         return [time for time in times if time is not None]
 
-    seconds = values(finals, "target_seconds")
-    seconds += [math.inf] * (len(finals) - len(seconds))
+    seconds = [record.detail.get("timing", {}).get("target_seconds") for record in finals]
     middle = {name: values(finals, name) for name in ("step_ms", "optimizer_ms")}
     return {
-        "target_seconds": _finite(median(seconds)) if seconds else None,
+        "target_seconds": _finite(time_to_target(seconds)),
         **{name: median(found) if found else None for name, found in middle.items()},
         "compile_seconds": max(values(runs, "compile_seconds"), default=None),
     }

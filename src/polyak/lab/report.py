@@ -6,35 +6,20 @@ problem file.
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from polyak.declare import Range
 from polyak.lab.described import Described
-from polyak.lab.method_report import LOST, Judgement, MethodReport, method_report, reported
+from polyak.lab.evidence import Evidence
+from polyak.lab.method_report import LOST, MethodReport, method_report, reported
 from polyak.lab.spec import Record, Records, versions
 from polyak.lab.statistics import performance_profile
+from polyak.lab.verdict import Verdict, judge
 
 CURVE_DIGITS = 6
 SLOWER = 1.2  # a step that takes this much longer than the best method's is worth a word
-
-
-class Verdict(Protocol):
-    """What :func:`polyak.lab.verdict.judge` returns."""
-
-    margin: float
-    judgements: Sequence[Judgement]
-    warnings: Sequence[str]
-
-    @property
-    def best(self) -> str | None:
-        """The method to use."""
-
-    def sentence(self, notes: Mapping[str, str]) -> str:
-        """The verdict in words, with a note added to some methods."""
 
 
 @dataclass
@@ -121,29 +106,32 @@ def _problem_report(described: Described, records: list[Record]) -> ProblemRepor
     methods = [method_report(described, method, runs) for method, runs in made.items()]
     verdict = _judge(described, methods, made)
     methods.sort(key=lambda m: (_place(described, m), m.target_step or math.inf))
-    warnings = [f"{described.reference}: {text}" for text in verdict.warnings]
-    warnings += [f"{judged.method}: {text}" for judged in verdict.judgements for text in judged.warnings]
-    return ProblemReport(described, methods, verdict.margin, verdict.sentence(_notes(methods, verdict.best)), warnings)
+    sentence = verdict.sentence(_notes(methods, verdict.best))
+    return ProblemReport(described, methods, verdict.margin, sentence, _warnings(verdict))
+
+
+def _warnings(verdict: Verdict) -> list[str]:
+    """Each warning once, with the methods that it is about."""
+    about: dict[str, list[str]] = {}
+    for name, texts in [(verdict.reference, verdict.warnings), *((j.method, j.warnings) for j in verdict.judgements)]:
+        for text in texts:
+            about.setdefault(text, []).append(name)
+    return [f"{', '.join(names)}: {text}" for text, names in about.items()]
 
 
 def _judge(described: Described, methods: list[MethodReport], runs: dict[str, list[Record]]) -> Verdict:
     """Ask for the verdict, and hand each method its judgement."""
-    verdict = importlib.import_module("polyak.lab.verdict")
     evidence = [
-        verdict.Evidence(
+        Evidence(
             method=m.method,
-            trials=tuple(verdict.Trial(trial.setting, tuple(trial.validation.values())) for trial in m.trials),
+            trials=tuple(trial.evidence() for trial in m.trials),
             finals=m.metrics,
             scores={r.seed: r.detail["scores"] for r in reported(runs[m.method]) if r.detail.get("scores")},
         )
         for m in methods
     ]
-    spaces = {
-        method: {name: (d.low, d.high, d.log) for name, d in space.items() if isinstance(d, Range)}
-        for method, space in described.spaces.items()
-    }
     words = (described.problem, described.metric, described.higher_is_better, described.reference)
-    found: Verdict = verdict.judge(*words, evidence, described.margin, described.confidence, spaces)
+    found = judge(*words, evidence, described.margin, described.confidence, described.spaces)
     judged = {judgement.method: judgement for judgement in found.judgements}
     for method in methods:
         method.judgement = judged.get(method.method)
