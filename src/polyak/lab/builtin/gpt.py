@@ -1,0 +1,89 @@
+"""A byte-level GPT of about one million parameters, and the problem of fitting it to a text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from polyak.lab.problems import Problem
+
+CONTEXT, BATCH, WIDTH, DEPTH, HEADS = 128, 8, 128, 5, 4
+EVALUATION_BATCHES = 8
+
+
+class _Block(nn.Module):
+    """A pre-norm transformer block that sees only the past."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
+        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
+        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
+        x = x + self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        mixed: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return mixed
+
+
+class GPT(nn.Module):
+    """The byte-level GPT: 256 symbols, learned positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes, self.positions = nn.Embedding(256, WIDTH), nn.Embedding(CONTEXT, WIDTH)
+        self.blocks = nn.Sequential(*(_Block() for _ in range(DEPTH)))
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 256, bias=False)
+        for weight in self.parameters():
+            if weight.dim() == 2:
+                nn.init.normal_(weight, std=0.02)
+        for name, weight in self.named_parameters():
+            if name.endswith(("out.weight", "down.weight")):  # both add to the residual stream
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * DEPTH))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.bytes(tokens) + self.positions.weight[: tokens.shape[1]]
+        logits: Tensor = self.head(self.norm(self.blocks(x)))
+        return logits
+
+
+def on_text(
+    name: str, texts: Mapping[str, Tensor], *, batch: int, steps: int, target: float | None, description: str
+) -> Problem:
+    """The problem of predicting the next byte; ``texts`` holds the bytes of each split."""
+
+    def windows(split: str, count: int, generator: torch.Generator) -> Tensor:
+        text = texts[split]
+        starts = torch.randint(len(text) - CONTEXT, (count, 1), generator=generator)
+        return text[starts + torch.arange(CONTEXT + 1)].long()
+
+    def train_batches(seed: int) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            yield windows("train", batch, generator)
+
+    def loss(model: nn.Module, batch: Tensor) -> Tensor:
+        return F.cross_entropy(model(batch[:, :-1]).flatten(0, 1), batch[:, 1:].flatten())
+
+    def evaluate(model: nn.Module, split: str) -> float:
+        generator = torch.Generator().manual_seed(0)  # the same windows always
+        losses = [loss(model, windows(split, BATCH, generator)).item() for _ in range(EVALUATION_BATCHES)]
+        return sum(losses) / len(losses) / math.log(2)
+
+    return Problem(
+        name=name,
+        build_model=lambda seed: GPT(),
+        train_batches=train_batches,
+        loss=loss,
+        evaluate=evaluate,
+        metric="bits per byte",
+        higher_is_better=False,
+        target=target,
+        steps=steps,
+        description=description,
+    )
