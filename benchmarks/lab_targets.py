@@ -54,9 +54,7 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in args.problems or choices:
         row = outcome(load(name).problem, args.steps)
-        print(
-            f"{name}: {row['baseline']} {row['setting']} reaches {row['metrics']}, target {row['target']}", flush=True
-        )
+        print(name, json.dumps(row), flush=True)
         write(args.json, name, row)
 
 
@@ -70,18 +68,15 @@ def outcome(problem: Problem, steps: int | None) -> dict[str, Any]:
         _, setting = min(trials, key=lambda trial: badness(problem, trial[0]))
         tuned[method] = (setting, [run(problem, method, setting, seed, steps) for seed in SEEDS])
         made += len(trials) + len(SEEDS)
-    best = min(tuned, key=lambda method: median(badness(problem, metric) for metric in tuned[method][1]))
-    worst = max(tuned[best][1], key=lambda metric: badness(problem, metric))
+    ranked = sorted(tuned, key=lambda method: median(badness(problem, metric) for metric in tuned[method][1]))
+    rows = [{"baseline": method, "setting": tuned[method][0], "metrics": tuned[method][1]} for method in ranked]
+    worst = max(rows[0]["metrics"], key=lambda metric: badness(problem, metric))
     return {
         "target": eased(worst, problem.higher_is_better),
         "steps": steps,
         "cpu_seconds_a_run": round((time.process_time() - begin) / made, 2),
-        "baseline": best,
-        "setting": tuned[best][0],
-        "metrics": tuned[best][1],
-        "others": {
-            method: {"setting": tuned[method][0], "metrics": tuned[method][1]} for method in tuned if method != best
-        },
+        **rows[0],
+        "others": rows[1:],
     }
 
 
