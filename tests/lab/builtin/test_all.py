@@ -101,6 +101,16 @@ def test_loading_it_again_gives_the_same_data(name):
             assert one.evaluate(model, split) == two.evaluate(model, split)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", BUILTIN)
+def test_a_model_on_a_gpu_is_judged_there(name):
+    problem = load(name).problem
+    model = untrained(problem).eval()
+    with torch.no_grad():
+        expected = problem.evaluate(model, "validation")
+        assert problem.evaluate(model.cuda(), "validation") == pytest.approx(expected, rel=1e-3, abs=0.01)
+
+
 class Spy(nn.Module):
     """Keeps the rows that a model sees."""
 

@@ -73,6 +73,11 @@ def epoch(rows: Rows, batch: int, generator: torch.Generator) -> Iterator[Rows]:
             yield inputs[chosen], targets[chosen]
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights are, and so where the rows have to go that it is judged on."""
+    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
+
+
 def on_rows(
     name: str,
     data: Data,
@@ -95,8 +100,10 @@ def on_rows(
 
     def evaluate(model: nn.Module, split: str) -> float:
         inputs, targets = data[split]
+        place = device_of(model)
         chunks = zip(inputs.split(CHUNK), targets.split(CHUNK), strict=True)
-        return torch.cat([task.scores(model(x), y) for x, y in chunks]).double().mean().item()
+        scores = [task.scores(model(x.to(place)), y.to(place)) for x, y in chunks]
+        return torch.cat(scores).double().mean().item()
 
     return Problem(
         name=name,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from polyak.lab.builtin.common import device_of
 from polyak.lab.problems import Problem
 
 CONTEXT, BATCH, WIDTH, DEPTH, HEADS = 128, 8, 128, 5, 4
@@ -72,7 +73,8 @@ def on_text(
 
     def evaluate(model: nn.Module, split: str) -> float:
         generator = torch.Generator().manual_seed(0)  # the same windows always
-        losses = [loss(model, windows(split, BATCH, generator)).item() for _ in range(EVALUATION_BATCHES)]
+        place = device_of(model)
+        losses = [loss(model, windows(split, BATCH, generator).to(place)).item() for _ in range(EVALUATION_BATCHES)]
         return sum(losses) / len(losses) / math.log(2)
 
     return Problem(
