@@ -21,7 +21,7 @@ SIZES = {
     "wine-mlp": 5_251,
     "diabetes-regression": 4_929,
     "stdlib-lm": 1_067_776,
-    "stdlib-lm-large-batch": 1_067_776,
+    "stdlib-lm-large-batch": 139_904,
     "heavy-tail": 5_313,
     "delay-k": 25_476,
     "deep-linear": 1_536,

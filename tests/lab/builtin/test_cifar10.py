@@ -112,7 +112,7 @@ def test_planes_of_colour_come_row_by_row(write):
     pictures = np.arange(ROWS * 3072).reshape(ROWS, 3072).astype(np.uint8)
     problem = load(write("binary", **{name: binary(pictures, records(0)[1]) for name in NAMES})).problem
     picture = next(iter(problem.train_batches(1)))[0][0]
-    assert picture[1, 2, 3] == (picture[0, 0, 0] + 1024 + 2 * 32 + 3) % 256
+    assert int(picture[1, 2, 3]) == (int(picture[0, 0, 0]) + 1024 + 2 * 32 + 3) % 256
 
 
 class Evil:
@@ -137,7 +137,7 @@ class Evil:
             r"data must be 3 x 3072 bytes, got uint8 of shape",
         ),
         ("python3", python3(np.zeros((1, 3072), np.uint8), [10]), "labels must be from 0 to 9, but '.*3' has 10"),
-        ("python3", python3(np.zeros((0, 3072), np.uint8), []), "data_batch_3' is empty"),
+        ("python2", python2(np.zeros((0, 3072), np.uint8), []), "data_batch_3' is empty"),
         ("binary", b"", "data_batch_3.bin' is empty"),
         ("binary", bytes(5000), "5000 bytes are not whole records of 3073"),
         ("binary", b"\x63" + bytes(3072), "labels must be from 0 to 9, but '.*3.bin' has 99"),
@@ -152,7 +152,7 @@ def test_files_that_are_no_batch(write, capfd, format, content, message):
 
 def test_one_class_and_few_pictures(write):
     pictures = np.zeros((30, 3072), np.uint8)
-    with pytest.raises(BadInput, match=r"needs two classes or more; '.*' has class 7 alone"):
+    with pytest.raises(BadInput, match=r"needs at least two classes; all pictures of '.*' are of class 7$"):
         load(write("binary", **{name: binary(pictures, [7] * 30) for name in NAMES}))
     with pytest.raises(BadInput, match=r"at least 40 pictures for training; '.*' gives 9"):
         load(write("binary", **{name: binary(pictures[:2], [7, 8]) for name in NAMES}))

@@ -93,9 +93,10 @@ def test_delay_k_cannot_be_solved_without_memory():
             loss.backward()
             optimizer.step()
     with torch.no_grad():
-        assert problem.evaluate(model, "validation") == pytest.approx(0.25, abs=0.02)
+        assert problem.evaluate(model, "validation") == pytest.approx(math.log(synthetic.SYMBOLS), rel=0.02)
         assert loss.item() > 0.98 * math.log(synthetic.SYMBOLS)
-        assert problem.evaluate(Recaller(), "validation") == problem.evaluate(Recaller(), "test") == 1
+        for split in ("validation", "test"):
+            assert problem.evaluate(Recaller(), split) == pytest.approx(0, abs=1e-6)
 
 
 def test_deep_linear_can_be_solved_and_has_plateaus():
@@ -120,5 +121,5 @@ def test_the_matrix_of_deep_linear_has_four_singular_values():
     inputs, outputs = (torch.cat(parts) for parts in zip(*load("deep-linear").problem.train_batches(1), strict=True))
     matrix = torch.linalg.lstsq(inputs, outputs).solution
     values = torch.linalg.svdvals(matrix)
-    assert (values[:4] / values[0]).tolist() == pytest.approx([1, 0.5, 0.25, 0.125], rel=1e-3)
-    assert values[4] < 1e-4
+    assert (values[:4] / values[0]).tolist() == pytest.approx([1, 0.5, 0.25, 0.125], rel=0.05)
+    assert values[4] < 0.2 * values[3]  # noise

@@ -1,9 +1,9 @@
-"""A byte-level GPT of about one million parameters, and the problem of fitting it to a text."""
+"""A byte-level GPT, and the problem of fitting it to a text."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -12,18 +12,18 @@ from torch.nn import functional as F
 from polyak.lab.builtin.common import device_of
 from polyak.lab.problems import Problem
 
-CONTEXT, BATCH, WIDTH, DEPTH, HEADS = 128, 8, 128, 5, 4
-EVALUATION_BATCHES = 8
+CONTEXT, HEADS = 128, 4
+EVALUATED, CHUNK = 64, 8  # windows of a split, and how many of them at a time
 
 
 class _Block(nn.Module):
     """A pre-norm transformer block that sees only the past."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.qkv, self.out = nn.Linear(WIDTH, 3 * WIDTH, bias=False), nn.Linear(WIDTH, WIDTH, bias=False)
-        self.up, self.down = nn.Linear(WIDTH, 4 * WIDTH, bias=False), nn.Linear(4 * WIDTH, WIDTH, bias=False)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width, bias=False)
+        self.up, self.down = nn.Linear(width, 4 * width, bias=False), nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
@@ -33,19 +33,19 @@ class _Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """The byte-level GPT: 256 symbols, learned positions."""
+    """256 symbols, learned positions."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int, depth: int) -> None:
         super().__init__()
-        self.bytes, self.positions = nn.Embedding(256, WIDTH), nn.Embedding(CONTEXT, WIDTH)
-        self.blocks = nn.Sequential(*(_Block() for _ in range(DEPTH)))
-        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 256, bias=False)
+        self.bytes, self.positions = nn.Embedding(256, width), nn.Embedding(CONTEXT, width)
+        self.blocks = nn.Sequential(*(_Block(width) for _ in range(depth)))
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, 256, bias=False)
         for weight in self.parameters():
             if weight.dim() == 2:
                 nn.init.normal_(weight, std=0.02)
         for name, weight in self.named_parameters():
             if name.endswith(("out.weight", "down.weight")):  # both add to the residual stream
-                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * DEPTH))
+                nn.init.normal_(weight, std=0.02 / math.sqrt(2 * depth))
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.bytes(tokens) + self.positions.weight[: tokens.shape[1]]
@@ -53,8 +53,20 @@ class GPT(nn.Module):
         return logits
 
 
+def small_gpt() -> nn.Module:
+    """One of 140 thousand parameters, for seconds instead of a minute."""
+    return GPT(width=64, depth=2)
+
+
 def on_text(
-    name: str, texts: Mapping[str, Tensor], *, batch: int, steps: int, target: float | None, description: str
+    name: str,
+    texts: Mapping[str, Tensor],
+    model: Callable[[], nn.Module],
+    *,
+    batch: int,
+    steps: int,
+    target: float | None,
+    description: str,
 ) -> Problem:
     """The problem of predicting the next byte; ``texts`` holds the bytes of each split."""
 
@@ -74,12 +86,13 @@ def on_text(
     def evaluate(model: nn.Module, split: str) -> float:
         generator = torch.Generator().manual_seed(0)  # the same windows always
         place = device_of(model)
-        losses = [loss(model, windows(split, BATCH, generator).to(place)).item() for _ in range(EVALUATION_BATCHES)]
+        chunks = [windows(split, CHUNK, generator).to(place) for _ in range(EVALUATED // CHUNK)]
+        losses = [loss(model, chunk).item() for chunk in chunks]
         return sum(losses) / len(losses) / math.log(2)
 
     return Problem(
         name=name,
-        build_model=lambda seed: GPT(),
+        build_model=lambda seed: model(),
         train_batches=train_batches,
         loss=loss,
         evaluate=evaluate,

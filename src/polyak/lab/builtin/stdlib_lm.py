@@ -1,5 +1,4 @@
-"""A byte-level GPT of about one million parameters on the text of Python's own standard library, in small batches
-and in large ones.
+"""Byte-level GPTs on the text of Python's own standard library, in small batches and in large ones.
 
 Files, not lines, are divided between training, validation and test, so no text is in two of them. The text belongs
 to the running interpreter: the versions in a run's key include Python's.
@@ -9,15 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import sysconfig
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from polyak.lab.builtin.gpt import BATCH, on_text
+from polyak.lab.builtin.gpt import GPT, on_text, small_gpt
 from polyak.lab.problems import Problem
 
-LARGE = 8  # times the batch, and as many times fewer steps
 SKIPPED = {"test", "tests", "idlelib", "lib2to3", "site-packages", "dist-packages", "__pycache__", "turtledemo"}
 
 
@@ -48,13 +47,16 @@ def _texts() -> dict[str, Tensor]:
 
 
 def language_model() -> Problem:
-    """The byte-level GPT."""
+    """A byte-level GPT."""
     text = "A byte-level GPT of one million parameters on the source text of Python's standard library."
-    return on_text("stdlib-lm", _texts(), batch=BATCH, steps=400, target=3.2, description=text)
+    model = partial(GPT, width=128, depth=5)
+    return on_text("stdlib-lm", _texts(), model, batch=8, steps=400, target=3.2, description=text)
 
 
 def large_batch() -> Problem:
-    """The same text, eight times the batch and an eighth of the steps."""
-    text = "stdlib-lm with batches 8 times as large and an eighth of the steps: as many bytes, few chances to move."
-    batch, steps = BATCH * LARGE, 400 // LARGE
-    return on_text("stdlib-lm-large-batch", _texts(), batch=batch, steps=steps, target=3.6, description=text)
+    """A smaller one, in few steps of large batches."""
+    text = (
+        "A byte-level GPT of 140 thousand parameters on the source text of Python's standard library, in 60 steps of "
+        "64 windows: large batches, and few chances to move."
+    )
+    return on_text("stdlib-lm-large-batch", _texts(), small_gpt, batch=64, steps=60, target=3.6, description=text)

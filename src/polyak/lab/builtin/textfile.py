@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from polyak.lab.builtin.gpt import BATCH, on_text
+from polyak.lab.builtin.gpt import on_text, small_gpt
 from polyak.lab.errors import BadInput
 from polyak.lab.problems import Problem
 
@@ -37,8 +37,9 @@ def text_file(path: Path) -> Problem:
     return on_text(
         f"textfile:{path.name}",
         dict(zip(("train", "validation", "test"), parts, strict=True)),
-        batch=BATCH,
+        small_gpt,
+        batch=16,
         steps=400,
         target=None,
-        description=f"A byte-level GPT of one million parameters on the {len(text):,} bytes of {path.name}.",
+        description=f"A byte-level GPT of 140 thousand parameters on the {len(text):,} bytes of {path.name}.",
     )
