@@ -95,7 +95,8 @@ def _place_loss(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def _place_surprise(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none").mean(dim=1)
+    losses: Tensor = F.cross_entropy(outputs.transpose(1, 2), targets, reduction="none")
+    return losses.mean(dim=1)
 
 
 def delay_k() -> Problem:
