@@ -2,8 +2,8 @@
 
     python benchmarks/lab_targets.py [PROBLEM ...]
 
-SGD with momentum and AdamW are tried with a dozen settings on one seed; the best of each runs again on three others. The
-target is the validation metric that all three runs of the better baseline reach, rounded to the easier side: to
+SGD with momentum and AdamW are tried with six learning rates each on one seed; the best of each runs again on three
+others. The target is the validation metric that all three runs of the better one reach, rounded to the easier side: to
 hundredths of an accuracy, to two digits of an error. Problems are written as they end, so a few can be done at a time;
 the two functions whose minimum is known have targets of their own.
 """
