@@ -66,7 +66,7 @@ def heavy_tail() -> Problem:
 
     def loss(model: nn.Module, batch: tuple[Tensor, Tensor, float]) -> Tensor:
         x, y, wrong = batch
-        outputs = model(x)
+        outputs: Tensor = model(x)
         # The gradient is that of targets off by `wrong`. The value stays the loss of the right targets, so that a
         # curve can be read and a spike is not taken for a run that diverged.
         return F.mse_loss(outputs, y) + 2 * wrong * (outputs - outputs.detach()).mean()
