@@ -54,7 +54,7 @@ def heavy_tail() -> Problem:
         lambda: nn.Sequential(nn.Linear(16, 64), nn.Tanh(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, 1)),
         batch=32,
         steps=1000,
-        target=0.1,
+        target=0.16,
         description=f"Regression in which {SPIKED:.0%} of the batches have gradients of wrong targets, off by 10 or "
         f"more (Pareto's tail, exponent {TAIL}): the noise of the gradient has no variance.",
     )
@@ -110,7 +110,7 @@ def delay_k() -> Problem:
         Recurrent,
         batch=64,
         steps=400,
-        target=0.1,
+        target=0.2,
         description=f"A gated recurrent net of 25 thousand parameters that repeats random symbols (of {SYMBOLS}) "
         f"{DELAY} places later; without memory nothing is better than ln {SYMBOLS} = 1.386.",
     )
@@ -139,7 +139,7 @@ def deep_linear() -> Problem:
         _deep_linear,
         batch=100,
         steps=600,
-        target=0.02,
+        target=0.011,
         description=f"A product of {DEPTH} matrices learns a matrix of rank 4: plateaus, with a fall for each singular "
         "value; the error counts in units of the variance, of which 0.01 is noise.",
     )
