@@ -12,9 +12,14 @@ import pytest
 import torch
 from torch import nn
 
-from polyak.lab.campaign import Campaign, Record, versions
+from polyak.lab.campaign import Campaign
+from polyak.lab.described import Described
+from polyak.lab.html import render
 from polyak.lab.problems import LoadedProblem, Problem
+from polyak.lab.report import summarize
+from polyak.lab.spec import Record, versions
 from polyak.lab.train import execute
+from tests.lab import synthetic
 
 
 def quadratic(**changes: Any) -> Problem:
@@ -85,3 +90,17 @@ def records() -> tuple[Campaign, dict[str, Record]]:
     """A finished comparison."""
     campaign = campaign_of(quadratic())
     return campaign, run_here(campaign)
+
+
+@pytest.fixture(scope="session")
+def many() -> tuple[Described, dict[str, Record]]:
+    """Twenty methods on one problem, synthetic."""
+    described = synthetic.described(20)
+    return described, synthetic.records(described)
+
+
+@pytest.fixture(scope="session")
+def page(many) -> str:
+    """The page of twenty methods."""
+    described, records = many
+    return render(summarize([described], records))

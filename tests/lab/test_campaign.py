@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from polyak.lab import campaign as campaign_module
-from polyak.lab.campaign import Record, RunSpec
+from polyak.lab import spec as spec_module
+from polyak.lab.spec import Record, RunSpec
 from tests.lab.conftest import campaign_of, quadratic, run_here
 
 SPEC = RunSpec("here", "quadratic", "digest", "sgd", {"lr": 0.1, "betas": (0.9, 0.99)}, 0, "validation", 30)
@@ -36,11 +36,11 @@ def test_whatever_decides_the_figures_is_in_the_key(change):
 def test_versions_are_in_the_key(monkeypatch):
     before = replace(SPEC).key
     for name in ("polyak", "code", "torch", "python"):
-        monkeypatch.setattr(campaign_module, "versions", lambda name=name: {**VERSIONS, name: "other"})
+        monkeypatch.setattr(spec_module, "versions", lambda name=name: {**VERSIONS, name: "other"})
         assert replace(SPEC).key != before
 
 
-VERSIONS = campaign_module.versions()
+VERSIONS = spec_module.versions()
 
 
 def test_where_a_problem_lies_is_not_in_the_key():

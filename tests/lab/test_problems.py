@@ -1,80 +1,13 @@
-"""Built-in problems and loading one's own."""
+"""Loading problems."""
 
 import textwrap
 
 import pytest
-import torch
 
 from polyak.lab import problems
-from polyak.lab.builtin import stdlib_lm
 from polyak.lab.errors import BadInput
-from polyak.lab.problems import BUILTIN, Problem, load
+from polyak.lab.problems import Problem, load
 from polyak.lab.train import execute
-
-SIZES = {"digits-cnn": 21_546, "digits-vit": 18_154, "rosenbrock": 2, "illconditioned": 128, "stdlib-lm": 1_067_776}
-
-
-@pytest.mark.parametrize("name", BUILTIN)
-def test_builtin_problems_train_and_evaluate(name):
-    problem = load(name).problem
-    assert problem.name == name and problem.target is not None
-    setting = {"lr": 1e-2, "execution": "eager"}
-    outcome = execute(problem, "adamw", setting, 1, "test", steps=2 if name == "stdlib-lm" else 20)
-    assert outcome.status == "finished", outcome.detail
-    assert outcome.detail["parameters"] == SIZES[name]
-    losses = [loss for _, loss in outcome.detail["train"]]
-    assert losses[-1] < losses[0]
-
-
-@pytest.mark.parametrize("name", ["digits-cnn", "stdlib-lm"])
-def test_a_seed_decides_model_and_batches(name):
-    problem = load(name).problem
-    for seed in (1, 2):
-        one, two = next(problem.train_batches(seed)), next(problem.train_batches(seed))
-        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
-    assert not torch.equal(next(problem.train_batches(1))[0], next(problem.train_batches(2))[0])
-
-
-def test_digits_are_split_without_overlap():
-    from polyak.lab.builtin.digits import SIZES as sizes
-    from polyak.lab.builtin.digits import _splits
-
-    splits = _splits()
-    assert {name: len(labels) for name, (_, labels) in splits.items()} == sizes
-    assert sum(sizes.values()) == 1797
-    images = torch.cat([images for images, _ in splits.values()])
-    assert len(images.flatten(1).unique(dim=0)) == 1797  # no image twice, so none in two splits
-
-
-def test_stdlib_files_are_in_one_split_each():
-    splits = stdlib_lm.files()
-    names = [path for paths in splits.values() for path in paths]
-    assert len(names) == len(set(names))
-    assert all(len(paths) > 5 for paths in splits.values())
-    assert not any("test" in path.parts or "site-packages" in path.parts for path in names)
-
-
-def test_rosenbrock_and_illconditioned_have_their_minimum():
-    rosenbrock, bowl = load("rosenbrock").problem, load("illconditioned").problem
-    model = rosenbrock.build_model(0)
-    with torch.no_grad():
-        model.point.copy_(torch.ones(2))
-        assert rosenbrock.loss(model, None).item() == 0
-        model.point.copy_(torch.tensor([-1.0, 2.0]))
-        assert rosenbrock.loss(model, None).item() == 104
-        quadratic = bowl.build_model(0)
-    values = [torch.func.hessian(lambda w: _at(bowl, quadratic, w))(quadratic.point.detach())]
-    spectrum = torch.linalg.eigvalsh(values[0].reshape(128, 128))
-    assert (spectrum[-1] / spectrum[0]).item() == pytest.approx(1e4, rel=1e-6)
-
-
-def _at(problem, model, weight):
-    class Point(type(model)):
-        def __init__(self):
-            torch.nn.Module.__init__(self)
-            self.point = weight
-
-    return problem.loss(Point(), None)
 
 
 @pytest.fixture
@@ -133,6 +66,33 @@ def test_unknown_names():
         load("digits-cn")
     with pytest.raises(BadInput, match=r"unknown problem 'zzz'; known: digits-cnn, .*path/to/file.py:function"):
         load("zzz")
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("cifar", "unknown problem 'cifar'; did you mean cifar10"),
+        ("cifar10", "cifar10 needs the folder cifar-10-batches-py or cifar-10-batches-bin: cifar10:path/to/it"),
+        ("textfile:", "textfile needs a text file: textfile:path/to/it"),
+        ("textfile:nowhere/a.txt", "textfile: there is no '/.*/nowhere/a.txt'; name a text file"),
+        ("digits-cnn:data", "unknown problem 'digits-cnn:data'; did you mean digits-cnn"),
+    ],
+)
+def test_references_to_data(reference, message):
+    with pytest.raises(BadInput, match=message) as caught:
+        load(reference)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_are_found_wherever_a_worker_runs(tmp_path, monkeypatch):
+    (tmp_path / "book.txt").write_text("To be or not to be. " * 1000)
+    (tmp_path / "other.txt").write_text("To be or not to be. " * 1000)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    loaded = load("textfile:book.txt")
+    assert loaded.reference == f"textfile:{tmp_path / 'book.txt'}" and loaded.problem.name == "textfile:book.txt"
+    assert load("textfile:~/book.txt") == load(loaded.reference) == loaded
+    assert load("textfile:other.txt").digest != loaded.digest
 
 
 def test_unknown_files(write, tmp_path):

@@ -1,28 +1,36 @@
-"""The report: what it says, and the page and the table that show it."""
+"""The report as data: what it says of records, and the interface that stays."""
 
 import json
 import math
-import re
 from dataclasses import replace
-from html.parser import HTMLParser
 
 import pytest
 
-from polyak.lab import html, table
-from polyak.lab.comparison import write_report
-from polyak.lab.errors import LabError
+from polyak.lab.comparison import describe
+from polyak.lab.described import Described
 from polyak.lab.report import summarize
-from polyak.lab.terminal import console, print_errors, print_report
+from tests.lab import synthetic
 from tests.lab.conftest import campaign_of, quadratic, run_here
 
 
 @pytest.fixture(scope="module")
 def report(records):
-    return summarize(*records)
+    campaign, made = records
+    return summarize(describe(campaign), made)
 
 
-def by_name(problem):
-    return {method.method: method for method in problem.methods}
+def one(methods=2, **changes):
+    """A description, its synthetic records as a list, and a way to summarize them."""
+    described = synthetic.described(methods, **changes)
+    return described, list(synthetic.records(described, lost=False).values())
+
+
+def summary(described, records):
+    return summarize([described], {record.key: record for record in records}).problems[0]
+
+
+def named(problem, name):
+    return next(method for method in problem.methods if method.method == name)
 
 
 def test_figures_are_those_of_the_records(report, records):
@@ -32,176 +40,174 @@ def test_figures_are_those_of_the_records(report, records):
         finals = [made[spec.key] for spec in campaign.final_specs(loaded, method.method, made)]
         trials = [made[spec.key] for spec in campaign.trial_specs(loaded, method.method)]
         values = [record.metric for record in finals]
-        assert method.metrics == values and method.median == pytest.approx(sum(values) / 2)
-        assert (method.low, method.high, method.coverage) == (min(values), max(values), 0.5)
-        assert method.tuned == min(record.metric for record in trials)
-        assert method.untuned == trials[0].metric
+        assert method.metrics == {record.seed: record.metric for record in finals}
+        assert method.median == pytest.approx(sum(values) / 2)
+        assert (method.low, method.high) == (min(values), max(values))
+        assert method.setting == finals[0].setting
+        assert method.chosen.first == min(record.metric for record in trials)
         assert method.state_bytes_per_parameter == finals[0].detail["state_bytes"] / 4
         steps = [record.detail["target_step"] or math.inf for record in finals]
         assert method.reached == sum(math.isfinite(s) for s in steps)
         assert [row[0] for row in method.validation_curve] == [s for s, _ in finals[0].detail["validation"]]
 
 
-def test_methods_are_sorted_and_the_best_is_marked(report):
-    problem = report.problems[0]
-    medians = [method.median for method in problem.methods]
-    assert medians == sorted(medians)
-    assert table.columns(problem)[0].best(problem.methods) == {problem.methods[0].method}
-
-
-def diverging(share):
-    """A problem whose given seeds diverge at the best setting, whatever the method."""
-    problem = quadratic()
-
-    def evaluate(model, split):
-        return float("nan") if split == "test" and next(share) else problem.evaluate(model, split)
-
-    return replace(problem, evaluate=evaluate)
-
-
-def test_diverged_runs_count_as_infinitely_bad():
-    campaign = campaign_of(diverging(iter([1, 1, 1, 0, 0])), methods=("sgd",), seeds=5)
-    method = summarize(campaign, run_here(campaign)).problems[0].methods[0]
-    assert (method.median, method.high, method.diverged) == (None, None, 3)
-    assert method.low == min(value for value in method.metrics if value is not None)
-    campaign = campaign_of(diverging(iter([1, 0, 0, 0, 0])), methods=("sgd",), seeds=5)
-    method = summarize(campaign, run_here(campaign)).problems[0].methods[0]
-    assert method.median is not None and method.high is None and method.diverged == 1
-    assert table._metric(method).endswith("diverged]")
-
-
-def test_a_method_that_never_works_is_last_and_says_so():
-    def loss(model, batch):
-        raise RuntimeError("broken")
-
-    campaign = campaign_of(quadratic(loss=loss), methods=("sgd", "adamw"))
-    made = run_here(campaign)
-    report = summarize(campaign, made)
-    method = report.problems[0].methods[0]
-    assert (method.setting, method.metrics, method.median, method.trials_failed) == (None, [], None, 3)
-    assert table.columns(report.problems[0])[0].text(method) == "failed"
-    assert table.verdict(report.problems[0]).startswith("No method has a median")
-    assert len(report.errors) == 6 and len(report.distinct_errors()) == 1
-    assert "RuntimeError: broken" in html.render(report)
-
-
-def test_overlapping_intervals_are_not_told_apart(report):
-    problem = report.problems[0]
-    names = [f"m{i}" for i in range(4)]
-    spans = [(1.0, 0.8, 1.3), (1.2, 1.1, 2.0), (1.4, 1.35, 1.5), (1.0, 0.9, 1.1)]
-    methods = [
-        replace(problem.methods[0], method=n, median=m, low=low, high=high, coverage=0.95, as_good_as_best=low <= 1.3)
-        for n, (m, low, high) in zip(names, spans, strict=True)
-    ]
-    some = replace(problem, methods=[methods[0], methods[3], methods[1], methods[2]])
-    assert table.verdict(some) == (
-        "m0 and m3 share the best median test distance, 1. "
-        "The seeds do not tell m1 apart from them: the intervals overlap."
-    )
-    clear = replace(problem, methods=[methods[0], replace(methods[2], as_good_as_best=False)])
-    assert table.verdict(clear).endswith("and the interval is apart from all others.")
-    few = replace(problem, methods=[replace(m, coverage=0.5) for m in methods])
-    assert table.verdict(few).endswith("with so few seeds that may be chance.")
-
-
 def test_the_order_of_records_does_not_matter(report, records):
     campaign, made = records
-    assert summarize(campaign, dict(reversed(made.items()))).to_json() == report.to_json()
+    again = summarize(describe(campaign), dict(reversed(made.items())))
+    assert again.to_json() == report.to_json() and again.data() == report.data()
+
+
+def test_the_interface_that_stays():
+    described, records = one(3)
+    lost = replace(records[-1], status="diverged", metric=None, detail={"reason": "the loss is NaN", "step": 17})
+    found = summarize([described], {record.key: record for record in [*records[:-1], lost]}).to_json()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert set(found) == {"digits"} and found["digits"]["reference"] == "adamw"
+    assert set(found["digits"]["methods"]) == {"adamw", "sgd", "muon"}
+    wanted = ["difference", "low", "high", "probability_of_improvement", "call", "seeds", "setting", "failures"]
+    for method in found["digits"]["methods"].values():
+        assert list(method) == wanted and method["call"] in ("better", "worse", "equivalent", "unsettled")
+    reference = found["digits"]["methods"]["adamw"]
+    assert [reference[name] for name in wanted[:6]] == [0.0, 0.0, 0.0, 0.5, "equivalent", 5]
+    assert found["digits"]["methods"]["muon"]["failures"] == [{"reason": "the loss is NaN", "step": 17}]
+
+
+def test_positive_differences_are_better_whatever_the_metric():
+    for higher in (True, False):
+        described, records = one(2, higher_is_better=higher, target=None)
+        for record in records:
+            if record.method == "sgd" and record.split == "test":
+                records[records.index(record)] = replace(record, metric=record.metric + 0.1 * (1 if higher else -1))
+        problem = summary(described, records)
+        assert problem.methods[0].method == "sgd" and problem.methods[0].judgement.difference > 0
+
+
+def test_the_sentence_names_the_rate_of_the_best_and_steps_that_take_longer():
+    described, records = one(2, margin=0.5)
+    for i, record in enumerate(records):
+        time = {"adamw": 5.0, "sgd": 8.0}[record.method]
+        records[i] = replace(record, detail={**record.detail, "timing": {"step_ms": time}})
+    problem = summary(described, records)
+    rate = named(problem, "adamw").setting["lr"]
+    assert problem.sentence.startswith(f"use adamw, lr {rate:.2g}; sgd is equivalent")
+    assert problem.sentence.endswith("1.6x slower a step")
+
+
+def test_a_warning_that_many_methods_have_is_told_once():
+    described, records = one(4)
+    few = [r for r in records if r.split == "test" or r.seed == 0]
+    warnings = summary(described, few).warnings
+    ahead = "the chosen setting is ahead of the second best on its only tuning seed"
+    assert [w for w in warnings if ahead in w] == [f"{', '.join(described.methods)}: {ahead}"]
+
+
+def test_trials_hold_the_tuning_seed_first_and_the_seeds_that_were_run_again():
+    described, records = one()
+    method = summary(described, records).methods[0]
+    assert len(method.trials) == 10
+    assert sorted(map(len, (t.validation for t in method.trials))) == [1] * 9 + [3]
+    assert all(next(iter(t.validation)) == 0 for t in method.trials)
+    assert list(method.chosen.validation) == [0, 1, 2]
+
+
+def test_expected_validation_after_k_trials():
+    described, records = one()
+    method = summary(described, records).methods[0]
+    first = [trial.first for trial in method.trials]
+    assert [k for k, _ in method.expected] == list(range(1, 11))
+    values = [value for _, value in method.expected]
+    assert values[0] == pytest.approx(sum(first) / 10)
+    assert values == sorted(values) and values[-1] <= max(first)
+
+
+def test_a_chosen_value_at_the_edge_of_its_range_is_marked():
+    for rate, edges in ((9e-2, ["lr"]), (2e-5, ["lr"]), (1e-3, [])):
+        described, records = one()
+        inner = {"lr": rate, "weight_decay": 0.01, "betas": [0.9, 0.99]}
+        some = [replace(r, setting=inner) if r.split == "test" else r for r in records]
+        assert summary(described, some).methods[0].edges == edges
+
+
+def test_failures_are_told_by_reason_and_step():
+    described, records = one()
+    trials = [r for r in records if r.method == "sgd" and r.split == "validation" and r.seed == 0]
+    reasons = [
+        ({"reason": "the loss is NaN", "step": 4}, "diverged"),
+        ({"reason": "the loss is NaN", "step": 4}, "diverged"),
+        ({"error": "Traceback\n  ...\nValueError: no\n"}, "failed"),
+        ({}, "crashed"),
+    ]
+    for trial, (detail, status) in zip([t for t in trials if t.metric < 0.9], reasons, strict=False):
+        records[records.index(trial)] = replace(trial, status=status, metric=None, detail=detail)
+    method = named(summary(described, records), "sgd")
+    assert method.counted() == {
+        ("the loss is NaN", 4, True): 2,
+        ("ValueError: no", None, True): 1,
+        ("crashed", None, True): 1,
+    }
+
+
+def test_a_diverged_run_counts_as_infinitely_bad_and_a_failed_one_for_nothing():
+    described, records = one()
+    finals = [r for r in records if r.method == "sgd" and r.split == "test"]
+    for final, status in zip(finals, ("diverged", "diverged", "diverged", "failed"), strict=False):
+        records[records.index(final)] = replace(final, status=status, metric=None, detail={})
+    method = named(summary(described, records), "sgd")
+    assert (method.median, method.low, method.high) == (None, None, finals[4].metric)
+    assert list(method.metrics) == [1, 2, 3, 5] and len(method.failures) == 4
+
+
+def test_a_method_that_never_works_is_last_and_the_others_are_judged():
+    described, records = one(3)
+    some = [r for r in records if r.method != "adamw"]
+    problem = summary(replace(described, reference="sgd"), some)
+    assert problem.methods[-1].method == "adamw"
+    worst = problem.methods[-1]
+    assert (worst.setting, worst.metrics, worst.median, worst.target_step) == (None, {}, None, None)
+
+
+def test_nothing_ran_at_all():
+    described = synthetic.described(2)
+    report = summarize([described], {})
+    assert all(
+        m["call"] == "unsettled" or m["difference"] is None for m in report.to_json()["digits"]["methods"].values()
+    )
+
+
+def test_runs_under_way_and_of_others_are_left_out():
+    described, records = one()
+    other = [replace(records[0], key="a", status="running"), replace(records[0], key="b", method="lion", metric=2.0)]
+    other += [replace(records[0], key="c", problem="elsewhere", metric=3.0)]
+    report = summarize([described], {r.key: r for r in [*records, *other]})
+    assert report.data() == summarize([described], {r.key: r for r in records}).data()
+
+
+def test_runs_of_a_loop_without_our_own_details():
+    """What a training function of the user's reports may be no more than a metric."""
+    described, records = one()
+    bare = [replace(r, detail={}) for r in records]
+    method = summary(described, bare).methods[0]
+    assert method.validation_curve == [] and method.state_bytes_per_parameter is None
+    assert method.timing == dict.fromkeys(("target_seconds", "step_ms", "optimizer_ms", "compile_seconds"))
 
 
 def test_profiles_need_several_problems(report):
     assert report.profiles == {}
     campaign = campaign_of(quadratic(), quadratic(name="other", target=1.0))
-    several = summarize(campaign, run_here(campaign))
+    several = summarize(describe(campaign), run_here(campaign))
     assert set(several.profiles) == {"sgd", "adamw"}
     assert max(share for corners in several.profiles.values() for _, share in corners) <= 1
-    assert 'data-chart="profile"' in html.render(several)
 
 
-class Page(HTMLParser):
-    """Collects what a browser would fetch, and whether every element is closed."""
-
-    VOID = frozenset({"meta", "br", "circle", "path"})
-
-    def __init__(self, text):
-        super().__init__()
-        self.addresses, self.open = [], []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.addresses += [value for name, value in attrs if name in ("src", "href", "action", "data", "srcset")]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        pass
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-def test_the_page_is_complete_and_fetches_nothing(report):
-    text = html.render(report)
-    page = Page(text)
-    assert page.addresses == [] and page.open == []
-    assert "@import" not in text and "url(http" not in text and "default-src 'none'" in text
-    assert len(text) < 200_000
-    data = re.search(r'<script type="application/json" id="report">(.*?)</script>', text)[1]
-    assert json.loads(data)["methods"] == ["sgd", "adamw"]
-
-
-def test_names_cannot_break_out_of_the_page():
-    evil = "</script><script>alert(1)</script>"
-    campaign = campaign_of(quadratic(name=evil, metric=evil, description=evil))
-    text = html.render(summarize(campaign, run_here(campaign)))
-    assert evil not in text and "alert(1)" in text
-    assert Page(text).open == []
-
-
-def test_the_terminal_shows_the_same_figures(report, capsys):
-    print_report(report, console())
-    shown = capsys.readouterr().out
-    for method in report.problems[0].methods:
-        assert method.method in shown and table.number(method.median) in shown
-    assert table.verdict(report.problems[0]) in " ".join(shown.split())
-
-
-def test_errors_are_printed_once_each(capsys):
+def test_errors_are_grouped():
     def loss(model, batch):
         raise RuntimeError("broken")
 
     campaign = campaign_of(quadratic(loss=loss))
-    print_errors(summarize(campaign, run_here(campaign)), console(stderr=True))
-    shown = capsys.readouterr().err
-    assert shown.count("RuntimeError: broken") == 1 and "quadratic, adamw, seed 0 and 5 more: failed" in shown
+    report = summarize(describe(campaign), run_here(campaign))
+    assert len(report.errors) == 6 and len(report.distinct_errors()) == 1
 
 
-@pytest.mark.parametrize(
-    ("value", "digits", "text"),
-    [
-        (None, 4, "–"),
-        (0.98333, 4, "0.9833"),
-        (200, 4, "200"),
-        (12345, 4, "12345"),
-        (4.5e-6, 3, "4.5e-06"),
-        (0.0, 4, "0"),
-    ],
-)
-def test_number(value, digits, text):
-    assert table.number(value, digits) == text
-
-
-def test_a_report_that_cannot_be_written_leaves_the_old_one(report, tmp_path, monkeypatch):
-    path = tmp_path / "report.html"
-    write_report(report, path)
-    before = path.read_text()
-
-    def full(*arguments):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("polyak.lab.comparison.os.replace", full)
-    with pytest.raises(LabError, match=r"cannot write the report .*: No space left on device; all runs are kept"):
-        write_report(report, path)
-    assert path.read_text() == before and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(LabError, match="No such file or directory"):
-        write_report(report, tmp_path / "nowhere" / "report.html")
+def test_a_description_survives_the_store():
+    described = synthetic.described(3)
+    assert Described.from_json(json.loads(json.dumps(described.to_json()))) == described

@@ -4,7 +4,12 @@ import math
 
 import pytest
 
-from polyak.lab.statistics import median, order_interval, performance_profile
+from polyak.lab.statistics import (
+    median,
+    performance_profile,
+    profile_score,
+    time_to_target,
+)
 
 
 def test_median():
@@ -14,30 +19,42 @@ def test_median():
     assert median([math.inf, math.inf, 1.0, 1.0]) == math.inf
 
 
-@pytest.mark.parametrize(
-    ("count", "low", "high", "coverage"),
-    [
-        (1, 0, 0, 0.0),
-        (2, 0, 1, 0.5),
-        (5, 0, 4, 0.9375),
-        (6, 0, 5, 1 - 2 / 64),  # the first with 95 %
-        (9, 1, 7, 1 - 2 * (1 + 9) / 512),
-        (20, 5, 14, 0.958611),  # 6th and 15th: the textbook interval of a sign test
-    ],
-)
-def test_order_interval(count, low, high, coverage):
-    interval = order_interval([float(i) for i in reversed(range(count))])
-    assert (interval.low, interval.high) == (low, high)
-    assert interval.coverage == pytest.approx(coverage, abs=1e-6)
-
-
-def test_diverged_runs_widen_the_interval_to_infinity():
-    interval = order_interval([1.0, 2.0, 3.0, math.inf, math.inf])
-    assert (interval.median, interval.low, interval.high) == (3.0, 1.0, math.inf)
-
-
 def test_performance_profile():
     profile = performance_profile({"a": [10, 20, math.inf], "b": [20, 10, 30], "c": [math.inf] * 3})
     assert profile["a"] == [(1.0, 1 / 3), (2.0, 2 / 3)]
     assert profile["b"] == [(1.0, 2 / 3), (2.0, 1.0)]
     assert profile["c"] == [(1.0, 0.0)]
+
+
+def test_a_problem_that_nobody_solved_counts():
+    profile = performance_profile({"a": [10, math.inf], "b": [20, math.inf]})
+    assert profile == {"a": [(1.0, 0.5)], "b": [(1.0, 0.0), (2.0, 0.5)]}
+
+
+def test_a_cost_of_nothing():
+    profile = performance_profile({"a": [0, 10], "b": [5, 5]})
+    assert profile == {"a": [(1.0, 0.5), (2.0, 1.0)], "b": [(1.0, 0.5)]}
+
+
+def test_profile_score_by_hand():
+    # Half of the problems at once, the other half from 2 on: (1 * 1/2 + 2 * 1) / 3.
+    assert profile_score([(1.0, 0.5), (2.0, 1.0)]) == pytest.approx(2.5 / 3)
+    assert profile_score([(1.0, 0.0), (3.0, 0.5), (9.0, 1.0)]) == pytest.approx(0.5 / 3)
+    assert profile_score([(1.0, 1.0)]) == pytest.approx(1.0)
+    assert profile_score([(1.0, 0.0)]) == 0.0
+    assert profile_score([(1.0, 0.0), (3.0, 0.5)], largest=5.0) == pytest.approx(0.25)
+
+
+@pytest.mark.parametrize(
+    ("times", "median_time"),
+    [
+        ([70, 74, 72], 72),
+        ([70, None, 72, None, 71], 72),
+        ([70, None, None, None, 71], math.inf),
+        ([70, 72, None, None], math.inf),
+        ([70, 72, 74, None], 73),
+        ([], math.inf),
+    ],
+)
+def test_time_to_target(times, median_time):
+    assert time_to_target(times) == median_time

@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 
 from polyak.lab import store as store_module
-from polyak.lab.campaign import RunSpec
 from polyak.lab.errors import LabError
+from polyak.lab.spec import RunSpec
 from polyak.lab.store import Store, this_process
 from polyak.lab.train import Outcome
 
@@ -65,7 +65,7 @@ def test_the_claim_of_a_dead_process_is_taken_over(store, path):
 CLAIM_AND_DIE = """
 import os, sys
 from pathlib import Path
-from polyak.lab.campaign import RunSpec
+from polyak.lab.spec import RunSpec
 from polyak.lab.store import Store
 spec = RunSpec("here", "quadratic", "digest", "adamw", {"lr": 0.1, "betas": (0.9, 0.99)}, 0, "validation", 30)
 assert Store(Path(sys.argv[1])).claim(spec) == "mine"

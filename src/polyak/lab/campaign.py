@@ -8,81 +8,12 @@ many sittings they were made.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import platform
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from functools import cached_property, lru_cache
-from pathlib import Path
-from typing import Any
-
-import torch
-
-import polyak
 from polyak import optim
 from polyak.lab import search
 from polyak.lab.problems import LoadedProblem, Problem
+from polyak.lab.spec import Record, Records, RunSpec
 
 TUNING_SEED = 0  # the reported seeds are 1, 2, ...: none of them took part in the choice of the setting
-CODE = ("memory", "optim", "lab/train.py")
-
-
-@lru_cache
-def versions() -> dict[str, str]:
-    """What else a figure depends on. ``code`` is a digest of polyak's own source, so a changed rule is run again."""
-    root = Path(polyak.__path__[0])
-    digest = hashlib.sha256()
-    for part in CODE:
-        for path in sorted([root / part] if part.endswith(".py") else (root / part).rglob("*.py")):
-            digest.update(path.read_bytes())
-    return {
-        "polyak": polyak.__version__,
-        "code": digest.hexdigest()[:16],
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-    }
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """Everything that decides a run's figures."""
-
-    reference: str = field(repr=False)
-    problem: str
-    source: str = field(repr=False)
-    method: str
-    setting: dict[str, Any]
-    seed: int
-    split: str
-    steps: int
-
-    @cached_property
-    def key(self) -> str:
-        """The run's name in the store: a hash of problem source, method, setting, seed, split, steps and versions."""
-        content = {name: value for name, value in asdict(self).items() if name != "reference"}
-        text = json.dumps({**content, "versions": versions()}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
-
-
-@dataclass(frozen=True)
-class Record:
-    """A run that has ended."""
-
-    key: str
-    problem: str
-    method: str
-    setting: dict[str, Any]
-    seed: int
-    split: str
-    steps: int
-    versions: dict[str, str]
-    status: str
-    metric: float | None
-    detail: dict[str, Any]
-
-
-Records = Mapping[str, Record]
 
 
 class Campaign:

@@ -16,10 +16,11 @@ from rich.table import Table
 from polyak import aot, optim
 from polyak.declare import Choice, Hyper, Range
 from polyak.lab import terminal
-from polyak.lab.comparison import check_report_path, plan, write_report
 from polyak.lab.comparison import compare as run_comparison
+from polyak.lab.comparison import plan
 from polyak.lab.errors import BadInput
 from polyak.lab.problems import BUILTIN
+from polyak.lab.results import check_report_path, write_report
 from polyak.lab.store import Store
 from polyak.lab.table import number, setting
 from polyak.optim.ahead import sources

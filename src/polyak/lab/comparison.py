@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import platform
+import shlex
+import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from polyak import optim
-from polyak.lab import html
-from polyak.lab.campaign import Campaign, Record, RunSpec
-from polyak.lab.errors import BadInput, LabError
+from polyak.lab.campaign import Campaign
+from polyak.lab.described import Described
+from polyak.lab.errors import BadInput
 from polyak.lab.problems import load
 from polyak.lab.report import Report, summarize
 from polyak.lab.runner import Watcher, make_runs
+from polyak.lab.spec import Record, RunSpec
 from polyak.lab.store import Store
 
 
@@ -22,6 +26,9 @@ class Unwatched:
 
     def began(self, spec: RunSpec) -> None:
         """A worker has begun a run."""
+
+    def progress(self, spec: RunSpec, step: int, steps: int | None) -> None:
+        """A run has come to a step."""
 
     def ended(self, record: Record, here: bool) -> None:
         """A run has ended."""
@@ -70,28 +77,30 @@ def compare(campaign: Campaign, store: Path, workers: int | None = None, watcher
         raise BadInput(f"workers must be at least 1, got {workers}")
     runs = Store(store)
     try:
-        return summarize(campaign, make_runs(campaign, runs, workers, watcher or Unwatched()))
+        return summarize(describe(campaign), make_runs(campaign, runs, workers, watcher or Unwatched()))
     finally:
         runs.close()
 
 
-def check_report_path(path: Path) -> None:
-    """Refuse a report that could not be written, before hours are spent on it."""
-    if path.is_dir():
-        raise BadInput(f"the report {str(path)!r} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise BadInput(f"there is no folder {str(path.parent)!r} for the report")
-
-
-def write_report(report: Report, path: Path) -> None:
-    """Write the HTML report, whole or not at all."""
-    handle, temporary = -1, ""
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with open(handle, "w", encoding="utf-8") as file:
-            file.write(html.render(report))
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True) if temporary else None
-        raise LabError(f"cannot write the report {str(path)!r}: {error.strerror}; all runs are kept") from error
+def describe(campaign: Campaign) -> list[Described]:
+    """What the report says of each problem beside its runs. The first method is what others are compared to."""
+    spaces = {method: optim.get(method).search_space for method in campaign.methods}
+    machine = f"{platform.node()}: {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return [
+        Described(
+            problem=loaded.problem.name,
+            description=loaded.problem.description,
+            metric=loaded.problem.metric,
+            higher_is_better=loaded.problem.higher_is_better,
+            target=loaded.problem.target,
+            steps=campaign.steps or loaded.problem.steps,
+            methods=tuple(campaign.methods),
+            reference=campaign.methods[0],
+            spaces=spaces,
+            margin=None,
+            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+            date=time.strftime("%Y-%m-%d %H:%M"),
+            machine=machine,
+        )
+        for loaded in campaign.problems
+    ]

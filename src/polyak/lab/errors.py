@@ -7,8 +7,6 @@ import importlib
 from collections.abc import Iterable
 from typing import Any
 
-INSTALL = 'pip install "polyak[lab]"'
-
 
 class LabError(Exception):
     """Something outside the program went wrong (a full disk, a read-only store); one line says what."""
@@ -29,11 +27,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
 
 
-def require(module: str) -> Any:
-    """Import an optional dependency, or say in one line how to install it."""
+def require(module: str, extra: str = "lab") -> Any:
+    """Import an optional dependency, or say in one line which of polyak's extras has it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.split(".")[0] != module.split(".")[0]:
             raise
-        raise BadInput(f"polyak compare needs {missing.name}: {INSTALL}") from missing
+        raise BadInput(f'this needs {missing.name}: pip install "polyak[{extra}]"') from missing

@@ -61,9 +61,23 @@ from polyak.lab.errors import BadInput, suggestion
 BUILTIN = {
     "digits-cnn": ("polyak.lab.builtin.digits", "cnn"),
     "digits-vit": ("polyak.lab.builtin.digits", "vit"),
+    "noisy-digits": ("polyak.lab.builtin.digits", "noisy"),
+    "multitask-digits": ("polyak.lab.builtin.digits", "multitask"),
+    "wine-mlp": ("polyak.lab.builtin.tables", "wine"),
+    "diabetes-regression": ("polyak.lab.builtin.tables", "diabetes"),
     "stdlib-lm": ("polyak.lab.builtin.stdlib_lm", "language_model"),
+    "stdlib-lm-large-batch": ("polyak.lab.builtin.stdlib_lm", "large_batch"),
+    "heavy-tail": ("polyak.lab.builtin.synthetic", "heavy_tail"),
+    "delay-k": ("polyak.lab.builtin.synthetic", "delay_k"),
+    "deep-linear": ("polyak.lab.builtin.synthetic", "deep_linear"),
     "rosenbrock": ("polyak.lab.builtin.analytic", "rosenbrock"),
     "illconditioned": ("polyak.lab.builtin.analytic", "illconditioned"),
+}
+# These read data of the user's, named after a colon; the third entry says which.
+FROM_FILES = {
+    "cifar10": ("polyak.lab.builtin.cifar10", "cifar10", "the folder cifar-10-batches-py or cifar-10-batches-bin"),
+    "imagefolder": ("polyak.lab.builtin.imagefolder", "image_folder", "a folder with a folder of pictures a class"),
+    "textfile": ("polyak.lab.builtin.textfile", "text_file", "a text file"),
 }
 
 
@@ -125,16 +139,36 @@ class LoadedProblem:
 
 
 def load(reference: str) -> LoadedProblem:
-    """Load a built-in problem by name, or the user's by ``path/to/file.py:function``."""
+    """Load a built-in problem by name or ``name:path/to/data``, or the user's by ``path/to/file.py:function``."""
+    name, _, data = reference.partition(":")
+    if name in FROM_FILES:
+        return _load_on_data(name, data)
     if ".py:" in reference:
         return _load_file(reference)
     if reference not in BUILTIN:
-        hint = "a problem of your own is path/to/file.py:function"
-        raise BadInput(f"unknown problem {reference!r}; {suggestion(reference, BUILTIN)} ({hint})")
-    module_name, function = BUILTIN[reference]
+        near = suggestion(reference, [*BUILTIN, *FROM_FILES])
+        raise BadInput(f"unknown problem {reference!r}; {near} (a problem of your own is path/to/file.py:function)")
+    return _load_builtin(reference, *BUILTIN[reference])
+
+
+def _load_on_data(name: str, data: str) -> LoadedProblem:
+    module_name, function, wanted = FROM_FILES[name]
+    if not data:
+        raise BadInput(f"{name} needs {wanted}: {name}:path/to/it")
+    path = Path(data).expanduser().resolve()
+    if not path.exists():
+        raise BadInput(f"{name}: there is no {str(path)!r}; name {wanted}")
+    try:
+        return _load_builtin(f"{name}:{path}", module_name, function, path)
+    except OSError as error:
+        raise BadInput(f"{name} cannot read {error.filename or str(path)!r}: {error.strerror or error}") from error
+
+
+def _load_builtin(reference: str, module_name: str, function: str, *data: Path) -> LoadedProblem:
     module = importlib.import_module(module_name)
     source = Path(str(module.__file__)).read_bytes()
-    return LoadedProblem(reference, _digest(source, function), getattr(module, function)())
+    made = getattr(module, function)(*data)
+    return LoadedProblem(reference, _digest(source, ":".join([function, *map(str, data)])), made)
 
 
 def _digest(source: bytes, function: str) -> str:

@@ -1,78 +1,71 @@
-"""What a comparison found, as plain data: the terminal table and the HTML report show exactly this."""
+"""What a comparison found, as plain data: the terminal, the page and the exports show exactly this.
+
+It is made from the records of the runs and a :class:`~polyak.lab.described.Described` for each problem, and needs no
+problem file.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from polyak.lab.campaign import Campaign, Record, Records, RunSpec, versions
-from polyak.lab.problems import LoadedProblem, Problem
-from polyak.lab.statistics import Interval, median, order_interval, performance_profile
+from polyak.lab.described import Described
+from polyak.lab.evidence import Evidence
+from polyak.lab.method_report import LOST, MethodReport, method_report, reported
+from polyak.lab.spec import Record, Records, versions
+from polyak.lab.statistics import performance_profile
+from polyak.lab.verdict import Verdict, judge
 
-Curve = list[list[float | int | None]]  # rows of step, median, lowest, highest
-
-
-@dataclass
-class MethodReport:
-    """One method on one problem. ``None`` stands for infinitely bad: a median of runs most of which diverged."""
-
-    method: str
-    setting: dict[str, Any] | None
-    metrics: list[float | None]
-    median: float | None
-    low: float | None
-    high: float | None
-    coverage: float
-    tuned: float | None
-    untuned: float | None
-    reached: int
-    target_step: float | None
-    state_bytes_per_parameter: float | None
-    diverged: int
-    failed: int
-    trials_diverged: int
-    trials_failed: int
-    train_curve: Curve
-    validation_curve: Curve
-    trials: list[dict[str, Any]]
-    timing: dict[str, float | None]
-    as_good_as_best: bool = False
+CURVE_DIGITS = 6
+SLOWER = 1.2  # a step that takes this much longer than the best method's is worth a word
 
 
 @dataclass
 class ProblemReport:
     """One problem, its methods sorted from best to worst."""
 
-    problem: str
-    description: str
-    metric: str
-    higher_is_better: bool
-    target: float | None
-    steps: int
+    described: Described
     methods: list[MethodReport]
+    margin: float
+    sentence: str
+    warnings: list[str]
 
-    @property
-    def coverage(self) -> float:
-        """The least probability with which an interval of this problem covers its median."""
-        return min((method.coverage for method in self.methods if method.metrics), default=0.0)
+    def to_json(self) -> dict[str, Any]:
+        """The stable interface: the reference, and for every method how it compares and what it was run with."""
+        return {
+            "reference": self.described.reference,
+            "methods": {method.method: _judged(method, self.described) for method in self.methods},
+        }
 
 
 @dataclass
 class Report:
-    """A whole comparison. Only ``timing`` entries depend on the clock."""
+    """A whole comparison."""
 
     problems: list[ProblemReport]
     methods: list[str]
-    trials: int
-    seeds: int
-    versions: dict[str, str]
+    versions: list[dict[str, str]]
+    machines: list[str]
     profiles: dict[str, list[tuple[float, float]]]
     errors: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """The report as JSON-able data."""
-        return asdict(self)
+        """The verdicts by problem, in the form that stays."""
+        return {problem.described.problem: problem.to_json() for problem in self.problems}
+
+    def data(self) -> list[dict[str, Any]]:
+        """All figures of the page, JSON-able: those of each problem's methods."""
+        kept = ("problem", "metric", "higher_is_better", "target", "steps", "reference")
+        return [
+            {
+                **{name: getattr(p.described, name) for name in kept},
+                "margin": p.margin,
+                "methods": [_figures(m) for m in p.methods],
+            }
+            for p in self.problems
+        ]
 
     def distinct_errors(self) -> list[tuple[dict[str, Any], int]]:
         """One failed or crashed run for each different error, and how many runs it ended."""
@@ -82,148 +75,139 @@ class Report:
         return [(group[0], len(group)) for group in groups.values()]
 
 
-def summarize(campaign: Campaign, records: Records) -> Report:
-    """Turn the records of a finished comparison into its report."""
-    problems = [_problem_report(campaign, loaded, records) for loaded in campaign.problems]
+def summarize(described: Sequence[Described], records: Records) -> Report:
+    """Turn the records of a comparison, finished or not, into its report.
+
+    Args:
+        described: the problems, in the order in which they are shown.
+        records: the runs; those of other problems and methods and those under way are left out.
+    """
+    ended = [record for record in records.values() if record.status != "running"]
+    # The order in which runs were made must not show: neither in a figure's last digit nor in the order of dots.
+    ended.sort(key=lambda r: (r.problem, r.method, r.split, r.seed, r.key))
+    problems = [_problem_report(each, [r for r in ended if r.problem == each.problem]) for each in described]
+    kept = [r for r in ended for each in described if r.problem == each.problem and r.method in each.methods]
+    methods = list(dict.fromkeys(method for each in described for method in each.methods))
+    for method in (method for problem in problems for method in problem.methods):
+        method.place = methods.index(method.method)
+    made = {tuple(sorted(r.versions.items())) for r in kept} or {tuple(sorted(versions().items()))}
     return Report(
         problems=problems,
-        methods=campaign.methods,
-        trials=campaign.trials,
-        seeds=campaign.seeds,
-        versions=versions(),
-        profiles=_profiles(campaign, problems),
-        errors=_errors(records),
+        methods=methods,
+        versions=[dict(each) for each in sorted(made)],
+        machines=sorted(({r.detail.get("machine", "") for r in kept} | {each.machine for each in described}) - {""}),
+        profiles=_profiles(problems),
+        errors=[_error(record) for record in kept if record.status in LOST],
     )
 
 
-def _problem_report(campaign: Campaign, loaded: LoadedProblem, records: Records) -> ProblemReport:
-    problem = loaded.problem
-    methods = [_method_report(campaign, loaded, method, records) for method in campaign.methods]
-    methods.sort(key=lambda m: (_badness(problem, m.median), m.target_step or math.inf))
-    if methods[0].median is not None:
-        for report in methods:
-            report.as_good_as_best = _overlaps(problem, report, methods[0])
-    steps = campaign.steps or problem.steps
-    text = (problem.name, problem.description, problem.metric, problem.higher_is_better, problem.target, steps)
-    return ProblemReport(*text, methods)
+def _problem_report(described: Described, records: list[Record]) -> ProblemReport:
+    made = {m: [r for r in records if r.method == m] for m in described.methods}
+    methods = [method_report(described, method, runs) for method, runs in made.items()]
+    verdict = _judge(described, methods, made)
+    methods.sort(key=lambda m: (_place(described, m), m.target_step or math.inf))
+    sentence = verdict.sentence(_notes(methods, verdict.best))
+    return ProblemReport(described, methods, verdict.margin, sentence, _warnings(verdict))
 
 
-def _badness(problem: Problem, metric: float | None) -> float:
-    if metric is None:
-        return math.inf
-    return -metric if problem.higher_is_better else metric
+def _warnings(verdict: Verdict) -> list[str]:
+    """Each warning once, with the methods that it is about."""
+    about: dict[str, list[str]] = {}
+    for name, texts in [(verdict.reference, verdict.warnings), *((j.method, j.warnings) for j in verdict.judgements)]:
+        for text in texts:
+            about.setdefault(text, []).append(name)
+    return [f"{', '.join(names)}: {text}" for text, names in about.items()]
 
 
-def _overlaps(problem: Problem, report: MethodReport, best: MethodReport) -> bool:
-    """Whether the interval of a method reaches into the interval of the best one."""
-    good_end, bad_end = (report.high, best.low) if problem.higher_is_better else (report.low, best.high)
-    return good_end is not None and _badness(problem, good_end) <= _badness(problem, bad_end)
+def _judge(described: Described, methods: list[MethodReport], runs: dict[str, list[Record]]) -> Verdict:
+    """Ask for the verdict, and hand each method its judgement."""
+    evidence = [
+        Evidence(
+            method=m.method,
+            trials=tuple(trial.evidence() for trial in m.trials),
+            finals=m.metrics,
+            scores={r.seed: r.detail["scores"] for r in reported(runs[m.method]) if r.detail.get("scores")},
+        )
+        for m in methods
+    ]
+    words = (described.problem, described.metric, described.higher_is_better, described.reference)
+    found = judge(*words, evidence, described.margin, described.confidence, described.spaces)
+    judged = {judgement.method: judgement for judgement in found.judgements}
+    for method in methods:
+        method.judgement = judged.get(method.method)
+    return found
 
 
-def _method_report(campaign: Campaign, loaded: LoadedProblem, method: str, records: Records) -> MethodReport:
-    problem = loaded.problem
-    trials = [(spec, records[spec.key]) for spec in campaign.trial_specs(loaded, method)]
-    best = campaign.best_trial(loaded, method, records)
-    finals = [records[spec.key] for spec in campaign.final_specs(loaded, method, records)]
-    ended = [record for record in finals if record.status in ("finished", "diverged")]
-    worst = -math.inf if problem.higher_is_better else math.inf
-    values = [worst if record.metric is None else record.metric for record in ended]
-    interval = order_interval(values) if values else Interval(worst, worst, worst, coverage=0.0)
-    target_steps = [record.detail["target_step"] or math.inf for record in ended]
-    return MethodReport(
-        method=method,
-        setting=None if best is None else best.setting,
-        metrics=[record.metric for record in ended],
-        median=_finite(interval.median),
-        low=_finite(interval.low),
-        high=_finite(interval.high),
-        coverage=interval.coverage,
-        tuned=None if best is None else records[best.key].metric,
-        untuned=trials[0][1].metric,
-        reached=sum(map(math.isfinite, target_steps)),
-        target_step=_finite(median(target_steps)) if target_steps else None,
-        state_bytes_per_parameter=_state_bytes(ended),
-        diverged=_count(finals, "diverged"),
-        failed=_count(finals, "failed", "crashed"),
-        trials_diverged=_count([record for _, record in trials], "diverged"),
-        trials_failed=_count([record for _, record in trials], "failed", "crashed"),
-        train_curve=_curve([record.detail["train"] for record in ended]),
-        validation_curve=_curve([record.detail["validation"] for record in ended]),
-        trials=[_trial(spec, record) for spec, record in trials],
-        timing=_timing(ended, [record for _, record in trials]),
-    )
+def _notes(methods: list[MethodReport], best: str | None) -> dict[str, str]:
+    """What the sentence says beside the calls: the rate of the best method, and which steps take longer than its."""
+    notes = {}
+    times = {m.method: m.timing["step_ms"] for m in methods}
+    own = times.get(best or "")
+    for method in methods:
+        time = times[method.method]
+        if method.method == best and method.setting and "lr" in method.setting:
+            notes[method.method] = f"lr {method.setting['lr']:.2g}"
+        elif own and time and time > SLOWER * own:
+            notes[method.method] = f"{time / own:.2g}x slower a step"
+    return notes
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _place(described: Described, method: MethodReport) -> float:
+    """Sorts by the paired difference, as the verdict does; what is infinite has a call all the same."""
+    if method.method == described.reference and method.median is not None:
+        return 0.0
+    found = method.judgement
+    if found is None or found.difference is None:
+        return -math.inf if found and found.call == "better" else math.inf
+    return -found.difference
 
 
-def _count(records: list[Record], *statuses: str) -> int:
-    return sum(record.status in statuses for record in records)
+def _profiles(problems: list[ProblemReport]) -> dict[str, list[tuple[float, float]]]:
+    """Profiles of the steps to the target over the problems that have one, those that nobody solved among them."""
+    aimed = [problem for problem in problems if problem.described.target is not None]
+    if len(aimed) < 2:
+        return {}
+    costs = [{m.method: m.target_step or math.inf for m in problem.methods} for problem in aimed]
+    common = [m.method for m in aimed[0].methods if all(m.method in cost for cost in costs)]
+    if not any(math.isfinite(cost[method]) for method in common for cost in costs):
+        return {}
+    return performance_profile({method: [cost[method] for cost in costs] for method in common})
 
 
-def _state_bytes(records: list[Record]) -> float | None:
-    if not records:
-        return None
-    detail = records[0].detail
-    return float(detail["state_bytes"] / detail["parameters"])
-
-
-def _trial(spec: RunSpec, record: Record) -> dict[str, Any]:
-    return {"setting": spec.setting, "status": record.status, "metric": record.metric}
-
-
-def _timing(finals: list[Record], trials: list[Record]) -> dict[str, float | None]:
-    """Medians over the runs, but of compile times the largest: later runs of a worker find the compiled code."""
-    timings = [record.detail["timing"] for record in finals]
-    compiling = [record.detail["timing"]["compile_seconds"] for record in finals + trials if "timing" in record.detail]
-
-    def values(name: str) -> list[float]:
-        return [timing[name] for timing in timings if timing[name] is not None]
-
-    seconds = values("target_seconds")
-    seconds += [math.inf] * (len(timings) - len(seconds))
+def _error(record: Record) -> dict[str, Any]:
     return {
-        "target_seconds": _finite(median(seconds)) if seconds else None,
-        "step_ms": median(values("step_ms")) if values("step_ms") else None,
-        "optimizer_ms": median(values("optimizer_ms")) if values("optimizer_ms") else None,
-        "compile_seconds": max(compiling, default=None),
+        "problem": record.problem,
+        "method": record.method,
+        "hyperparameters": record.setting,
+        "seed": record.seed,
+        "status": record.status,
+        "error": record.detail.get("error", ""),
     }
 
 
-def _curve(curves: list[Curve]) -> Curve:
-    """Median and range over the runs, as far as at least half of them go."""
-    points: dict[int, list[float]] = {}
-    for curve in curves:
-        for step, value in curve:
-            if value is not None:
-                points.setdefault(int(step or 0), []).append(value)
-    enough = {step: values for step, values in points.items() if 2 * len(values) > len(curves)}
-    return [[step, median(values), min(values), max(values)] for step, values in sorted(enough.items())]
+def _judged(method: MethodReport, described: Described) -> dict[str, Any]:
+    """A method in the stable interface; the reference is its own equal, and a method without a figure is unsettled."""
+    names = ("difference", "low", "high", "probability_of_improvement", "call", "seeds")
+    itself = method.method == described.reference and method.median is not None
+    plain = (0.0, 0.0, 0.0, 0.5, "equivalent") if itself else (None, None, None, None, "unsettled")
+    values = dict(zip(names, (*plain, len(method.metrics)), strict=True))
+    if method.judgement is not None:
+        values = {name: getattr(method.judgement, name) for name in names}
+    failures = [{"reason": each.reason, "step": each.step} for each in method.failures]
+    return {**values, "setting": method.setting, "failures": failures}
 
 
-def _profiles(campaign: Campaign, problems: list[ProblemReport]) -> dict[str, list[tuple[float, float]]]:
-    """Profiles of the steps to the target, over the problems that have one and that somebody solved."""
-    steps: dict[str, list[float]] = {method: [] for method in campaign.methods}
-    for problem in problems:
-        cost = {m.method: m.target_step or math.inf for m in problem.methods}
-        if min(cost.values()) < math.inf:
-            for method in campaign.methods:
-                steps[method].append(cost[method])
-    return performance_profile(steps) if len(next(iter(steps.values()))) > 1 else {}
+def _figures(method: MethodReport) -> dict[str, Any]:
+    """A method's figures for the page."""
+    curves = ("train_curve", "validation_curve", "expected")
+    return {
+        **{name: value for name, value in vars(method).items() if name != "judgement"},
+        "trials": [vars(trial) for trial in method.trials],
+        "failures": [vars(failure) for failure in method.failures],
+        **{name: [list(map(_rounded, row)) for row in getattr(method, name)] for name in curves},
+    }
 
 
-def _errors(records: Records) -> list[dict[str, Any]]:
-    """The runs that came to nothing, in an order that does not depend on when they were made."""
-    lost = [record for record in records.values() if record.status in ("failed", "crashed")]
-    return [
-        {
-            "problem": record.problem,
-            "method": record.method,
-            "hyperparameters": record.setting,
-            "seed": record.seed,
-            "status": record.status,
-            "error": record.detail.get("error", ""),
-        }
-        for record in sorted(lost, key=lambda r: (r.problem, r.method, r.split, r.seed, r.key))
-    ]
+def _rounded(value: float) -> float:
+    """Curves need no sixteen digits."""
+    return float(f"{value:.{CURVE_DIGITS}g}")

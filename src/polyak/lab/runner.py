@@ -7,7 +7,8 @@ from multiprocessing import connection
 from types import TracebackType
 from typing import Protocol
 
-from polyak.lab.campaign import Campaign, Record, RunSpec
+from polyak.lab.campaign import Campaign
+from polyak.lab.spec import Record, RunSpec
 from polyak.lab.store import Store
 from polyak.lab.train import Outcome
 from polyak.lab.worker import Worker

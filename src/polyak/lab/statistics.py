@@ -7,19 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-
-CONFIDENCE = 0.95
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A median, an interval for the median of the distribution, and the probability that the interval covers it."""
-
-    median: float
-    low: float
-    high: float
-    coverage: float
 
 
 def median(values: Sequence[float]) -> float:
@@ -29,27 +16,22 @@ def median(values: Sequence[float]) -> float:
     return low if low == high else (low + high) / 2
 
 
-def order_interval(values: Sequence[float]) -> Interval:
-    """Median and order-statistic interval: the k-th smallest to the k-th largest value.
+def time_to_target(times: Sequence[float | None]) -> float:
+    """The cost of reaching the target, by AlgoPerf's rule: the median over the runs.
 
-    k is the largest for which the interval covers the median of the distribution with :data:`CONFIDENCE`. With fewer
-    than six values even the smallest to the largest does not; that is then the interval, at its smaller coverage
-    ``1 - 2 ** (1 - n)``.
+    Args:
+        times: steps or seconds of every run, ``None`` where it did not reach the target, which counts as infinite.
+
+    Returns:
+        The median: infinite unless more than half of the runs reached the target, or if there are none.
     """
-    ordered = sorted(values)
-    n, k = len(ordered), 1
-    while 2 * (k + 1) <= n and _coverage(n, k + 1) >= CONFIDENCE:
-        k += 1
-    return Interval(median(ordered), ordered[k - 1], ordered[n - k], _coverage(n, k))
-
-
-def _coverage(n: int, k: int) -> float:
-    """The chance that at least ``k`` of ``n`` values lie on each side of the median."""
-    return max(0.0, 1 - 2 * sum(math.comb(n, i) for i in range(k)) / float(2**n))
+    return median([math.inf if time is None else time for time in times]) if times else math.inf
 
 
 def performance_profile(costs: Mapping[str, Sequence[float]]) -> dict[str, list[tuple[float, float]]]:
     """Dolan and Moré's profiles: for each method the share of problems it solves within ``ratio`` of the best.
+
+    A problem that nobody solved counts as one that a method did not solve, as in their paper.
 
     Args:
         costs: for each method its cost on every problem, infinite where it was not solved.
@@ -60,7 +42,24 @@ def performance_profile(costs: Mapping[str, Sequence[float]]) -> dict[str, list[
     best = [min(column) for column in zip(*costs.values(), strict=True)]
     profiles: dict[str, list[tuple[float, float]]] = {}
     for method, row in costs.items():
-        ratios = sorted(cost / least for cost, least in zip(row, best, strict=True) if math.isfinite(cost))
-        corners = [(1.0, 0.0), *((ratio, (i + 1) / len(row)) for i, ratio in enumerate(ratios))]
+        # Of costs of 0 each is 1 times the best, and everything else is infinitely many times it.
+        ratios = sorted(
+            1.0 if cost == least else cost / least if least else math.inf
+            for cost, least in zip(row, best, strict=True)
+            if math.isfinite(cost)
+        )
+        corners = [
+            (1.0, 0.0),
+            *((ratio, (i + 1) / len(row)) for i, ratio in enumerate(ratios) if math.isfinite(ratio)),
+        ]
         profiles[method] = list(dict(corners).items())
     return profiles
+
+
+def profile_score(profile: Sequence[tuple[float, float]], largest: float = 4.0) -> float:
+    """AlgoPerf's score: the area under a profile from ratio 1 to ``largest``, over that width; between 0 and 1."""
+    ends = [ratio for ratio, _ in profile[1:]] + [math.inf]
+    area = sum(
+        share * (min(end, largest) - min(start, largest)) for (start, share), end in zip(profile, ends, strict=True)
+    )
+    return area / (largest - 1)

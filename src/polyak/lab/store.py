@@ -17,8 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from polyak.lab.campaign import Record, RunSpec, versions
 from polyak.lab.errors import LabError
+from polyak.lab.spec import Record, RunSpec, versions
 from polyak.lab.train import Outcome
 
 SCHEMA_VERSION = 1

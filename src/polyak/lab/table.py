@@ -1,4 +1,4 @@
-"""The columns of a comparison's table, for the terminal and the HTML report, and the sentence above it."""
+"""The columns of a comparison's tables, for the terminal and the page, and the words that both use."""
 
 from __future__ import annotations
 
@@ -6,63 +6,48 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from polyak.lab.report import MethodReport, ProblemReport
-
-SEPARABLE = 0.9  # an interval that covers the median with less than this says little about which method is better
+from polyak.lab.method_report import MethodReport
+from polyak.lab.report import ProblemReport
+from polyak.lab.verdict import Judgement
 
 
 @dataclass(frozen=True)
 class Column:
-    """A column: heading, meaning, its text for a method and the number by which the best is found."""
+    """A column: heading, meaning, its text for a method, and what sorts the best first where there is a contest."""
 
     heading: str
     meaning: str
     text: Callable[[MethodReport], str]
-    number: Callable[[MethodReport], float | None] = lambda method: None
-    higher_is_better: bool = False
+    rank: Callable[[MethodReport], tuple[float, ...] | None] = lambda method: None
 
     def best(self, methods: list[MethodReport]) -> set[str]:
-        """The methods with the best number; nobody when the column is no contest or all are equal."""
-        numbers = {m.method: number for m in methods if (number := self.number(m)) is not None}
-        if len(set(numbers.values())) < 2:
+        """The methods that rank first; nobody when the column is no contest or all are equal."""
+        ranks = {m.method: rank for m in methods if (rank := self.rank(m)) is not None}
+        if len(set(ranks.values())) < 2:
             return set()
-        best = (max if self.higher_is_better else min)(numbers.values())
-        return {method for method, number in numbers.items() if number == best}
+        first = min(ranks.values())
+        return {method for method, rank in ranks.items() if rank == first}
 
 
-def columns(problem: ProblemReport) -> list[Column]:
-    """The columns for one problem."""
-    failed = Column(
-        "failed",
-        "runs that an error ended, tuning included; they count for nothing",
-        lambda m: str(m.failed + m.trials_failed),
-    )
-    somebody_failed = any(method.failed or method.trials_failed for method in problem.methods)
-    return [*_result_columns(problem), *COST_COLUMNS, *([failed] if somebody_failed else [])]
-
-
-def _result_columns(problem: ProblemReport) -> list[Column]:
+def results(problem: ProblemReport) -> list[Column]:
+    """The columns that answer which method is better."""
+    described = problem.described
     return [
+        Column(f"test {described.metric}", "median over the seeds, and the lowest and highest of them", _metric),
         Column(
-            f"test\n{problem.metric}",
-            "median over the seeds, and an order-statistic interval for it",
-            _metric,
-            lambda m: m.median,
-            problem.higher_is_better,
+            f"difference to {described.reference}",
+            f"of pairs with the same seed, positive is better; in brackets the {described.confidence:.0%} interval",
+            lambda m: _difference(m, described.reference),
         ),
-        Column(
-            "steps to\ntarget",
-            "median over the seeds of the first evaluation that met the target on validation data",
-            _target_steps,
-            lambda m: m.target_step,
-        ),
-        Column(
-            "seconds\nto target",
-            "training time until then, without evaluation and compiling",
-            lambda m: number(m.timing["target_seconds"]),
-            lambda m: m.timing["target_seconds"],
-        ),
+        Column("call", f"better or worse, equivalent within {number(problem.margin)}, or not settled", call),
+        Column("seeds", "runs at the chosen setting, and how many of them did not diverge", _seeds),
     ]
+
+
+def costs(problem: ProblemReport) -> list[Column]:
+    """The columns that say what a method costs."""
+    target = problem.described.target
+    return [*(TARGET_COLUMNS if target is not None else []), *COST_COLUMNS]
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -76,7 +61,7 @@ def number(value: float | None, digits: int = 4) -> str:
 def setting(values: dict[str, Any] | None) -> str:
     """Hyperparameters as one would type them."""
     if values is None:
-        return "none: no trial ended with a figure"
+        return "none chosen: no trial has a figure"
     return ", ".join(f"{name}={_value(value)}" for name, value in values.items())
 
 
@@ -86,76 +71,130 @@ def _value(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def call(method: MethodReport) -> str:
+    """The call on a method, and how many more seeds would settle it."""
+    found = method.judgement
+    if found is None:
+        return "–"
+    return f"{found.call}: {found.to_settle}" if found.to_settle else found.call
+
+
+def chosen(problem: ProblemReport) -> list[tuple[str, str, str]]:
+    """For each method its name, its setting, and what tuning saw of that setting."""
+    rows = []
+    for method in problem.methods:
+        trial = method.chosen
+        seen = "" if trial is None else ", ".join(map(number, trial.validation.values()))
+        edge = "" if not method.edges else f" ({', '.join(method.edges)} at the edge of its range)"
+        rows.append((method.method, setting(method.setting) + edge, seen))
+    return rows
+
+
+def failures(problem: ProblemReport) -> list[tuple[str, str, int]]:
+    """For each method its runs that came to nothing: reason, place and count."""
+    rows = []
+    for method in problem.methods:
+        for (reason, step, tuning), count in method.counted().items():
+            where = "" if step is None else f" at step {step}"
+            rows.append((method.method, f"{reason}{where} ({'tuning' if tuning else 'at the chosen setting'})", count))
+    return rows
+
+
+def error_title(error: dict[str, Any], count: int) -> str:
+    """The heading of an error in :meth:`~polyak.lab.report.Report.distinct_errors`."""
+    others = f" and {count - 1} more" if count > 1 else ""
+    return f"{error['problem']}, {error['method']}, seed {error['seed']}{others}: {error['status']}"
+
+
 def _metric(method: MethodReport) -> str:
     if not method.metrics:
-        return "failed" if method.failed or method.trials_failed else "diverged"
-    ends = [number(end) if end is not None else "diverged" for end in (method.low, method.high)]
-    middle = number(method.median) if method.median is not None else "diverged"
+        return "failed" if any(each.status != "diverged" for each in method.failures) else "diverged"
+    middle, *ends = (
+        number(value, digits) if value is not None else "diverged"
+        for value, digits in ((method.median, 4), (method.low, 3), (method.high, 3))
+    )
     return middle if len(method.metrics) == 1 else f"{middle} [{ends[0]}, {ends[1]}]"
+
+
+def _difference(method: MethodReport, reference: str) -> str:
+    if method.method == reference:
+        return "reference"
+    return "–" if method.judgement is None else difference(method.judgement)
+
+
+def difference(found: Judgement) -> str:
+    """A paired difference and its interval."""
+    if found.difference is None:
+        return "–"
+    low, high = ("–" if end is None else f"{end:+.2g}" for end in (found.low, found.high))
+    return f"{found.difference:+.2g} [{low}, {high}]"
+
+
+def _seeds(method: MethodReport) -> str:
+    runs, lost = len(method.metrics), sum(value is None for value in method.metrics.values())
+    return f"{runs - lost} of {runs}" if lost else str(runs)
 
 
 def _target_steps(method: MethodReport) -> str:
     if method.reached == len(method.metrics):
         return number(method.target_step)
-    return f"{number(method.target_step)} ({method.reached} of {len(method.metrics)})"
+    return f"{number(method.target_step)} ({method.reached}/{len(method.metrics)})"
 
 
-def error_title(error: dict[str, Any], count: int) -> str:
-    """The heading of an error in :meth:`Report.distinct_errors`."""
-    others = f" and {count - 1} more" if count > 1 else ""
-    return f"{error['problem']}, {error['method']}, seed {error['seed']}{others}: {error['status']}"
+def _sooner(method: MethodReport, cost: float | None) -> tuple[float, ...] | None:
+    """Ranks by the share of seeds that met the target, then by the cost.
+
+    Who misses it more often is never the soonest, since a median leaves out the worst runs: 88 on 5 of 5 seeds is
+    better than 72 on 3 of 5.
+    """
+    return None if cost is None else (-method.reached / len(method.metrics), cost)
 
 
-def verdict(problem: ProblemReport) -> str:
-    """What the figures say, and what they do not."""
-    best, *others = problem.methods
-    if best.median is None:
-        return "No method has a median: most runs diverged or failed."
-    if not others:
-        return f"{best.method}: median test {problem.metric} {number(best.median)}."
-    equal = [method.method for method in others if method.median == best.median]
-    close = [method.method for method in others if method.as_good_as_best and method.method not in equal]
-    lead = f"{_listing([best.method, *equal])} {'share' if equal else 'has'} the best median test {problem.metric}"
-    lead = f"{lead}, {number(best.median)}"
-    if problem.coverage < SEPARABLE:
-        return f"{lead}; with so few seeds that may be chance."
-    if close:
-        rest = f"{_listing(close)} apart from {'them' if equal else 'it'}"
-        return f"{lead}. The seeds do not tell {rest}: the intervals overlap."
-    return lead + (", and the interval is apart from all others." if len(equal) < len(others) else ".")
+def _least(value: float | None) -> tuple[float, ...] | None:
+    return None if value is None else (value,)
 
 
-def _listing(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
+TARGET_COLUMNS = [
+    Column(
+        "steps to target",
+        "median over the seeds of the first evaluation that met the target on validation data",
+        _target_steps,
+        lambda m: _sooner(m, m.target_step),
+    ),
+    Column(
+        "seconds to target",
+        "training time until then, without evaluation and compiling",
+        lambda m: number(m.timing["target_seconds"]),
+        lambda m: _sooner(m, m.timing["target_seconds"]),
+    ),
+]
 COST_COLUMNS = [
     Column(
-        "step\nms",
+        "step ms",
         "median time of a training step: forward, backward and optimizer",
         lambda m: number(m.timing["step_ms"], 3),
-        lambda m: m.timing["step_ms"],
+        lambda m: _least(m.timing["step_ms"]),
     ),
     Column(
-        "optimizer\nms",
+        "optimizer ms",
         "the optimizer's part of a step",
         lambda m: number(m.timing["optimizer_ms"], 3),
-        lambda m: m.timing["optimizer_ms"],
+        lambda m: _least(m.timing["optimizer_ms"]),
     ),
     Column(
-        "compile\ns",
+        "compile s",
         "construction, and what the first steps took beyond ordinary ones: compiling and warming up, paid once",
         lambda m: "–" if m.timing["compile_seconds"] is None else f"{m.timing['compile_seconds']:.2f}",
     ),
     Column(
-        "state\nB/param",
+        "state B/param",
         "bytes of optimizer state per parameter",
         lambda m: number(m.state_bytes_per_parameter, 3),
-        lambda m: m.state_bytes_per_parameter,
+        lambda m: _least(m.state_bytes_per_parameter),
     ),
     Column(
-        "diverged\n(tuning)",
-        "diverged runs of all: at the reported setting, and while tuning",
-        lambda m: f"{m.diverged}/{len(m.metrics)} ({m.trials_diverged}/{len(m.trials)})",
+        "lost runs",
+        "runs that diverged, failed or crashed, of all of them",
+        lambda m: f"{len(m.failures)}/{len(m.metrics) + sum(len(t.validation) for t in m.trials)}",
     ),
 ]

@@ -16,8 +16,8 @@ from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from polyak.lab.campaign import RunSpec
 from polyak.lab.problems import LoadedProblem, load
+from polyak.lab.spec import RunSpec
 from polyak.lab.train import Outcome, execute
 
 GRACE_SECONDS = 5.0

@@ -1,0 +1,73 @@
+"""What a comparison is about, in words and numbers: all that a report needs to know beside the records of the runs.
+
+It goes into the store as JSON, so that a report can be rendered later without the problem's file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from polyak.declare import Choice, Range
+
+Space = Mapping[str, "Range | Choice"]
+
+
+@dataclass(frozen=True)
+class Described:
+    """One problem of a comparison.
+
+    Args:
+        problem: what tables and charts call it.
+        description: a sentence about it.
+        metric: what its evaluation returns, in words.
+        higher_is_better: whether a higher metric is better.
+        target: the validation metric at which the problem counts as solved.
+        steps: how many steps a run takes, where that is known.
+        methods: the methods compared, in the order in which they were named.
+        reference: the method that all others are compared to.
+        spaces: for each method the range or the choices of every hyperparameter that is searched.
+        margin: the difference, in units of the metric, that does not matter; ``None`` for the spread of the
+            reference's seeds.
+        command: what was typed, or the call that was made.
+        date: when, as ``2026-01-31 12:00``.
+        commit: the version of the problem's own code, empty where there is none.
+        machine: where the runs were made.
+        confidence: the confidence of every interval.
+    """
+
+    problem: str
+    description: str
+    metric: str
+    higher_is_better: bool
+    target: float | None
+    steps: int | None
+    methods: tuple[str, ...]
+    reference: str
+    spaces: Mapping[str, Space]
+    margin: float | None
+    command: str = ""
+    date: str = ""
+    commit: str = ""
+    machine: str = ""
+    confidence: float = 0.95
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able data from which :meth:`from_json` makes an equal object."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Described:
+        """What :meth:`to_json` wrote, also after a trip through JSON."""
+        spaces = {
+            method: {name: _dimension(entry) for name, entry in space.items()}
+            for method, space in data["spaces"].items()
+        }
+        return cls(**{**data, "methods": tuple(data["methods"]), "spaces": spaces})
+
+
+def _dimension(data: Mapping[str, Any]) -> Range | Choice:
+    if "values" in data:
+        return Choice(tuple(tuple(v) if isinstance(v, list) else v for v in data["values"]))
+    return Range(**data)

@@ -1,0 +1,150 @@
+"""Intervals, tests and levels by value."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from polyak.lab.intervals import DEGREES, Paired, Ranked, examples_error
+from polyak.lab.tuning import tuning_error
+from polyak.lab.verdict import holm
+from tests.lab.test_evidence import trials
+
+DIFFERENCES = (0.3, 0.1, 0.4, 0.2, 0.25)
+
+
+def test_without_tuning_the_interval_is_the_paired_t_test():
+    expected = stats.ttest_rel(DIFFERENCES, [0.0] * 5)
+    found = Paired(DIFFERENCES)
+    assert found.difference == pytest.approx(0.25)
+    assert found.interval(0.05) == pytest.approx(tuple(expected.confidence_interval(0.95)))
+    assert found.p_value() == pytest.approx(expected.pvalue, rel=1e-3)
+    assert found.call(0.05, 0.1) == "better"
+    assert Paired([-d for d in DIFFERENCES]).call(0.05, 0.1) == "worse"
+
+
+def test_half_widths_add_in_quadrature_each_at_its_own_quantile():
+    seeds = stats.t.ppf(0.975, 4) * np.std(DIFFERENCES, ddof=1) / math.sqrt(5)
+    expected = math.hypot(seeds, stats.t.ppf(0.975, DEGREES) * 0.1, stats.norm.ppf(0.975) * 0.05)
+    assert float(Paired(DIFFERENCES, 0.1, 0.05).half_width(0.05)) == pytest.approx(expected)
+
+
+def test_the_p_value_is_where_the_interval_ends_at_zero():
+    found = Paired(DIFFERENCES, tuning=0.05, examples=0.02)
+    low, _ = found.interval(found.p_value())
+    assert low == pytest.approx(0.0, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("differences", "margin", "call"),
+    [
+        ([0.1, 0.11, 0.09, 0.1, 0.1], 0.2, "equivalent"),  # certain, but smaller than what matters
+        ([0.1, 0.11, 0.09, 0.1, 0.1], 0.05, "better"),
+        ([0.1, -0.1, 0.05, -0.05, 0.0], 0.2, "equivalent"),
+        ([0.1, -0.1, 0.05, -0.05, 0.0], 0.05, "unsettled"),
+        ([0.0, 0.0, 0.0], 0.0, "equivalent"),
+        ([0.2, 0.2, 0.2], 0.0, "better"),
+        ([0.25, 0.25, 0.25], 0.25, "equivalent"),
+        ([5.0], 0.1, "unsettled"),
+        ([], 0.1, "unsettled"),
+    ],
+)
+def test_three_ways_and_a_margin(differences, margin, call):
+    assert Paired(differences).call(0.05, margin) == call
+
+
+def test_a_spread_of_rounding_is_none():
+    assert Paired([0.1 + 0.2 - 0.3 + 0.7, 0.7, 0.7]).interval(0.05) == pytest.approx((0.7, 0.7), abs=1e-12)
+
+
+def test_more_seeds_settle_what_they_say():
+    found = Paired([0.3, -0.1, 0.2, 0.1, -0.2])
+    more = found.more_seeds(0.05, 0.0)
+    size = abs(found.difference)
+    assert float(found.half_width(0.05, 5 + more)) < size <= float(found.half_width(0.05, 5 + more - 1))
+    near = Paired([0.3, -0.3, 0.2, 0.1, -0.3])  # nothing to tell apart: the margin is what settles it
+    more = near.more_seeds(0.05, 0.1)
+    assert abs(near.difference) + float(near.half_width(0.05, 5 + more)) <= 0.1
+    assert Paired([0.3, -0.1, 0.2], tuning=1.0).more_seeds(0.05, 0.0) is None
+    assert Paired([0.3]).more_seeds(0.05, 0.0) == 4
+    assert Paired([]).more_seeds(0.05, 0.0) == 5
+
+
+INF = -math.inf
+
+
+@pytest.mark.parametrize(
+    ("method", "reference", "call"),
+    [
+        ([INF] * 5, [1.0, 2.0, 3.0, 4.0, 5.0], "worse"),
+        ([1.0, 2.0, 3.0, 4.0, 5.0], [INF] * 5, "better"),
+        ([INF] * 2, [1.0, 2.0], "unsettled"),
+        ([INF] * 8, [INF] * 8, "unsettled"),
+        # All other runs are better, but one diverged.
+        ([INF, *[9.0] * 9], [1.0] * 10, "unsettled"),
+        # All other runs are worse, and one diverged.
+        ([INF, *[0.0] * 9], [1.0] * 10, "worse"),
+        ([INF], [1.0], "unsettled"),
+    ],
+)
+def test_diverged_runs_are_compared_by_ranks(method, reference, call):
+    found = Ranked(method, reference)
+    assert found.call(0.05, 10.0) == call
+    assert found.interval(0.05) is None
+    assert found.difference is None or math.isfinite(found.difference)
+
+
+def test_ranks_tell_how_many_more():
+    assert Ranked([INF] * 2, [1.0, 2.0]).more_seeds(0.05, 0.0) == 1
+    assert Ranked([INF] * 2, [INF] * 2).more_seeds(0.05, 0.0) is None
+    assert Ranked([INF, *[9.0] * 9], [1.0] * 10).more_seeds(0.05, 0.0) is None
+    assert Ranked([INF, 1.0, 2.0], [1.0, 2.0, 3.0]).difference == -1.0
+
+
+def test_the_rank_test_is_mann_and_whitneys():
+    assert Ranked([INF] * 5, [1.0, 2.0, 3.0, 4.0, 5.0]).p_value() == pytest.approx(2 / math.comb(10, 5))
+
+
+def test_holm_by_hand():
+    # .04 / 4 holds .001, .04 / 3 holds .013, .04 / 2 does not hold .03; the rest shares that level.
+    levels = holm({"a": 0.03, "b": 0.001, "c": 0.5, "d": 0.013}, 0.04)
+    assert levels == pytest.approx({"b": 0.01, "d": 0.04 / 3, "a": 0.02, "c": 0.02})
+    assert holm({}, 0.05) == {}
+
+
+def test_the_examples_part_is_what_seeds_do_not_show():
+    examples = np.random.default_rng(0).normal(size=200)
+    constant = np.tile(examples, (5, 1))  # each example differs by the same on every seed
+    assert examples_error(constant) == pytest.approx(examples.std(ddof=1) / math.sqrt(200))
+    noise = np.random.default_rng(1).normal(size=(50, 2000))  # examples have nothing of their own
+    assert examples_error(noise) < 0.5 / math.sqrt(50 * 2000)
+    assert examples_error(np.ones((3, 1))) == 0.0
+
+
+def test_tuning_of_one_setting_has_no_spread():
+    assert tuning_error(trials((1.0, 2.0, 3.0)), True, 1.0) == 0.0
+    assert tuning_error(trials(None, 1.0), True, 1.0) == 0.0
+    assert tuning_error([], True, 1.0) == 0.0
+
+
+def test_tuning_without_noise_is_the_spread_of_the_best_of_a_half():
+    # Of the 6 halves of 4 trials the best is the first in 3, the second in 2, the third in 1.
+    expected = np.std([4.0, 4.0, 4.0, 2.0, 2.0, 1.0])
+    for values in ([4.0, 1.0, 0.0, 2.0], [-4.0, -1.0, 0.0, -2.0]):
+        assert tuning_error(trials(*values), values[0] > 0, 0.0) == pytest.approx(expected)
+
+
+def test_tuning_is_measured_in_units_of_the_metric():
+    rows = [(5.0, 4.0, 4.5), (4.0, 4.4, 4.0), (3.0, 4.0, 3.0), 2.0, 1.0, None]
+    scaled = [None if row is None else tuple(100 * x + 7 for x in (row if isinstance(row, tuple) else (row,)))
+              for row in rows]  # fmt: skip
+    once = tuning_error(trials(*rows), True, 0.0)
+    assert once > 0
+    assert tuning_error(trials(*scaled), True, 0.0) == pytest.approx(100 * once)
+
+
+def test_tuning_that_noise_explains_counts_less():
+    close = [(1.0, 0.0, 0.5), (0.9, 0.6, 0.1), (0.8, 0.1, 0.9), 0.7, 0.6, 0.5]
+    apart = [(1.0, 1.0, 1.0), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), 0.1, 0.0, -0.5]
+    assert tuning_error(trials(*close), True, 0.0) < tuning_error(trials(*apart), True, 0.0)

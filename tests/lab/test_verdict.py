@@ -1,0 +1,248 @@
+"""The verdict from made-up runs: calls, ends, warnings, the sentence, and no infinity in JSON."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from polyak.declare import Range
+from polyak.lab.errors import BadInput
+from polyak.lab.verdict import Evidence, Trial, Verdict, judge
+
+BASE = (0.90, 0.92, 0.91, 0.93, 0.89)
+
+
+def runs(method, finals, trials=((0.9,),), first=1, scores=None):
+    made = tuple(Trial({"lr": 0.01 * (i + 1)}, row) for i, row in enumerate(trials))
+    return Evidence(method, made, dict(enumerate(finals, first)), scores)
+
+
+def verdict(*evidence, higher_is_better=True, **options):
+    return judge("digits", "accuracy", higher_is_better, evidence[0].method, evidence, **options)
+
+
+def strict_json(found: Verdict):
+    return json.loads(json.dumps(found.to_json(), allow_nan=False))
+
+
+def everywhere(scores):
+    return {seed: scores for seed in range(1, 6)}
+
+
+def moved(by, noise=0.0):
+    return [value + by + noise * (-1) ** i for i, value in enumerate(BASE)]
+
+
+def test_seeds_are_paired():
+    # Better by about .003 on each of five seeds whose own spread is .016: the fault was to call that "not told apart".
+    found = verdict(runs("adamw", BASE), runs("cadamw", moved(0.003, 0.0005)), margin=0.001).judgements[0]
+    assert (found.method, found.call, found.seeds) == ("cadamw", "better", 5)
+    assert found.difference == pytest.approx(0.0031)
+    assert 0 < found.low < found.difference < found.high
+    assert found.probability_of_improvement == 1.0
+
+
+def test_a_positive_difference_is_better_whichever_way_the_metric_goes():
+    found = verdict(runs("a", BASE), runs("b", moved(-0.1, 0.001)), higher_is_better=False)
+    assert found.judgements[0].difference == pytest.approx(0.1, abs=1e-3)
+    assert found.judgements[0].call == "better"
+    assert found.reference_value == pytest.approx(0.91)
+
+
+def test_three_calls_and_the_sentence():
+    found = verdict(
+        runs("adamw", BASE),
+        runs("sgd", moved(-0.1, 0.001)),
+        runs("muon", moved(0.0, 0.001)),
+        runs("lion", moved(0.0, 0.03)),
+        margin=0.01,
+    )
+    assert [one.call for one in found.judgements] == ["worse", "equivalent", "unsettled"]
+    assert found.best == "adamw"
+    assert found.judgements[2].more_seeds > 5
+    sentence = found.sentence({"adamw": "lr 0.028", "muon": "1.6x slower a step"})
+    assert sentence.startswith(
+        "use adamw, lr 0.028; muon is equivalent within 0.01 and 1.6x slower a step; sgd is worse"
+    )
+    assert "; sgd is worse than adamw by 0.0998 (0.0979 to 0.102); lion is not settled (about " in sentence
+    assert sentence.endswith(f"{found.judgements[2].more_seeds} more seeds would settle it)")
+
+
+def test_methods_with_the_same_call_are_named_together():
+    others = [runs(n, moved(by, 0.001)) for n, by in (("b", 0.1), ("c", 0.2), ("d", -0.1), ("e", -0.2), ("f", 0.15))]
+    others += [runs(name, moved(0.0, 0.001)) for name in "gh"]
+    found = verdict(runs("a", BASE), *others, margin=0.01)
+    by = f"{found.judgements[1].difference:.3g} ("
+    sentence = found.sentence({"c": "lr 0.1", "f": "2x slower a step", "g": "3x slower a step"})
+    assert sentence.startswith(f"use c, lr 0.1; c is better than a by {by}")
+    assert sentence.endswith(
+        "; better than a: b, f (2x slower a step); equivalent within 0.01: g (3x slower a step), h; worse than a: d, e"
+    )
+    unsure = verdict(runs("a", BASE), *(runs(name, moved(0.0, 0.03)) for name in "bc"), margin=0.01)
+    more = unsure.judgements[0].more_seeds
+    assert unsure.sentence() == f"use a; not settled: b (about {more} more seeds), c (about {more} more seeds)"
+
+
+def test_the_best_of_several_better_ones_is_recommended():
+    found = verdict(runs("sgd", BASE), runs("a", moved(0.1, 0.001)), runs("b", moved(0.2, 0.001)))
+    assert found.best == "b"
+    assert found.sentence({"b": "lr 0.1", "a": "twice as slow"}).startswith(
+        "use b, lr 0.1; b is better than sgd by 0.2 ("
+    )
+
+
+def test_a_larger_difference_of_the_same_spread_never_gets_the_weaker_call():
+    names = {0.001: "a", 0.01: "b", 0.02: "c", 0.03: "d", 0.06: "e"}
+    found = verdict(runs("sgd", BASE), *(runs(n, moved(by, 0.01)) for by, n in names.items()), margin=0.0)
+    ahead = [one.call == "better" for one in found.judgements]
+    assert ahead == sorted(ahead) and any(ahead) and not all(ahead)
+
+
+def test_holm_widens_the_intervals_of_many_methods():
+    alone = verdict(runs("a", BASE), runs("b", moved(0.01, 0.01)))
+    many = verdict(runs("a", BASE), *(runs(name, moved(0.01, 0.01)) for name in "bcdef"))
+    assert many.judgements[0].high > alone.judgements[0].high
+    assert alone.judgements[0].high - alone.judgements[0].difference == pytest.approx(
+        alone.judgements[0].difference - alone.judgements[0].low
+    )
+
+
+def test_calls_and_intervals_agree():
+    random = np.random.default_rng(3)
+    for _ in range(30):
+        others = [runs(f"m{i}", random.normal(0.7 * i, 1, 8), [tuple(random.normal(size=3)) for _ in range(4)])
+                  for i in range(5)]  # fmt: skip
+        for one in verdict(*others, margin=0.5).judgements:
+            inside = one.low >= -0.5 and one.high <= 0.5
+            out = "better" if one.low > 0 else "worse" if one.high < 0 else "unsettled"
+            assert one.call == ("equivalent" if inside else out)
+            assert (one.more_seeds is None) or one.call == "unsettled"
+
+
+def test_tuning_on_noise_widens_the_interval():
+    trials = [(0.9, 0.7, 0.8), (0.88, 0.9, 0.6), (0.86, 0.8, 0.9), 0.7, 0.6, 0.5]
+    trials = [row if isinstance(row, tuple) else (row,) for row in trials]
+    sure = verdict(runs("a", BASE), runs("b", moved(0.05, 0.01))).judgements[0]
+    tuned = verdict(runs("a", BASE, trials), runs("b", moved(0.05, 0.01), trials)).judgements[0]
+    assert tuned.difference == sure.difference
+    assert tuned.high - tuned.low > sure.high - sure.low
+    assert (sure.call, tuned.call) == ("better", "unsettled")
+
+
+def test_where_more_seeds_cannot_settle_it_the_sentence_says_so():
+    trials = ((0.9,), (0.1,), (0.05,))
+    found = verdict(runs("a", BASE, trials), runs("b", moved(0.05, 0.01), trials), margin=0.01)
+    assert found.judgements[0].more_seeds is None
+    assert found.sentence() == "use a; b is not settled (more seeds would not settle it)"
+
+
+def test_a_small_test_set_widens_the_interval():
+    # Right on 350 and on 351 of 360 images, on every seed: one image.
+    right, more = [1.0] * 350 + [0.0] * 10, [1.0] * 351 + [0.0] * 9
+    plain = [runs("a", [350 / 360] * 5), runs("b", [351 / 360] * 5)]
+    assert verdict(*plain).judgements[0].call == "better"
+    scored = [
+        runs("a", [350 / 360] * 5, scores=everywhere(right)),
+        runs("b", [351 / 360] * 5, scores=everywhere(more)),
+    ]
+    found = verdict(*scored).judgements[0]
+    assert found.call == "unsettled"
+    assert (found.low, found.high) == pytest.approx((1 / 360 - 1.96 / 360, 1 / 360 + 1.96 / 360), abs=2e-5)
+    assert found.more_seeds is None
+    assert found.warnings == ()
+
+
+def test_scores_that_are_not_the_metrics_are_left_out_and_said():
+    scores = everywhere([3.0, 1.0, 2.0])
+    other = everywhere([2.0, 1.0, 2.0])
+    found = verdict(runs("a", BASE, scores=scores), runs("b", moved(0.1, 0.01), scores=other)).judgements[0]
+    assert found.call == "better"
+    assert found.warnings == ("the scores of the test examples do not average to the metric and were left out",)
+
+
+def test_scores_of_one_method_only_or_of_other_examples_count_for_nothing():
+    scores, fewer = everywhere([1.0, 0.8]), everywhere([0.9])
+    expected = verdict(runs("a", BASE), runs("b", moved(0.1, 0.01))).judgements[0]
+    for one, other in ((scores, None), (scores, fewer), (None, {1: [1.0]})):
+        found = verdict(runs("a", BASE, scores=one), runs("b", moved(0.1, 0.01), scores=other)).judgements[0]
+        assert found == expected
+
+
+def test_the_default_margin_is_the_spread_of_the_references_seeds():
+    assert verdict(runs("a", BASE), runs("b", BASE)).margin == pytest.approx(np.std(BASE, ddof=1))
+    assert verdict(runs("a", BASE[:1]), runs("b", BASE)).margin == 0.0
+    assert verdict(runs("a", [None, *BASE]), runs("b", BASE)).margin == pytest.approx(np.std(BASE, ddof=1))
+
+
+@pytest.mark.parametrize(
+    ("reference", "method", "call", "more_seeds"),
+    [
+        ([0.9], [0.95], "unsettled", 4),  # one seed
+        ([], [], "unsettled", 5),
+        (BASE, [], "unsettled", 5),
+        ([0.9] * 3, [0.9] * 3, "equivalent", None),  # all equal
+        ([0.9] * 3, [0.8] * 3, "worse", None),  # no variance
+        ([None] * 5, [None] * 5, "unsettled", None),
+        ([0.9] * 5, [None] * 5, "worse", None),
+        (BASE, [math.nan] * 5, "worse", None),
+        (BASE, [-math.inf] * 5, "worse", None),
+        ([None] * 5, BASE, "better", None),
+        (BASE, [*moved(0.1)[:4], None], "unsettled", None),
+    ],
+)
+def test_odd_runs_are_defined(reference, method, call, more_seeds):
+    found = verdict(runs("a", reference), runs("b", method))
+    assert found.judgements[0].call == call
+    assert found.judgements[0].more_seeds == more_seeds
+    assert strict_json(found)["judgements"][0]["method"] == "b"
+    assert found.sentence()
+
+
+def test_seeds_without_a_partner_are_left_out_and_said():
+    found = verdict(runs("a", BASE), runs("b", moved(0.1, 0.01), first=3)).judgements[0]
+    assert found.seeds == 3
+    assert found.warnings == ("4 runs were left out, because the other method has none on their seeds",)
+
+
+def test_a_method_none_of_whose_trials_finished_is_worse():
+    found = verdict(runs("a", BASE), runs("b", [], trials=((None,), (None,)))).judgements[0]
+    assert (found.call, found.difference, found.low, found.high) == ("worse", None, None, None)
+    assert found.warnings == ("every trial diverged",)
+    assert found.probability_of_improvement == 0.0
+
+
+def test_a_reference_without_a_result_is_not_recommended():
+    lost = verdict(runs("a", [None] * 5), runs("b", [None] * 5))
+    assert lost.best is None
+    assert lost.sentence() == "no method can be recommended: a has no test result on digits"
+    assert lost.warnings == ("diverged on 5 of 5 seeds",)
+    assert verdict(runs("a", [None] * 5), runs("b", BASE)).sentence() == "use b; b is better than a"
+
+
+def test_one_method_is_compared_with_nothing():
+    found = verdict(runs("a", BASE))
+    assert (found.judgements, found.sentence()) == ((), "use a")
+
+
+def test_edges_are_warned_of_for_each_method():
+    space = {"lr": Range(0.001, 0.01)}
+    found = verdict(runs("a", BASE), runs("b", BASE), spaces={"a": space, "b": space})
+    assert found.warnings == found.judgements[0].warnings != ()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"margin": -0.1}, "margin must be a finite number of at least 0, got -0.1"),
+        ({"margin": math.nan}, "margin must be a finite number of at least 0, got nan"),
+        ({"confidence": 1.0}, "confidence must be between 0 and 1, got 1.0"),
+        ({"reference": "adam"}, "the reference 'adam' is not among the methods; did you mean adamw?"),
+        ({"evidence": [runs("adamw", BASE)] * 2}, "a method comes twice: adamw, adamw"),
+    ],
+)
+def test_bad_input(options, message):
+    options = {"reference": "adamw", "evidence": [runs("adamw", BASE)], **options}
+    with pytest.raises(BadInput) as error:
+        judge("digits", "accuracy", True, **options)
+    assert str(error.value) == message
