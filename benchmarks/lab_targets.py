@@ -4,8 +4,8 @@
 
 SGD with momentum and AdamW are tried with six learning rates each on one seed; the best of each runs again on three
 others. The target is the worst validation metric of the three, for the baseline where that is better, rounded to the
-easier side: to hundredths of an accuracy, to two digits of an error. Problems are written as they end, so a few can be done at a time;
-the two functions whose minimum is known have targets of their own.
+easier side: to hundredths of an accuracy, to two digits of an error. Problems are written as they end, so a few can be
+done at a time; the two functions whose minimum is known have targets of their own.
 """
 
 from __future__ import annotations
