@@ -44,7 +44,7 @@ def quadratic(**changes: Any) -> Problem:
 
 
 def campaign_of(*problems: Problem, methods: tuple[str, ...] = ("sgd", "adamw"), trials=3, seeds=2) -> Campaign:
-    loaded = [LoadedProblem(problem.name, "digest", problem) for problem in problems]
+    loaded = [LoadedProblem(problem.name, f"digest of {problem.name}", problem) for problem in problems]
     return Campaign(loaded, list(methods), trials, seeds)
 
 

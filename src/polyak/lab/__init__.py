@@ -2,7 +2,8 @@
 
 from polyak.lab.comparison import compare, plan, write_report
 from polyak.lab.errors import BadInput, LabError
-from polyak.lab.problems import Problem
+from polyak.lab.loops import StopRun
+from polyak.lab.problem import Problem
 from polyak.lab.report import Report
 
-__all__ = ["BadInput", "LabError", "Problem", "Report", "compare", "plan", "write_report"]
+__all__ = ["BadInput", "LabError", "Problem", "Report", "StopRun", "compare", "plan", "write_report"]

@@ -38,8 +38,9 @@ class Campaign:
         return tuning + len(self._trial_specs) * self.seeds
 
     def _spec(self, loaded: LoadedProblem, method: str, setting: search.Setting, seed: int, split: str) -> RunSpec:
-        steps = self.steps or loaded.problem.steps
-        return RunSpec(loaded.reference, loaded.problem.name, loaded.digest, method, setting, seed, split, steps)
+        steps, source = loaded.problem.run_steps(self.steps), loaded.source(split)
+        names = (loaded.reference, loaded.problem.name)
+        return RunSpec(*names, source, method, setting, seed, split, steps, loaded.fingerprint)
 
     def trial_specs(self, loaded: LoadedProblem, method: str) -> list[RunSpec]:
         """The tuning runs, in the order of the trials."""
@@ -77,4 +78,6 @@ def _rank(problem: Problem, record: Record) -> tuple[float, float, float]:
     assert record.metric is not None
     detail = record.detail
     target_step = detail["target_step"] or float("inf")
-    return (-record.metric if problem.higher_is_better else record.metric, target_step, detail["train"][-1][1])
+    loss = detail["train"][-1][1] if detail["train"] else None
+    badness = -record.metric if problem.higher_is_better else record.metric
+    return badness, target_step, float("inf") if loss is None else loss

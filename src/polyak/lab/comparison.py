@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from polyak import optim
 from polyak.lab import html
 from polyak.lab.campaign import Campaign
+from polyak.lab.check import look
 from polyak.lab.errors import BadInput, LabError
-from polyak.lab.problems import load
+from polyak.lab.problems import load, stop_if_loading
 from polyak.lab.report import Report, summarize
 from polyak.lab.runner import Watcher, make_runs
 from polyak.lab.spec import Record, RunSpec
@@ -23,6 +25,9 @@ class Unwatched:
 
     def began(self, spec: RunSpec) -> None:
         """A worker has begun a run."""
+
+    def progress(self, spec: RunSpec, step: int, steps: int | None) -> None:
+        """A run has come to a step."""
 
     def ended(self, record: Record, here: bool) -> None:
         """A run has ended."""
@@ -40,6 +45,7 @@ def plan(
         seeds: runs of each method at its best setting.
         steps: steps of a run, where the problem's own number is not wanted.
     """
+    stop_if_loading()
     for name, value in (("trials", trials), ("seeds", seeds), ("steps", steps)):
         if value is not None and value < 1:
             raise BadInput(f"{name} must be at least 1, got {value}")
@@ -54,24 +60,32 @@ def plan(
         raise BadInput(f"two problems have the same name: {', '.join(names)}")
     if not loaded or not methods:
         raise BadInput("name at least one problem and one method")
+    loaded = [replace(each, fingerprint=look(each, methods, steps).fingerprint) for each in loaded]
     return Campaign(loaded, list(dict.fromkeys(methods)), trials, seeds, steps)
 
 
-def compare(campaign: Campaign, store: Path, workers: int | None = None, watcher: Watcher | None = None) -> Report:
+def compare(
+    campaign: Campaign,
+    store: Path,
+    workers: int | None = None,
+    watcher: Watcher | None = None,
+    timeout: float | None = None,
+) -> Report:
     """Make the runs that ``store`` does not have yet, and summarize all of them.
 
     Args:
         campaign: what :func:`plan` returned.
         store: the SQLite file of runs; made where it does not exist.
         workers: how many runs are made at a time, by default one for each core. It changes no figure but times.
-        watcher: is told when runs begin and end.
+        watcher: is told when runs begin, go on and end.
+        timeout: the seconds after which a run is ended; None waits for ever.
     """
     workers = os.cpu_count() or 1 if workers is None else workers
     if workers < 1:
         raise BadInput(f"workers must be at least 1, got {workers}")
     runs = Store(store)
     try:
-        return summarize(campaign, make_runs(campaign, runs, workers, watcher or Unwatched()))
+        return summarize(campaign, make_runs(campaign, runs, workers, watcher or Unwatched(), timeout))
     finally:
         runs.close()
 

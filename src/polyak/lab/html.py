@@ -11,8 +11,9 @@ from importlib.resources import files
 from typing import Any
 
 from polyak.lab import table
+from polyak.lab.loops import BLOW_UP, RUNNING
+from polyak.lab.problem import WARMUP
 from polyak.lab.report import ProblemReport, Report
-from polyak.lab.train import BLOW_UP, WARMUP
 
 COLOURS = 8  # as in the style sheet
 CURVE_DIGITS = 6
@@ -203,17 +204,23 @@ def _rules(report: Report) -> Iterable[str]:
         "equals, the one that met the target sooner, then the one with the lower training loss."
     )
     yield "The reported seeds were not used in tuning. The test split is read once, at the end of each reported run."
-    yield f"Learning rates of all methods warm up over {WARMUP:.0%} of the steps and follow a cosine to zero."
+    yield (
+        f"Unless a problem says otherwise, learning rates warm up over {WARMUP:.0%} of the steps and follow a cosine "
+        "to zero, for all methods alike."
+    )
     coverage = min(problem.coverage for problem in report.problems)
     yield (
         "An interval is a pair of order statistics of the seeds' metrics; here it covers the median with a probability "
         f"of at least {coverage:.1%}. It says nothing about other problems, models or budgets."
     )
     yield (
-        f"A run has diverged when its loss is not finite or climbs above {BLOW_UP:g} times its first value. "
-        "It counts as infinitely bad."
+        f"A run has diverged when weights or its final metric are not finite, or when the median of {RUNNING} training "
+        f"losses is above {BLOW_UP:g} times the first. It counts as infinitely bad."
     )
-    yield "Times are wall-clock medians while the other workers ran; compiling and evaluation are not part of them."
+    yield (
+        "Times are wall-clock medians while the other workers ran. Waiting for data is part of them; compiling and "
+        "evaluation are not."
+    )
 
 
 def _list(items: Iterable[str]) -> str:

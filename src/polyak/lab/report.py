@@ -8,7 +8,7 @@ from typing import Any
 
 from polyak.lab.campaign import Campaign
 from polyak.lab.problems import LoadedProblem, Problem
-from polyak.lab.spec import Record, Records, RunSpec, versions
+from polyak.lab.spec import LOST, Record, Records, RunSpec, versions
 from polyak.lab.statistics import Interval, median, order_interval, performance_profile
 
 Curve = list[list[float | int | None]]  # rows of step, median, lowest, highest
@@ -50,7 +50,7 @@ class ProblemReport:
     metric: str
     higher_is_better: bool
     target: float | None
-    steps: int
+    steps: int | None
     methods: list[MethodReport]
 
     @property
@@ -104,7 +104,7 @@ def _problem_report(campaign: Campaign, loaded: LoadedProblem, records: Records)
     if methods[0].median is not None:
         for report in methods:
             report.as_good_as_best = _overlaps(problem, report, methods[0])
-    steps = campaign.steps or problem.steps
+    steps = problem.run_steps(campaign.steps)
     text = (problem.name, problem.description, problem.metric, problem.higher_is_better, problem.target, steps)
     return ProblemReport(*text, methods)
 
@@ -145,9 +145,9 @@ def _method_report(campaign: Campaign, loaded: LoadedProblem, method: str, recor
         target_step=_finite(median(target_steps)) if target_steps else None,
         state_bytes_per_parameter=_state_bytes(ended),
         diverged=_count(finals, "diverged"),
-        failed=_count(finals, "failed", "crashed"),
+        failed=_count(finals, *LOST),
         trials_diverged=_count([record for _, record in trials], "diverged"),
-        trials_failed=_count([record for _, record in trials], "failed", "crashed"),
+        trials_failed=_count([record for _, record in trials], *LOST),
         train_curve=_curve([record.detail["train"] for record in ended]),
         validation_curve=_curve([record.detail["validation"] for record in ended]),
         trials=[_trial(spec, record) for spec, record in trials],
@@ -216,7 +216,7 @@ def _profiles(campaign: Campaign, problems: list[ProblemReport]) -> dict[str, li
 
 def _errors(records: Records) -> list[dict[str, Any]]:
     """The runs that came to nothing, in an order that does not depend on when they were made."""
-    lost = [record for record in records.values() if record.status in ("failed", "crashed")]
+    lost = [record for record in records.values() if record.status in LOST]
     return [
         {
             "problem": record.problem,

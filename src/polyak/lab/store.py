@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyak.lab.errors import LabError
-from polyak.lab.spec import Record, RunSpec, versions
-from polyak.lab.train import Outcome
+from polyak.lab.loops import Outcome
+from polyak.lab.spec import SETTLED, Record, RunSpec, versions
 
 SCHEMA_VERSION = 1
 SCHEMA = """
@@ -31,7 +31,6 @@ CREATE TABLE runs (
 STALE_SECONDS = 60.0
 RENEW_SECONDS = 10.0
 LOCK_SECONDS = 30.0
-SETTLED = ("finished", "diverged")
 COLUMNS = "key, problem, method, setting, seed, split, steps, versions, status, metric, detail"
 
 

@@ -70,6 +70,11 @@ class LiveProgress:
         phase = "tuning" if spec.split == "validation" else f"seed {spec.seed} at the best setting"
         self._bars.update(self._tasks[spec.problem, spec.method], note=self._note(spec.problem, spec.method, phase))
 
+    def progress(self, spec: RunSpec, step: int, steps: int | None) -> None:
+        """Show how far a run is."""
+        far = f"step {step}" if steps is None else f"step {step} of {steps}"
+        self._bars.update(self._tasks[spec.problem, spec.method], note=self._note(spec.problem, spec.method, far))
+
     def ended(self, record: Record, here: bool) -> None:
         """Move the bars on."""
         self._found, self._made = self._found + (not here), self._made + here
