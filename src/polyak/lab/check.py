@@ -114,7 +114,7 @@ def _look_at_parts(problem: Problem, methods: Sequence[str], steps: int) -> Look
     short = replace(problem, evaluate_every=LOOK_STEPS)
     first = Run(short, methods[0], first_setting(methods[0]), LOOK_STEPS)
     _try(first, "validation")
-    step_seconds = max([_step_seconds(first), *_tried_beside(problem, methods[1:], steps)])
+    step_seconds = max([_step_seconds(first), *_tried_beside(short, methods[1:], steps)])
     every = problem.evaluate_every
     count = min(steps, EVALUATIONS) if every is None else math.ceil(steps / every)
     return Look(mark, step_seconds, evaluation, steps * step_seconds + count * evaluation, True)

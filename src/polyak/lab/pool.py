@@ -119,6 +119,9 @@ class Worker:
         with suppress(ProcessLookupError, PermissionError):  # all of them have ended
             os.killpg(self._process.pid, signal.SIGKILL) if os.name == "posix" else self._process.kill()
         self._process.wait()
+        self._listener.join(GRACE_SECONDS)
+        if self._process.stdout and not self._listener.is_alive():
+            self._process.stdout.close()
         Path(self._output).unlink(missing_ok=True)
 
 

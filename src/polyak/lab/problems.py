@@ -73,10 +73,12 @@ import sys
 import sysconfig
 import traceback
 import types
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import polyak
+from polyak.lab.carried import SUFFIX, carry, file_of, unpack
 from polyak.lab.errors import BadInput, suggestion
 from polyak.lab.problem import Problem
 from polyak.lab.seeding import seeded
@@ -118,17 +120,31 @@ class LoadedProblem:
         return (split == "validation" and self.tuning_digest) or self.digest
 
 
-def load(reference: str) -> LoadedProblem:
-    """Load a built-in problem by name, or the user's by ``path/to/file.py:function``.
+def load(problem: str | Callable[[], Problem]) -> LoadedProblem:
+    """Load a built-in problem by name, the user's by ``path/to/file.py:function``, or the function itself.
 
     The global generators are seeded meanwhile, so that a split drawn from them is the same in every process.
     """
+    reference = problem if isinstance(problem, str) else _reference(problem)
     _loading.append(reference)
     try:
         with seeded(SEED):
+            if reference.endswith(SUFFIX):
+                return _load_carried(reference)
             return _load_file(reference) if ".py:" in reference else _load_builtin(reference)
     finally:
         _loading.pop()
+
+
+def _reference(problem: Callable[[], Problem]) -> str:
+    if not callable(problem) or isinstance(problem, Problem):
+        raise BadInput(f"a problem is a name or a function that returns a Problem, got {problem!r:.80}")
+    return file_of(problem) or carry(problem)
+
+
+def _load_carried(reference: str) -> LoadedProblem:
+    function, whole, tuning = unpack(reference)
+    return LoadedProblem(reference, whole, _made(function, getattr(function, "__name__", "the problem")), tuning)
 
 
 class _EnoughLoaded(BaseException):
@@ -164,8 +180,6 @@ def _load_file(reference: str) -> LoadedProblem:
         near = suggestion(path.name, sorted(p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
         raise BadInput(f"cannot read the problem file {name!r}: {error.strerror}; {near}".rstrip("; ")) from error
     made = _call(_execute(path, source, reference), function, reference)
-    if not isinstance(made, Problem):
-        raise BadInput(f"{reference} must return a polyak.lab.Problem, got {type(made).__name__}")
     return _loaded(f"{path}:{function}", path, source, function, made)
 
 
@@ -205,15 +219,22 @@ def _module_name(path: Path) -> str:
     return path.stem if path.stem.isidentifier() and is_free else f"polyak_problem_{path.stem}"
 
 
-def _call(module: types.ModuleType, function: str, reference: str) -> object:
+def _call(module: types.ModuleType, function: str, reference: str) -> Problem:
     made = getattr(module, function, None)
     if not callable(made):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise BadInput(f"{module.__file__} has no function {function!r}; {suggestion(function, known)}")
+    return _made(made, reference)
+
+
+def _made(function: Callable[[], object], reference: str) -> Problem:
     try:
-        return made()
+        made = function()
     except (Exception, SystemExit) as error:
         raise _raised(reference, error) from error
+    if not isinstance(made, Problem):
+        raise BadInput(f"{reference} must return a polyak.lab.Problem, got {type(made).__name__}")
+    return made
 
 
 def _raised(reference: str, error: BaseException) -> BadInput:
