@@ -80,7 +80,7 @@ def test_a_loop_of_ones_own_is_run_to_its_test():
 
     found = look_here(own(train), ["sgd", "adamw"], None)
     assert splits == ["validation", "test", "validation"]  # the fingerprint, and one run for each method
-    assert steps.count(30) == 2 and steps.count(2) <= 3  # the second method takes a few steps only
+    assert steps.count(30) == 2 and steps[-1] == 2  # the second method takes a few steps only
     assert found.whole and found.seconds_per_run > 0 and found.seconds_per_evaluation is None
 
 
@@ -91,10 +91,12 @@ def test_a_loop_that_takes_too_long_is_left(monkeypatch):
     assert look_here(own(by_hand), ["sgd"], None).seconds_per_run is None
 
 
-def test_a_loop_whose_metric_is_never_a_number():
+@pytest.mark.parametrize("reports", [0, 1])
+def test_a_loop_whose_metric_is_never_a_number(reports):
     def train(make_optimizer, seed, report, split):
         small(make_optimizer)
-        report(1, float("nan"))
+        for step in range(reports):
+            report(step, float("nan"))
         return float("nan")
 
     with pytest.raises(BadInput, match="own: 'distance' is nan in every evaluation"):

@@ -152,7 +152,7 @@ def _try(tried: Run, split: str) -> Outcome:
     name = tried.problem.name
     if outcome.status == "failed":
         raise BadInput(f"{name} fails with {tried.method}: {outcome.detail['reason']}")
-    values = [value for _, value in tried.validation]
+    values = [value for _, value in tried.validation] + ([] if tried.result is None else [tried.result])
     if values and all(map(math.isnan, values)):
         raise BadInput(f"{name}: {tried.problem.metric!r} is nan in every evaluation, though all weights are finite")
     return outcome
@@ -195,7 +195,7 @@ def _of_loop(problem: Problem) -> list[Any]:
 
 def weights(model_or_params: Any) -> list[tuple[str, tuple[int, ...], str]]:
     """Name, shape and values, the latter in :data:`DIGITS` digits, of what an optimizer is made for."""
-    found = []
+    found: list[tuple[str, tuple[int, ...], str]] = []
     for name, p in _named(model_or_params):
         if isinstance(p, nn.parameter.UninitializedParameter):
             found.append((name, (), "uninitialized"))

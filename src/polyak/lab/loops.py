@@ -139,6 +139,7 @@ class Run:
         self.step_seconds: list[float] = []
         self.losses: list[tuple[int, float]] = []
         self.validation: list[tuple[int, float]] = []
+        self.result: float | None = None
         self._until, self._progress, self._halt = until, progress, halt
         self._validation_seconds: list[float] = []
         self._construction_seconds = 0.0
@@ -222,6 +223,7 @@ class Run:
         if not self.optimizers:
             raise ValueError("train() never called make_optimizer(), so there is nothing to compare")
         metric, others, scores = self.problem.judged(returned)
+        self.result = metric
         try:
             self._check_weights()
             if not math.isfinite(metric):
