@@ -54,7 +54,7 @@ def train(make_optimizer, seed, report, split):  # changed; was: def train(seed)
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Flatten(), nn.Linear(576, 32), nn.ReLU(), nn.Linear(32, 10)
     )
-    optimizer = make_optimizer(model)  # changed; was: torch.optim.AdamW(model.parameters(), lr=3e-3)
+    optimizer = make_optimizer(model)  # changed; was: optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     rates, loader = [group["lr"] for group in optimizer.param_groups], batches("train")
     updates = len(loader) // ACCUMULATE
     schedule = OneCycleLR(optimizer, rates, epochs=EPOCHS, steps_per_epoch=updates, cycle_momentum=False)

@@ -20,7 +20,8 @@ def record(spec, metric, status="finished", target_step=None, loss=1.0):
 @pytest.mark.parametrize(
     "change",
     [
-        {"problem": "other"},
+        {"fingerprint": "other"},
+        {"until": 20},
         {"source": "other"},
         {"method": "adamw"},
         {"setting": {"lr": 0.2, "betas": (0.9, 0.99)}},
@@ -43,8 +44,8 @@ def test_versions_are_in_the_key(monkeypatch):
 VERSIONS = spec_module.versions()
 
 
-def test_where_a_problem_lies_is_not_in_the_key():
-    assert replace(SPEC, reference="moved").key == SPEC.key
+def test_where_a_problem_lies_and_what_it_is_called_is_not_in_the_key():
+    assert replace(SPEC, reference="moved", problem="renamed").key == SPEC.key
     assert replace(SPEC, setting={"betas": [0.9, 0.99], "lr": 0.1}).key == SPEC.key
 
 

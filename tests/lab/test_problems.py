@@ -1,6 +1,8 @@
 """Built-in problems and loading one's own."""
 
+import re
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -260,3 +262,13 @@ def test_two_folders_may_have_a_module_of_the_same_name(tmp_path):
         (tmp_path / place / "train.py").write_text(text)
         found.append(load(f"{tmp_path / place}/train.py:problem").problem.name)
     assert found == ["one", "two"]
+
+
+def test_the_page_on_scripts_says_what_the_example_says():
+    root = Path(__file__).parents[2]
+    script, page = (root / "examples/compare_script.py").read_text(), (root / "docs/compare.md").read_text()
+    rows = re.findall(r"^\| \d \| `(.*)` \| `(.*)` \|$", page, re.MULTILINE)
+    assert len(rows) == script.count("# changed; was: ") <= 5
+    for before, now in rows:
+        assert f"{now}  # changed; was: {before}\n" in script
+    assert load(f"{root}/examples/compare_script.py:problem").problem.name == "my digits"

@@ -90,6 +90,7 @@ def _count(count: int, noun: str) -> str:
 
 def _section(index: int, problem: ProblemReport, report: Report) -> str:
     metric = escape(problem.metric)
+    steps = "" if problem.steps is None else f" {problem.steps} steps a run."
     target = "" if problem.target is None else f" Target: validation {metric} {table.number(problem.target)}."
     charts = [
         _figure("train", "Training loss", "Median over the seeds, and their range."),
@@ -99,7 +100,7 @@ def _section(index: int, problem: ProblemReport, report: Report) -> str:
     ]
     return f"""<section data-problem="{index}">
 <h2>{escape(problem.problem)}</h2>
-<p class="soft">{escape(problem.description)} {problem.steps} steps a run.{target}</p>
+<p class="soft">{escape(problem.description)}{steps}{target}</p>
 <p class="verdict">{escape(table.verdict(problem))}</p>
 <div class="scroll">{_results(problem, report)}</div>
 <div class="legend" role="group" aria-label="methods shown"></div>

@@ -139,7 +139,8 @@ def print_errors(report: Report, out: Console) -> None:
 
 
 def _problem_table(problem: ProblemReport, report: Report, foldable: bool) -> Table:
-    title = f"{problem.problem}: {problem.steps} steps, {report.trials} trials, {report.seeds} seeds"
+    steps = "" if problem.steps is None else f"{problem.steps} steps, "
+    title = f"{problem.problem}: {steps}{report.trials} trials, {report.seeds} seeds"
     made = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
     columns = table.columns(problem)
     made.add_column("method", no_wrap=True)
