@@ -139,7 +139,7 @@ def test_a_read_only_store(fails, tmp_path, monkeypatch):
     [
         ("typer", ["list"]),
         ("rich", ["list"]),
-        ("optuna", ["compare", "rosenbrock"]),
+        ("scipy", ["compare", "rosenbrock"]),
         ("sklearn", ["compare", "digits-cnn"]),
     ],
 )

@@ -1,21 +1,35 @@
-"""The comparison from beginning to end, for the command line and for programs."""
+"""The comparison from beginning to end, for programs and for the command line."""
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Sequence
+import uuid
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
-from polyak import optim
+from polyak.lab import budget as budgets
 from polyak.lab import html
 from polyak.lab.campaign import Campaign
+from polyak.lab.entries import entries
 from polyak.lab.errors import BadInput, LabError
-from polyak.lab.problems import load
+from polyak.lab.history import describe
+from polyak.lab.problems import LoadedProblem, Problem, load
 from polyak.lab.report import Report, summarize
 from polyak.lab.runner import Watcher, make_runs
 from polyak.lab.spec import Record, RunSpec
 from polyak.lab.store import Store
+from polyak.lab.train import make
+
+TRIALS, SEEDS = 10, 5
+METHODS = ("sgd", "adamw", "adan", "lion", "muon", "cadamw")
+STORE = Path("polyak-runs.db")
+MARKER = '<meta name="generator" content="polyak'  # by which a report of ours is known,
+MARKER_WITHIN = 4096  # in its first bytes
+HERE = "object "  # what the reference of a problem begins with that only this process knows
+
+_here: dict[int, LoadedProblem] = {}  # such problems, by their identity
 
 
 class Unwatched:
@@ -28,64 +42,227 @@ class Unwatched:
         """A run has ended."""
 
 
-def plan(
-    problems: Sequence[str], methods: Sequence[str], trials: int = 10, seeds: int = 5, steps: int | None = None
-) -> Campaign:
-    """Check what is asked for and plan it.
+class _Noting:
+    """Tells the store which runs a comparison has, and passes everything on."""
+
+    def __init__(self, store: Store, identity: str, watcher: Watcher) -> None:
+        self._store, self._identity, self._watcher = store, identity, watcher
+
+    def began(self, spec: RunSpec) -> None:
+        self._watcher.began(spec)
+
+    def ended(self, record: Record, here: bool) -> None:
+        self._store.note(self._identity, record.key)
+        self._watcher.ended(record, here)
+
+
+def compare(
+    problems: str | Problem | Sequence[str | Problem],
+    methods: str | Sequence[str] = METHODS,
+    *,
+    trials: int | None = None,
+    seeds: int | None = None,
+    steps: int | None = None,
+    spaces: Sequence[str] = (),
+    fixes: Sequence[str] = (),
+    reference: str | None = None,
+    tuning_seed: int = 0,
+    store: Path | str = STORE,
+    workers: int | None = None,
+    watcher: Watcher | None = None,
+) -> Report:
+    """Tune each method with the same budget, then judge it on data that tuning never read.
+
+    ::
+
+        found = polyak.lab.compare("digits-cnn", ["adamw", "torch.optim.AdamW"], spaces=["lr=1e-4:1e-2:log"])
+
+    A problem that is given as an object, from a notebook say, is known to this process alone: then all runs are made
+    in it, one at a time, and a later process makes them again. Problems that are given by name or file are run by
+    workers, and found again in the store.
 
     Args:
-        problems: names of built-in problems or ``path/to/file.py:function``.
-        methods: names of optimizers.
-        trials: tuning runs of each method.
-        seeds: runs of each method at its best setting.
+        problems: names of built-in problems, ``path/to/file.py:function``, or :class:`Problem` objects.
+        methods: polyak's methods, dotted names such as ``torch.optim.AdamW``, or ``path/to/file.py:function``.
+        trials: settings that are tried of each method, 10 by default.
+        seeds: runs of each method at its chosen setting, 5 by default.
         steps: steps of a run, where the problem's own number is not wanted.
+        spaces: where to look, as ``--space``: ``"lr=1e-5:1e-1:log"``, ``"adamw.lr=1e-4:1e-2:log"``.
+        fixes: values that are not searched, as ``--fix``: ``"momentum=0.9"``.
+        reference: the method that others are compared to, by default the first.
+        tuning_seed: another one does everything again with other trials and seeds.
+        store: the SQLite file of runs; made where it does not exist.
+        workers: how many runs are made at a time, by default one for each core. It changes no figure but times.
+        watcher: is told when runs begin and end.
+
+    Raises:
+        BadInput: something asked for does not exist or cannot be.
     """
+    made = plan(
+        problems, methods, trials, seeds, steps,
+        spaces=spaces, fixes=fixes, reference=reference, tuning_seed=tuning_seed,
+    )  # fmt: skip
+    return run(made, Path(store), workers, watcher, command="polyak.lab.compare")
+
+
+def plan(
+    problems: str | Problem | Sequence[str | Problem],
+    methods: str | Sequence[str],
+    trials: int | None = None,
+    seeds: int | None = None,
+    steps: int | None = None,
+    *,
+    spaces: Sequence[str] = (),
+    fixes: Sequence[str] = (),
+    reference: str | None = None,
+    tuning_seed: int = 0,
+) -> Campaign:
+    """Check what is asked for and plan it; the arguments are those of :func:`compare`."""
     for name, value in (("trials", trials), ("seeds", seeds), ("steps", steps)):
-        if value is not None and value < 1:
-            raise BadInput(f"{name} must be at least 1, got {value}")
-    for method in methods:
-        try:
-            optim.get(method)
-        except ValueError as error:
-            raise BadInput(str(error)) from error
-    loaded = [load(reference) for reference in dict.fromkeys(problems)]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise BadInput(f"{name} must be at least 1, got {value!r}")
+    contenders = entries(_listed(methods, str), spaces, fixes)
+    asked = _listed(problems, (str, Problem))
+    loaded = [each if isinstance(each, LoadedProblem) else load(each) for each in map(_known, asked)]
     names = [each.problem.name for each in loaded]
     if len(set(names)) < len(names):
         raise BadInput(f"two problems have the same name: {', '.join(names)}")
-    if not loaded or not methods:
+    if not loaded:
         raise BadInput("name at least one problem and one method")
-    return Campaign(loaded, list(dict.fromkeys(methods)), trials, seeds, steps)
+    counts = (TRIALS if trials is None else trials, SEEDS if seeds is None else seeds)
+    return Campaign(loaded, contenders, *counts, steps, reference=reference, tuning_seed=tuning_seed)
 
 
-def compare(campaign: Campaign, store: Path, workers: int | None = None, watcher: Watcher | None = None) -> Report:
+def _listed(given: object, kinds: type | tuple[type, ...]) -> list[Any]:
+    """One or several of something as a list without repetitions."""
+    several = [given] if isinstance(given, (str, Problem)) else list(cast("Iterable[Any]", given))
+    for each in several:
+        if not isinstance(each, kinds):
+            raise BadInput(f"a {'method' if kinds is str else 'problem'} cannot be {each!r}")
+    return [each for i, each in enumerate(several) if each not in several[:i]]
+
+
+def _known(problem: str | Problem) -> LoadedProblem:
+    """Load a problem; one that is an object gets a name that no other process gives to anything."""
+    if isinstance(problem, str):
+        return load(problem)
+    name = HERE + uuid.uuid4().hex
+    return _here.setdefault(id(problem), LoadedProblem(name, name, problem))
+
+
+def fit(
+    campaign: Campaign, budget: str, store: Path, workers: int | None = None, watcher: Watcher | None = None
+) -> Campaign:
+    """The same comparison with as many trials and seeds as fit a time.
+
+    How long a run takes is learnt from the first trial of each method, which is made now if the store does not have
+    it. So the same call gives the same comparison again.
+
+    Args:
+        campaign: the comparison; its own counts do not matter.
+        budget: a time such as ``30m``.
+        store: the SQLite file of runs.
+        workers: how many runs are made at a time.
+        watcher: is told when runs begin and end.
+    """
+    seconds, at_a_time = budgets.seconds(budget), checked_workers(workers)
+    first = campaign.with_counts(1, 0)
+    runs = Store(store)
+    try:
+        records = _make_runs(first, runs, at_a_time, watcher or Unwatched())
+    finally:
+        runs.close()
+    took = [budgets.whole_run(record) for record in records.values()]
+    known = [each for each in took if each is not None]
+    if not known:
+        errors = [str(record.detail.get("error", "")).strip().splitlines() for record in records.values()]
+        raise LabError(f"no first trial came to an end, so there is nothing to plan by: {(errors[0] or ['?'])[-1]}")
+    found = budgets.counts(seconds, known, at_a_time)
+    return campaign.with_counts(found.trials, found.seeds)
+
+
+def run(
+    campaign: Campaign, store: Path, workers: int | None = None, watcher: Watcher | None = None, command: str = ""
+) -> Report:
     """Make the runs that ``store`` does not have yet, and summarize all of them.
 
     Args:
         campaign: what :func:`plan` returned.
         store: the SQLite file of runs; made where it does not exist.
-        workers: how many runs are made at a time, by default one for each core. It changes no figure but times.
+        workers: how many runs are made at a time, by default one for each core.
         watcher: is told when runs begin and end.
+        command: what was typed, for the report.
     """
-    workers = os.cpu_count() or 1 if workers is None else workers
-    if workers < 1:
-        raise BadInput(f"workers must be at least 1, got {workers}")
+    at_a_time = checked_workers(workers)
     runs = Store(store)
     try:
-        return summarize(campaign, make_runs(campaign, runs, workers, watcher or Unwatched()))
+        runs.begin(campaign.identity, describe(campaign, command))
+        noting = _Noting(runs, campaign.identity, watcher or Unwatched())
+        return summarize(campaign, _make_runs(campaign, runs, at_a_time, noting))
     finally:
         runs.close()
 
 
-def check_report_path(path: Path) -> None:
-    """Refuse a report that could not be written, before hours are spent on it."""
+def checked_workers(workers: int | None) -> int:
+    """How many runs are made at a time."""
+    if workers is not None and workers < 1:
+        raise BadInput(f"workers must be at least 1, got {workers}")
+    return os.cpu_count() or 1 if workers is None else workers
+
+
+def _make_runs(campaign: Campaign, store: Store, workers: int, watcher: Watcher) -> dict[str, Record]:
+    if any(loaded.reference.startswith(HERE) for loaded in campaign.problems):
+        return _make_here(campaign, store, watcher)
+    return make_runs(campaign, store, workers, watcher)
+
+
+def _make_here(campaign: Campaign, store: Store, watcher: Watcher) -> dict[str, Record]:
+    """Make every missing run in this process, on one thread as a worker does."""
+    import torch._dynamo  # torch's first optimizer imports it; no method is to be charged with those seconds
+
+    problems = {loaded.reference: loaded.problem for loaded in campaign.problems}
+    records: dict[str, Record] = {}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        while due := campaign.due(records):
+            spec = due[0]
+            answer = store.claim(spec)
+            if answer == "busy":
+                raise LabError(f"another process is at a run of {spec.problem} that this one needs; wait for its end")
+            if answer == "mine":
+                watcher.began(spec)
+            ended = answer if isinstance(answer, Record) else store.finish(spec, make(problems[spec.reference], spec))
+            records[spec.key] = ended
+            watcher.ended(ended, here=answer == "mine")
+    finally:
+        torch.set_num_threads(threads)
+    return records
+
+
+def check_report_path(path: Path, store: Path | None = None) -> None:
+    """Refuse a report that could not be written or would overwrite something else, before hours are spent on it."""
     if path.is_dir():
         raise BadInput(f"the report {str(path)!r} is a folder; name a file")
     if not path.parent.is_dir():
         raise BadInput(f"there is no folder {str(path.parent)!r} for the report")
+    if store is not None and path.resolve() == store.resolve():
+        raise BadInput(f"report and store are both {str(path)!r}; name two files")
+    if path.exists() and not _is_ours(path):
+        raise BadInput(f"{str(path)!r} exists and is no report of polyak; name another file for the report")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return MARKER.encode() in file.read(MARKER_WITHIN)
+    except OSError:
+        return False
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the HTML report, whole or not at all."""
+    """Write the HTML report, whole or not at all; only a report of polyak is ever overwritten."""
+    check_report_path(path)
     handle, temporary = -1, ""
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

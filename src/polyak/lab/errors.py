@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import traceback
 from collections.abc import Iterable
 from typing import Any
 
@@ -37,3 +38,19 @@ def require(module: str) -> Any:
         if missing.name is None or missing.name.split(".")[0] != module.split(".")[0]:
             raise
         raise BadInput(f"polyak compare needs {missing.name}: {INSTALL}") from missing
+
+
+def raised(what: str, error: Exception, loader: str) -> BadInput:
+    """What a user's file raised, in one line, with the line of it where there is one.
+
+    Args:
+        what: the file.
+        error: what it raised.
+        loader: the file that ran it, which is no news.
+    """
+    if isinstance(error, BadInput):
+        return error
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename != loader]
+    where = f" (line {frames[-1].lineno} of {frames[-1].filename})" if frames else ""
+    words = " ".join(str(error).split())
+    return BadInput(f"{what} raised {type(error).__name__}: {words}{where}")

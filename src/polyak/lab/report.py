@@ -140,7 +140,7 @@ def _method_report(campaign: Campaign, loaded: LoadedProblem, method: str, recor
         high=_finite(interval.high),
         coverage=interval.coverage,
         tuned=None if best is None else records[best.key].metric,
-        untuned=trials[0][1].metric,
+        untuned=trials[0][1].metric if campaign.starts_with_defaults(method) else None,
         reached=sum(map(math.isfinite, target_steps)),
         target_step=_finite(median(target_steps)) if target_steps else None,
         state_bytes_per_parameter=_state_bytes(ended),

@@ -34,9 +34,18 @@ def versions() -> dict[str, str]:
     }
 
 
+Bars = tuple[tuple[int, float], ...]
+NOT_IN_KEY = ("reference", "contender", "bars")
+
+
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that decides a run's figures."""
+    """Everything that decides a run's figures.
+
+    ``reference`` and ``contender`` (empty: a method of this name) say where problem and method are found, ``code``
+    what the method is. ``bars`` are steps with the validation metric that a trial must hold there to go on; a trial
+    that is not stopped has the figures that it would have had without.
+    """
 
     reference: str = field(repr=False)
     problem: str
@@ -46,11 +55,14 @@ class RunSpec:
     seed: int
     split: str
     steps: int
+    contender: str = field(default="", repr=False)
+    code: str = field(default="", repr=False)
+    bars: Bars = field(default=(), repr=False, compare=False)
 
     @cached_property
     def key(self) -> str:
-        """The run's name in the store: a hash of problem source, method, setting, seed, split, steps and versions."""
-        content = {name: value for name, value in asdict(self).items() if name != "reference"}
+        """The run's name in the store: a hash of what the problem and the method are, setting, seed, split, steps."""
+        content = {name: value for name, value in asdict(self).items() if name not in NOT_IN_KEY}
         text = json.dumps({**content, "versions": versions()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from polyak import optim
+from polyak.lab.contenders import Contender, found_again, state_bytes
 from polyak.lab.problems import Problem
+from polyak.lab.spec import Bars, RunSpec
+from polyak.lab.stopping import hopeless
 
 CURVE_POINTS = 60  # of the training loss
 EVALUATIONS = 25  # of the validation metric
@@ -49,10 +51,33 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return warm_up * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def execute(problem: Problem, method: str, setting: dict[str, Any], seed: int, split: str, steps: int) -> Outcome:
+def make(problem: Problem, spec: RunSpec) -> Outcome:
+    """Make a run of a comparison."""
+    try:
+        contender = found_again(spec.contender or spec.method)
+    except Exception as error:
+        return Outcome("failed", detail={"error": f"{type(error).__name__}: {error}"})
+    if spec.code and contender.code != spec.code:
+        return Outcome("failed", detail={"error": f"{spec.method} changed after the comparison had begun"})
+    begin = time.perf_counter()
+    outcome = execute(problem, contender, spec.setting, spec.seed, spec.split, spec.steps, spec.bars)
+    if "timing" in outcome.detail:
+        outcome.detail["timing"]["seconds"] = time.perf_counter() - begin
+    return outcome
+
+
+def execute(
+    problem: Problem,
+    method: Contender | str,
+    setting: dict[str, Any],
+    seed: int,
+    split: str,
+    steps: int,
+    bars: Bars = (),
+) -> Outcome:
     """Train and judge on ``split``; whatever the problem raises becomes a failed run with its traceback."""
     try:
-        run = _Run(problem, method, setting, seed, steps)
+        run = _Run(problem, found_again(method) if isinstance(method, str) else method, setting, seed, steps, bars)
         run.train()
         return run.judge(split)
     except Exception:
@@ -60,15 +85,18 @@ def execute(problem: Problem, method: str, setting: dict[str, Any], seed: int, s
 
 
 class _Run:
-    def __init__(self, problem: Problem, method: str, setting: dict[str, Any], seed: int, steps: int) -> None:
+    def __init__(
+        self, problem: Problem, method: Contender, setting: dict[str, Any], seed: int, steps: int, bars: Bars
+    ) -> None:
         _seed_globally(seed)
         self.problem, self.seed, self.steps = problem, seed, steps
         self.model = problem.build_model(seed)
         begin = time.perf_counter()
-        self.optimizer = optim.create(method, self.model, **setting)
+        self.optimizer = method.build(self.model, **setting)
         self.construction_seconds = time.perf_counter() - begin
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda t: learning_rate_factor(t, steps))
         self.diverged = False
+        self.bars, self.stopped_at = bars, 0
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
         self.validation_seconds: list[float] = []
@@ -86,6 +114,9 @@ class _Run:
                 return
             if step in evaluate_at:
                 self._validate(step)
+                if hopeless(self.problem, self.steps, self.bars, self.validation):
+                    self.stopped_at = step
+                    return
 
     def _step(self, batch: Any) -> None:
         begin = time.perf_counter()
@@ -124,6 +155,8 @@ class _Run:
 
     def judge(self, split: str) -> Outcome:
         """The outcome; reads the test split if, and only if, that is the split to judge on."""
+        if self.stopped_at:
+            return Outcome("stopped", detail={**self._detail(), "stopped_at": self.stopped_at})
         metric = math.nan
         if not self.diverged and _finite(self.model):
             metric = self.validation[-1][1] if split == "validation" else self._evaluate(split)
@@ -143,7 +176,7 @@ class _Run:
             "validation": [[step, _number(metric)] for step, metric in self.validation],
             "target_step": self.validation[reached[0]][0] if reached else None,
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "state_bytes": self.optimizer.state_bytes(),
+            "state_bytes": state_bytes(self.optimizer),
             "timing": {
                 **milliseconds,
                 "compile_seconds": self.construction_seconds + self._excess_seconds(),

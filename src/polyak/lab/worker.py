@@ -18,7 +18,7 @@ from pathlib import Path
 
 from polyak.lab.problems import LoadedProblem, load
 from polyak.lab.spec import RunSpec
-from polyak.lab.train import Outcome, execute
+from polyak.lab.train import Outcome, make
 
 GRACE_SECONDS = 5.0
 OUTPUT_KEPT = 2000  # characters of a crashed worker's last words
@@ -60,7 +60,7 @@ def _run(spec: RunSpec, loaded: dict[str, LoadedProblem]) -> Outcome:
     problem = loaded[spec.reference]
     if problem.digest != spec.source:
         return Outcome("failed", detail={"error": f"{spec.reference} changed after the comparison had begun"})
-    return execute(problem.problem, spec.method, spec.setting, spec.seed, spec.split, spec.steps)
+    return make(problem.problem, spec)
 
 
 @contextmanager
