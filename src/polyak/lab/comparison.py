@@ -7,7 +7,7 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from polyak.lab import budget as budgets
 from polyak.lab import html
@@ -135,7 +135,7 @@ def plan(
 
 def _listed(given: object, kinds: type | tuple[type, ...]) -> list[Any]:
     """One or several of something as a list without repetitions."""
-    several = [given] if isinstance(given, (str, Problem)) else list(cast("Iterable[Any]", given))
+    several = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     for each in several:
         if not isinstance(each, kinds):
             raise BadInput(f"a {'method' if kinds is str else 'problem'} cannot be {each!r}")

@@ -169,7 +169,8 @@ def _of_module(text: str) -> Contender:
 def _attribute(owner: Any, names: list[str], place: str, text: str) -> Any:
     for name in names:
         if not hasattr(owner, name):
-            known = [key for key, value in vars(owner).items() if callable(value) and not key.startswith("_")]
+            there = vars(owner).items()
+            known = [k for k, v in there if (callable(v) or isinstance(v, types.ModuleType)) and not k.startswith("_")]
             raise BadInput(f"{place} has no {name!r}; {suggestion(name, known)}")
         owner = getattr(owner, name)
     if not callable(owner):

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
+MANY = 40  # names
 INSTALL = 'pip install "polyak[lab]"'
 
 
@@ -24,10 +25,12 @@ class BadInput(LabError):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Text that names the nearest of ``known``, or all of them when none is near."""
+    """Text that names the nearest of ``known``, or all of them when none is near and they fit a line."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(known[:MANY])}{', ...' if len(known) > MANY else ''}"
 
 
 def require(module: str) -> Any:
