@@ -72,6 +72,7 @@ def test_options_reach_the_runs(store):
         ("rosenbrock", [torch.optim.SGD], {}, "a method cannot be"),
         ("rosenbrock", "sgd", {"trials": 0}, "trials must be at least 1, got 0"),
         ("rosenbrock", "sgd", {"seeds": 2.5}, "seeds must be at least 1, got 2.5"),
+        ("rosenbrock", "sgd", {"tuning_seed": -1}, "tuning_seed must be an integer from 0, got -1"),
         ("rosenbrock", "sgd", {"steps": True}, "steps must be at least 1, got True"),
         ("rosenbrock", "sgd", {"reference": "adamw"}, "the reference 'adamw' is none of the methods"),
     ],

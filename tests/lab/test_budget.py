@@ -32,8 +32,8 @@ def test_counts_fit_the_time_and_grow_with_it():
 
 
 def test_more_workers_do_more_as_far_as_there_is_something_to_do():
-    one, two, many = (budget.counts(600, [5.0], workers=n).rounds for n in (1, 2, 64))
-    assert two > 1.9 * one and many == budget.counts(600, [5.0], workers=3).rounds
+    one, two, many = (budget.counts(300, [5.0], workers=n).rounds for n in (1, 2, 64))
+    assert two > 1.9 * one and many == budget.counts(300, [5.0], workers=3).rounds
 
 
 def test_a_budget_that_is_too_small_says_what_is_needed():

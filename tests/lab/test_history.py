@@ -42,7 +42,7 @@ def test_more_seeds_for_one_method_are_told():
 def test_a_comparison_that_has_not_ended_says_so():
     campaign = campaign_of(quadratic())
     records = run_here(campaign, until=4)
-    with pytest.raises(LabError, match=r"has not ended: up to 6 of 10 runs are missing; run: polyak compare"):
+    with pytest.raises(LabError, match=r"has not ended, up to 6 of 10 runs are missing; run: polyak compare"):
         restore(stored(campaign, records.values()))
 
 

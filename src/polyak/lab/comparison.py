@@ -121,6 +121,8 @@ def plan(
     for name, value in (("trials", trials), ("seeds", seeds), ("steps", steps)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise BadInput(f"{name} must be at least 1, got {value!r}")
+    if isinstance(tuning_seed, bool) or not isinstance(tuning_seed, int) or tuning_seed < 0:
+        raise BadInput(f"tuning_seed must be an integer from 0, got {tuning_seed!r}")
     contenders = entries(_listed(methods, str), spaces, fixes)
     asked = _listed(problems, (str, Problem))
     loaded = [each if isinstance(each, LoadedProblem) else load(each) for each in map(_known, asked)]

@@ -90,10 +90,9 @@ def restore(stored: Stored) -> tuple[Campaign, dict[str, Record]]:
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise LabError(f"the store describes a comparison that cannot be read ({error!r})") from error
     if campaign.due(records):
-        left = campaign.total - len(records)
-        command = f"run: {stored.description['command']}"
+        left, command = campaign.total - len(records), stored.description["command"]
         raise LabError(
-            f"the comparison has not ended, up to {left} of {campaign.total} runs are missing; run {command}"
+            f"the comparison has not ended, up to {left} of {campaign.total} runs are missing; run: {command}"
         )
     return campaign, records
 

@@ -108,7 +108,7 @@ def declared(said: object, where: str) -> SearchSpace:
 def torch_space(factory: Any) -> SearchSpace | None:
     """The space of one of torch's own optimizers; ``None`` for anything else."""
     name = getattr(factory, "__name__", "")
-    known = TORCH.get(name) if str(getattr(factory, "__module__", "")).startswith("torch.optim.") else None
+    known = TORCH.get(name) if f"{getattr(factory, '__module__', '')}.".startswith("torch.optim.") else None
     if known is None:
         return None
     return optim.get(known).search_space if isinstance(known, str) else declared(known, f"torch.optim.{name}")
