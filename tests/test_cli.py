@@ -181,7 +181,7 @@ def test_what_is_no_number_and_no_command():
 
 def test_a_read_only_store(fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ["compare", "rosenbrock", "--methods", "sgd", "--trials", "1", "--steps", "5"]
+    arguments = ["compare", "rosenbrock", "--methods", "adamw", "--trials", "1", "--steps", "5"]
     assert polyak(*arguments, "--seeds", "1").returncode == 0
     before = (tmp_path / "polyak-runs.db").read_bytes()
     (tmp_path / "polyak-runs.db").chmod(0o444)

@@ -244,7 +244,7 @@ def _with_groups(factory: Any) -> Make:
             return factory(model_or_params, **setting)
         params = [p for p in model_or_params.parameters() if p.requires_grad]
         vectors, others = [p for p in params if p.ndim < 2], [p for p in params if p.ndim >= 2]
-        groups = [{"params": others}, {"params": vectors, "weight_decay": 0.0}]
+        groups: list[dict[str, Any]] = [{"params": others}, {"params": vectors, "weight_decay": 0.0}]
         return factory([group for group in groups if group["params"]], **setting)
 
     return make
