@@ -225,7 +225,7 @@ def test_two_commands_on_one_store_share_the_work(here):
 
 
 def test_crashes_and_failures_do_not_stop_the_others(here):
-    arguments = command("rosenbrock", "tricky.py:problem", methods="sgd", seeds=4)
+    arguments = command("rosenbrock", "tricky.py:problem", methods="adamw", seeds=4)
     first = polyak(*arguments)
     assert first.returncode == 1
     assert "RuntimeError: seed 1 always fails" in first.stderr and "in loss" in first.stderr
