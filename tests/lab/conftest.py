@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from polyak.lab.campaign import Campaign
+from polyak.lab.entries import entries
 from polyak.lab.problems import LoadedProblem, Problem
 from polyak.lab.spec import Record, versions
-from polyak.lab.train import execute
+from polyak.lab.train import make
 
 
 def quadratic(**changes: Any) -> Problem:
@@ -43,9 +44,9 @@ def quadratic(**changes: Any) -> Problem:
     return replace(problem, **changes)
 
 
-def campaign_of(*problems: Problem, methods: tuple[str, ...] = ("sgd", "adamw"), trials=3, seeds=2) -> Campaign:
+def campaign_of(*problems: Problem, methods: tuple[str, ...] = ("sgd", "adamw"), trials=3, seeds=2, **more) -> Campaign:
     loaded = [LoadedProblem(problem.name, f"digest of {problem.name}", problem) for problem in problems]
-    return Campaign(loaded, list(methods), trials, seeds)
+    return Campaign(loaded, entries(methods), trials, seeds, **more)
 
 
 def run_here(campaign: Campaign, until: int | None = None) -> dict[str, Record]:
@@ -58,7 +59,7 @@ def run_here(campaign: Campaign, until: int | None = None) -> dict[str, Record]:
 
 
 def record_of(spec, problem: Problem) -> Record:
-    outcome = execute(problem, spec.method, spec.setting, spec.seed, spec.split, spec.steps)
+    outcome = make(problem, spec)
     run = (spec.key, spec.problem, spec.method, spec.setting, spec.seed, spec.split, spec.steps, versions())
     return Record(*run, outcome.status, outcome.metric, outcome.detail)
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from polyak.lab.check import fingerprint, look_here
+from polyak.lab.check import fingerprint, firsts, look_here
+from polyak.lab.entries import entries
 from polyak.lab.errors import BadInput
 from polyak.lab.train import EVALUATIONS
 from tests.lab.conftest import quadratic
@@ -27,7 +28,7 @@ def counting(calls, wrong=None):
 
 def test_a_sound_problem():
     calls = []
-    found = look_here(counting(calls), ["sgd", "muon"], 30)
+    found = look_here(counting(calls), firsts(entries(["sgd", "muon"])), 30)
     assert calls.count("test") == 1
     assert found.whole and found.seconds_per_step > 0 and found.seconds_per_evaluation > 0
     assert found.seconds_per_run == 30 * found.seconds_per_step + EVALUATIONS * found.seconds_per_evaluation
@@ -50,20 +51,20 @@ def fails():
 )
 def test_an_evaluation_that_fails_or_is_never_a_number(wrong, message):
     with pytest.raises(BadInput, match=message) as caught:
-        look_here(counting([], wrong), ["sgd"], 30)
+        look_here(counting([], wrong), firsts(entries(["sgd"])), 30)
     assert "\n" not in str(caught.value)
 
 
 def test_a_loss_that_fails_at_once_and_one_that_fails_later():
     with pytest.raises(BadInput, match="quadratic fails: RuntimeError: only here"):
-        look_here(quadratic(loss=lambda model, batch: fails()), ["sgd"], 30)
+        look_here(quadratic(loss=lambda model, batch: fails()), firsts(entries(["sgd"])), 30)
     problem = quadratic()
 
     def loss(model, batch):
         return problem.loss(model, batch) if model.weight.grad is None else fails()
 
     with pytest.raises(BadInput, match="quadratic fails with sgd: RuntimeError: only here"):
-        look_here(quadratic(loss=loss), ["sgd", "adamw"], 30)
+        look_here(quadratic(loss=loss), firsts(entries(["sgd", "adamw"])), 30)
 
 
 def test_a_loop_of_ones_own_is_run_to_its_test():
@@ -78,7 +79,7 @@ def test_a_loop_of_ones_own_is_run_to_its_test():
 
         return by_hand(make_optimizer, seed, counted, split)
 
-    found = look_here(own(train), ["sgd", "adamw"], None)
+    found = look_here(own(train), firsts(entries(["sgd", "adamw"])), None)
     assert splits == ["validation", "test", "validation"]  # the fingerprint, and one run for each method
     assert steps.count(30) == 2 and steps[-1] == 2  # the second method takes a few steps only
     assert found.whole and found.seconds_per_run > 0 and found.seconds_per_evaluation is None
@@ -86,9 +87,9 @@ def test_a_loop_of_ones_own_is_run_to_its_test():
 
 def test_a_loop_that_takes_too_long_is_left(monkeypatch):
     monkeypatch.setattr("polyak.lab.check.LOOK_SECONDS", 0.0)
-    found = look_here(own(by_hand, steps=30), ["sgd"], 30)
+    found = look_here(own(by_hand, steps=30), firsts(entries(["sgd"])), 30)
     assert not found.whole and found.seconds_per_step > 0
-    assert look_here(own(by_hand), ["sgd"], None).seconds_per_run is None
+    assert look_here(own(by_hand), firsts(entries(["sgd"])), None).seconds_per_run is None
 
 
 @pytest.mark.parametrize("reports", [0, 1])
@@ -100,12 +101,12 @@ def test_a_loop_whose_metric_is_never_a_number(reports):
         return float("nan")
 
     with pytest.raises(BadInput, match="own: 'distance' is nan in every evaluation"):
-        look_here(own(train), ["sgd"], None)
+        look_here(own(train), firsts(entries(["sgd"])), None)
 
 
 def test_a_loop_that_fixes_what_is_tuned():
-    with pytest.raises(BadInput, match=r"own fails with sgd: .*make_optimizer\(lr=1\): these are tuned"):
-        look_here(own(lambda make_optimizer, *_: small(make_optimizer, lr=1)), ["sgd"], None)
+    with pytest.raises(BadInput, match=r"own fails with sgd: .*make_optimizer\(lr=1\): these are set"):
+        look_here(own(lambda make_optimizer, *_: small(make_optimizer, lr=1)), firsts(entries(["sgd"])), None)
 
 
 def test_a_fingerprint_is_what_a_problem_does():

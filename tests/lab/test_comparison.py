@@ -225,7 +225,7 @@ def test_two_commands_on_one_store_share_the_work(here):
 
 
 def test_crashes_and_failures_do_not_stop_the_others(here):
-    arguments = command("rosenbrock", "tricky.py:problem", methods="sgd", seeds=4)
+    arguments = command("rosenbrock", "tricky.py:problem", methods="adamw", seeds=4)
     first = polyak(*arguments)
     assert first.returncode == 1
     assert "RuntimeError: seed 1 always fails" in first.stderr and "in loss" in first.stderr
@@ -276,8 +276,7 @@ def test_a_disk_that_has_no_room_for_the_report(here):
 
 
 WITHOUT_GUARD = """
-from pathlib import Path
-from polyak.lab import Problem, compare, plan
+from polyak.lab import Problem, compare
 from torch import nn
 
 def problem():
@@ -287,7 +286,7 @@ def problem():
         return 1.0 + seed
     return Problem(name="mine", train=train, metric="m", higher_is_better=False)
 
-report = compare(plan([f"{__file__}:problem"], ["sgd"], trials=1, seeds=2), Path("runs.db"), workers=2)
+report = compare(f"{__file__}:problem", "sgd", trials=1, seeds=2, store="runs.db", workers=2)
 print("medians", [method.median for method in report.problems[0].methods])
 """
 

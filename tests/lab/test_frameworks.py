@@ -44,9 +44,9 @@ def plain(make_optimizer, seed, report, split):
     return error_of(model, split)
 
 
-def run(train, split="test", until=None):
+def run(train, split="test", bars=()):
     problem = Problem(name="framework", train=train, metric="error", higher_is_better=False, steps=STEPS)
-    return execute(problem, "adamw", {"lr": 0.1}, 3, split, STEPS, until)
+    return execute(problem, "adamw", {"lr": 0.1}, 3, split, STEPS, bars)
 
 
 def with_lightning(make_optimizer, seed, report, split):
@@ -137,6 +137,6 @@ def test_its_loop_is_a_run_like_any_other(framework):
 
 
 def test_its_loop_is_stopped_early(framework):
-    outcome = run(framework, until=EVERY)
+    outcome = run(framework, bars=((EVERY, -1.0),))
     assert (outcome.status, outcome.detail["step"]) == ("stopped", EVERY)
     assert math.isfinite(outcome.metric)

@@ -41,9 +41,9 @@ def by_hand(make_optimizer, seed, report, split):
     return problem.evaluate(model, split)
 
 
-def run(train, setting=None, split="validation", seed=1, method="sgd", steps=None, until=None, **changes):
+def run(train, setting=None, split="validation", seed=1, method="sgd", steps=None, bars=(), **changes):
     setting = {"lr": 0.1} if setting is None else setting
-    return execute(own(train, **changes), method, setting, seed, split, steps, until)
+    return execute(own(train, **changes), method, setting, seed, split, steps, bars)
 
 
 @pytest.mark.parametrize("split", ["validation", "test"])
@@ -74,7 +74,7 @@ def test_fixed_arguments_reach_the_method():
 def test_a_fixed_argument_that_is_tuned_is_refused():
     outcome = run(lambda make_optimizer, seed, report, split: small(make_optimizer, lr=3.0))
     assert outcome.status == "failed"
-    assert "make_optimizer(lr=3.0): these are tuned for sgd; leave them out here" in outcome.detail["reason"]
+    assert "make_optimizer(lr=3.0): these are set for sgd; leave them out here" in outcome.detail["reason"]
 
 
 def test_two_optimizers_count_together():
@@ -151,7 +151,7 @@ def test_the_best_of_several_results_is_the_users_to_say():
     assert outcome.metric == 0.3 and outcome.detail["metrics"] == {"at": 1.0}
 
 
-def test_a_run_is_stopped_where_it_is_to_be_looked_at():
+def test_a_run_is_stopped_at_the_first_value_behind_its_bar():
     seen = []
 
     def train(make_optimizer, seed, report, split):
@@ -163,9 +163,9 @@ def test_a_run_is_stopped_where_it_is_to_be_looked_at():
         except Exception as error:  # what a careful script does
             raise AssertionError("it is no Exception") from error
 
-    outcome = run(train, until=25)
+    outcome = run(train, bars=((25, -1.0),))
     assert seen == [10, 20, 30]
-    assert (outcome.status, outcome.metric) == ("stopped", 1 / 30)
+    assert (outcome.status, outcome.metric, outcome.detail["validation"][-1]) == ("stopped", None, [30, 1 / 30])
     assert outcome.detail["step"] == 30 and "step 25" in outcome.detail["reason"]
 
 
@@ -177,8 +177,8 @@ def test_a_loop_that_swallows_the_stop_is_stopped_all_the_same():
                 report(step, 0.5)
         return 7.0
 
-    outcome = run(train, until=3)
-    assert (outcome.status, outcome.metric, outcome.detail["step"]) == ("stopped", 0.5, 3)
+    outcome = run(train, bars=((3, -1.0),))
+    assert (outcome.status, outcome.metric, outcome.detail["step"]) == ("stopped", None, 3)
     assert not issubclass(StopRun, Exception)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from polyak.lab import pool as pool_module
 from polyak.lab.check import look
+from polyak.lab.entries import entries
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.pool import Pool
 from polyak.lab.problems import load
@@ -105,7 +106,7 @@ def test_a_crash_has_a_reason_and_a_step(file):
 
 def test_a_problem_that_differs_between_processes_is_refused(file):
     with Pool(1) as pool, pytest.raises(LabError, match="unlike is not the same in every process: its data, splits"):
-        pool.begin(spec_of(file, "unlike", fingerprint=look(load(f"{file}:unlike"), ["sgd"]).fingerprint))
+        pool.begin(spec_of(file, "unlike", fingerprint=look(load(f"{file}:unlike"), entries(["sgd"])).fingerprint))
         finished(pool)
 
 
@@ -122,7 +123,7 @@ def test_a_look_at_what_does_not_run_is_one_line(file):
     with open(file, "a") as more:
         more.write(BROKEN)
     with pytest.raises(BadInput, match=r"b fails: ZeroDivisionError: division by zero \(line \d+ of .*own\.py\)"):
-        look(load(f"{file}:broken"), ["sgd"])
+        look(load(f"{file}:broken"), entries(["sgd"]))
 
 
 def test_no_worker_and_no_output_is_left(file, tmp_path, monkeypatch):

@@ -242,8 +242,8 @@ SCRIPT = (
     documented_example()
     + """
 from pathlib import Path
-from polyak.lab import compare, plan
-compare(plan([__file__ + ":problem"], ["sgd"], 1, 1), Path("runs.db"), 1)
+from polyak.lab import plan, run
+run(plan([__file__ + ":problem"], ["sgd"], 1, 1), Path("runs.db"), 1)
 raise AssertionError("it went on")
 """
 )

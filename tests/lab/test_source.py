@@ -7,7 +7,8 @@ import pytest
 
 from polyak import optim
 from polyak.lab import spec as spec_module
-from polyak.lab.source import digest, neighbours
+from polyak.lab.contenders import resolve
+from polyak.lab.source import digest, files_of, neighbours
 
 CODE = '''
 """Words."""
@@ -116,6 +117,7 @@ def test_files_that_nobody_could_import_are_no_obstacle(folder):
 
 
 def test_a_method_is_its_own_files_and_not_those_of_others(monkeypatch):
+    """A changed rule of Lion is no reason to run Muon again."""
     read = []
 
     def counted(path):
@@ -126,11 +128,35 @@ def test_a_method_is_its_own_files_and_not_those_of_others(monkeypatch):
     wanted = {"clion": {"clion.py", "lion.py"}, "lion": {"lion.py"}, "adamw": {"adamw.py", "adam.py"}}
     for name, files in wanted.items():
         read.clear()
-        spec_module.method_code.__wrapped__(name)
+        resolve(name)
         assert set(read) == files
     read.clear()
     spec_module.versions.__wrapped__()
     assert {"descend.py", "weight.py"} & set(read) and not {"lion.py", "adamw.py", "report.py"} & set(read)
+
+
+def test_every_method_has_a_code_of_its_own():
+    assert len({resolve(name).code for name in optim.names()}) == len(optim.names())
+
+
+def test_relative_imports_and_packages_are_followed(tmp_path):
+    def kit(place, changed=""):
+        texts = {
+            "__init__": "",
+            "a": "from . import b\nfrom .c import x\n",
+            "b": "import kit.d\n",
+            "c": "x = 1\n",
+            "d": "x = 1\n",
+        }
+        (tmp_path / place / "kit").mkdir(parents=True)
+        for name, text in texts.items():
+            (tmp_path / place / "kit" / f"{name}.py").write_text(text + "y = 2\n" * (name == changed))
+        path = tmp_path / place / "kit" / "a.py"
+        return digest(files_of(path, path.read_bytes(), tmp_path / place, "kit"))
+
+    before = kit("here")
+    assert kit("there") == before  # wherever it lies
+    assert before not in [kit(f"with_{name}", name) for name in "abcd"]
 
 
 def test_a_method_imports_no_file_of_another():

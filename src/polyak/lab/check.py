@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
@@ -22,15 +22,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyak import optim
 from polyak.lab import search
-from polyak.lab.errors import BadInput, LabError
+from polyak.lab.contenders import Contender, found_again
+from polyak.lab.errors import BadInput, LabError, in_one_line
 from polyak.lab.loops import Outcome, Run, StopRun
 from polyak.lab.pool import ask
 from polyak.lab.problem import Problem
-from polyak.lab.problems import LoadedProblem, in_one_line
-from polyak.lab.seeding import seed_everything
+from polyak.lab.problems import LoadedProblem
+from polyak.lab.seeding import seed_everything, seeded
 from polyak.lab.train import EVALUATIONS, built, endless, evaluated, loss_of, run
+
+First = tuple[str, dict[str, Any]]  # where a method is found, and the hyperparameters of its first trial
 
 SEED = 0
 LOOK_STEPS = 3  # with each method; the first ones may compile
@@ -57,23 +59,27 @@ class Look:
     whole: bool
 
 
-def first_setting(method: str) -> dict[str, Any]:
-    """The hyperparameters of a method's first trial."""
-    return search.settings(optim.get(method), 1)[0]
+def firsts(contenders: Iterable[Contender]) -> tuple[First, ...]:
+    """Where each method is found, with the hyperparameters of a first trial."""
+    return tuple((c.reference, {**c.fixed, **search.settings(c.space, c.defaults, 1)[0]}) for c in contenders)
 
 
-def look(loaded: LoadedProblem, methods: Sequence[str], steps: int | None = None) -> Look:
-    """Look at a problem in a process of its own.
+def look(loaded: LoadedProblem, contenders: Iterable[Contender], steps: int | None = None) -> Look:
+    """Look at a problem, in a process of its own unless only this one knows it.
 
     Args:
         loaded: the problem; give it the fingerprint that is found: ``replace(loaded, fingerprint=look.fingerprint)``.
-        methods: the methods to be compared.
+        contenders: the methods to be compared.
         steps: how many steps a run is to take, where that is not the problem's own number.
 
     Raises:
         BadInput: where the problem does not run; its own error in one line.
     """
-    found: Look = ask(LookRequest(loaded.reference, tuple(methods), loaded.problem.run_steps(steps)))
+    request = LookRequest(loaded.reference, firsts(contenders), loaded.problem.run_steps(steps))
+    if loaded.is_here:
+        with seeded(SEED):
+            return look_here(loaded.problem, request.firsts, request.steps)
+    found: Look = ask(request)
     return found
 
 
@@ -82,11 +88,11 @@ class LookRequest:
     """What a process is asked to look at."""
 
     reference: str
-    methods: tuple[str, ...]
+    firsts: tuple[First, ...]
     steps: int | None
 
 
-def look_here(problem: Problem, methods: Sequence[str], steps: int | None) -> Look:
+def look_here(problem: Problem, firsts: Sequence[First], steps: int | None) -> Look:
     """Look at a problem in this process.
 
     Raises:
@@ -94,16 +100,16 @@ def look_here(problem: Problem, methods: Sequence[str], steps: int | None) -> Lo
     """
     try:
         if problem.train is not None:
-            return _look_at_loop(problem, methods, steps)
+            return _look_at_loop(problem, firsts, steps)
         assert steps is not None
-        return _look_at_parts(problem, methods, steps)
+        return _look_at_parts(problem, firsts, steps)
     except LabError:
         raise
     except (Exception, SystemExit) as error:
         raise BadInput(f"{problem.name} fails: {in_one_line(error)}") from error
 
 
-def _look_at_parts(problem: Problem, methods: Sequence[str], steps: int) -> Look:
+def _look_at_parts(problem: Problem, firsts: Sequence[First], steps: int) -> Look:
     mark = fingerprint(problem)
     seed_everything(SEED)
     model = built(problem, SEED)
@@ -112,34 +118,37 @@ def _look_at_parts(problem: Problem, methods: Sequence[str], steps: int) -> Look
     evaluated(problem, model, "validation")
     evaluation = time.perf_counter() - begin
     short = replace(problem, evaluate_every=LOOK_STEPS)
-    first = Run(short, methods[0], first_setting(methods[0]), LOOK_STEPS)
+    first = _begun(short, firsts[0], LOOK_STEPS)
     _try(first, "validation")
-    step_seconds = max([_step_seconds(first), *_tried_beside(short, methods[1:], steps)])
+    step_seconds = max([_step_seconds(first), *_tried_beside(short, firsts[1:], steps)])
     every = problem.evaluate_every
     count = min(steps, EVALUATIONS) if every is None else math.ceil(steps / every)
     return Look(mark, step_seconds, evaluation, steps * step_seconds + count * evaluation, True)
 
 
-def _look_at_loop(problem: Problem, methods: Sequence[str], steps: int | None) -> Look:
+def _look_at_loop(problem: Problem, firsts: Sequence[First], steps: int | None) -> Look:
     mark = fingerprint(problem)
     begin = time.perf_counter()
-    first = Run(
-        problem, methods[0], first_setting(methods[0]), steps, halt=lambda _: time.perf_counter() - begin > LOOK_SECONDS
-    )
+    first = _begun(problem, firsts[0], steps, lambda _: time.perf_counter() - begin > LOOK_SECONDS)
     whole = _try(first, "test").status != "stopped"
     seconds: float | None = time.perf_counter() - begin
     if seconds is not None and not whole:
         seconds = seconds / first.step * steps if steps is not None and first.step else None
-    step_seconds = max([_step_seconds(first), *_tried_beside(problem, methods[1:], steps)])
+    step_seconds = max([_step_seconds(first), *_tried_beside(problem, firsts[1:], steps)])
     return Look(mark, step_seconds, None, seconds, whole)
 
 
-def _tried_beside(problem: Problem, methods: Sequence[str], steps: int | None) -> Iterator[float]:
+def _tried_beside(problem: Problem, firsts: Sequence[First], steps: int | None) -> Iterator[float]:
     """Take a few steps with each method; the seconds of each."""
-    for method in methods:
-        tried = Run(problem, method, first_setting(method), steps, halt=lambda r: len(r.step_seconds) >= LOOK_STEPS)
+    for first in firsts:
+        tried = _begun(problem, first, steps, lambda r: len(r.step_seconds) >= LOOK_STEPS)
         _try(tried, "validation")
         yield _step_seconds(tried)
+
+
+def _begun(problem: Problem, first: First, steps: int | None, halt: Callable[[Run], bool] | None = None) -> Run:
+    reference, setting = first
+    return Run(problem, found_again(reference), setting, steps, halt=halt)
 
 
 def _step_seconds(tried: Run) -> float:
@@ -151,7 +160,7 @@ def _try(tried: Run, split: str) -> Outcome:
     outcome = run(tried, SEED, split)
     name = tried.problem.name
     if outcome.status == "failed":
-        raise BadInput(f"{name} fails with {tried.method}: {outcome.detail['reason']}")
+        raise BadInput(f"{name} fails with {tried.method.name}: {outcome.detail['reason']}")
     values = [value for _, value in tried.validation] + ([] if tried.result is None else [tried.result])
     if values and all(map(math.isnan, values)):
         raise BadInput(f"{name}: {tried.problem.metric!r} is nan in every evaluation, though all weights are finite")

@@ -41,6 +41,7 @@ def render(report: Report) -> str:
 <html lang="en">
 <head>
 <meta charset="utf-8">
+<meta name="generator" content="polyak">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <title>polyak compare: {escape(names)}</title>

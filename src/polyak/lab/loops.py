@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyak import optim
+from polyak.lab.contenders import Contender, state_bytes
 from polyak.lab.errors import BadInput
 from polyak.lab.problem import Metrics, Problem, number
+from polyak.lab.spec import Bars
+from polyak.lab.stopping import hopeless
 
 BLOW_UP = 100.0
 RUNNING = 10  # losses
@@ -36,7 +38,7 @@ class StopRun(BaseException):
 class Outcome:
     """What a run came to.
 
-    ``status`` is "finished", "stopped" (on purpose, with the metric so far), "diverged", "failed", "crashed" or
+    ``status`` is "finished", "stopped" (on purpose), "diverged", "failed", "crashed" or
     "timeout". ``detail`` holds curves, sizes, unless it finished ``reason`` and ``step``, and, under ``timing``,
     everything that a clock measured.
     """
@@ -44,11 +46,6 @@ class Outcome:
     status: str
     metric: float | None = None
     detail: dict[str, Any] = field(default_factory=dict)
-
-
-def make(method: str, model_or_params: Any, setting: Mapping[str, Any]) -> torch.optim.Optimizer:
-    """The optimizer that is under test; the one place that makes it."""
-    return optim.create(method, model_or_params, **setting)
 
 
 class _Clock:
@@ -102,13 +99,6 @@ class _Timed:
         first, later = self.seconds[:COMPILING_STEPS], self.seconds[COMPILING_STEPS:]
         return max(0.0, sum(first) - len(first) * median(later)) if later else 0.0
 
-    def state_bytes(self) -> int:
-        """The memory of its state."""
-        if isinstance(self.optimizer, optim.Optimizer):
-            return self.optimizer.state_bytes()
-        tensors = [value for state in self.optimizer.state.values() for value in state.values()]
-        return sum(value.nbytes for value in tensors if isinstance(value, Tensor))
-
 
 class Run:
     """One run, as its loop sees it.
@@ -118,7 +108,7 @@ class Run:
         method: the method under test.
         setting: its hyperparameters.
         steps: how many steps the run will report, where that is known.
-        until: the run is stopped at the first value reported at this step or later.
+        bars: steps with the validation metric that the run must hold there to go on.
         progress: is told the step with every report.
         halt: is asked after every step and report whether to stop.
     """
@@ -126,10 +116,10 @@ class Run:
     def __init__(
         self,
         problem: Problem,
-        method: str,
+        method: Contender,
         setting: Mapping[str, Any],
         steps: int | None = None,
-        until: int | None = None,
+        bars: Bars = (),
         progress: Callable[[int], None] | None = None,
         halt: Callable[[Run], bool] | None = None,
     ) -> None:
@@ -140,7 +130,7 @@ class Run:
         self.losses: list[tuple[int, float]] = []
         self.validation: list[tuple[int, float]] = []
         self.result: float | None = None
-        self._until, self._progress, self._halt = until, progress, halt
+        self._bars, self._progress, self._halt = bars, progress, halt
         self._validation_seconds: list[float] = []
         self._construction_seconds = 0.0
         self._began = time.perf_counter()
@@ -152,9 +142,9 @@ class Run:
         clash = sorted(set(fixed) & set(self.setting))
         if clash:
             names = ", ".join(f"{name}={fixed[name]!r}" for name in clash)
-            raise BadInput(f"make_optimizer({names}): these are tuned for {self.method}; leave them out here")
+            raise BadInput(f"make_optimizer({names}): these are set for {self.method.name}; leave them out here")
         begin = time.perf_counter()
-        optimizer = make(self.method, model_or_params, {**self.setting, **fixed})
+        optimizer = self.method.build(model_or_params, **{**self.setting, **fixed})
         self._construction_seconds += time.perf_counter() - begin
         self.optimizers.append(_Timed(optimizer, self._stepped if not self.optimizers else lambda: None))
         if len(self.optimizers) == 1:
@@ -203,8 +193,10 @@ class Run:
         self._check_weights()
         self.validation.append((self.step, metric))
         self._validation_seconds.append(max(0.0, seconds - sum(each.excess() for each in self.optimizers)))
-        if self._until is not None and self.step >= self._until:
-            self.stop("stopped", f"it was to be looked at after step {self._until}")
+        reached = tuple(bar for bar in self._bars if bar[0] <= self.step)
+        self._bars = self._bars[len(reached) :]
+        if hopeless(self.problem, self.steps, reached, self.validation):
+            self.stop("stopped", "its validation so far is worse than that of half of the earlier trials")
         self._clock.go_on()
 
     def _check_weights(self) -> None:
@@ -237,8 +229,7 @@ class Run:
         """What a run came to that was ended early."""
         assert self._end is not None
         status, reason = self._end
-        last = _number(self.validation[-1][1]) if status == "stopped" and self.validation else None
-        return Outcome(status, last, {**self._detail(), "reason": reason, "step": self.step})
+        return Outcome(status, detail={**self._detail(), "reason": reason, "step": self.step})
 
     def _detail(self) -> dict[str, Any]:
         timed = [each for each in self.optimizers if each.seconds]
@@ -248,7 +239,7 @@ class Run:
             "train": _windows(self.losses, self.steps or self.step),
             "validation": [[step, _number(metric)] for step, metric in self.validation],
             "parameters": sum(parameters.values()),
-            "state_bytes": sum(each.state_bytes() for each in self.optimizers),
+            "state_bytes": sum(state_bytes(each.optimizer) for each in self.optimizers),
             "timing": {
                 "step_ms": 1e3 * median(self.step_seconds) if self.step_seconds else None,
                 "optimizer_ms": 1e3 * sum(median(each.seconds) for each in timed) if timed else None,

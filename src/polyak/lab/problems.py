@@ -69,22 +69,20 @@ change nothing, and tuning is kept when only code under ``if split == "test":`` 
 from __future__ import annotations
 
 import importlib
-import sys
-import sysconfig
-import traceback
 import types
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import polyak
 from polyak.lab.carried import SUFFIX, carry, file_of, unpack
-from polyak.lab.errors import BadInput, suggestion
+from polyak.lab.errors import BadInput, raised, suggestion
+from polyak.lab.files import execute, loading, read
 from polyak.lab.problem import Problem
 from polyak.lab.seeding import seeded
-from polyak.lab.source import INSTALLED, digest, neighbours
+from polyak.lab.source import digest, files_of
 
-__all__ = ["BUILTIN", "LoadedProblem", "Problem", "load", "stop_if_loading"]
+__all__ = ["BUILTIN", "LoadedProblem", "Problem", "load"]
 
 BUILTIN = {
     "digits-cnn": ("polyak.lab.builtin.digits", "cnn"),
@@ -93,8 +91,8 @@ BUILTIN = {
     "rosenbrock": ("polyak.lab.builtin.analytic", "rosenbrock"),
     "illconditioned": ("polyak.lab.builtin.analytic", "illconditioned"),
 }
+HERE = "object "  # what the reference of a problem begins with that only this process knows
 SEED = 0  # of the global generators while a problem is loaded
-_loading: list[str] = []  # the references that are being loaded at this moment
 
 
 @dataclass(frozen=True)
@@ -107,6 +105,7 @@ class LoadedProblem:
         problem: the problem.
         tuning_digest: of its code as far as tuning depends on it; empty where that is the same.
         fingerprint: how it behaves, as :func:`polyak.lab.check.look` found; empty before.
+        seconds_per_run: about how long a run takes, by the same look; None where nobody knows.
     """
 
     reference: str
@@ -114,51 +113,47 @@ class LoadedProblem:
     problem: Problem = field(compare=False)
     tuning_digest: str = ""
     fingerprint: str = ""
+    seconds_per_run: float | None = field(default=None, compare=False)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether only this process knows it."""
+        return self.reference.startswith(HERE)
 
     def source(self, split: str) -> str:
         """The digest of the code that runs judged on a split depend on."""
         return (split == "validation" and self.tuning_digest) or self.digest
 
 
-def load(problem: str | Callable[[], Problem]) -> LoadedProblem:
+_here: dict[int, LoadedProblem] = {}  # by the identity of the Problem
+
+
+def load(problem: str | Problem | Callable[[], Problem]) -> LoadedProblem:
     """Load a built-in problem by name, the user's by ``path/to/file.py:function``, or the function itself.
+
+    A :class:`Problem` is known to this process alone, under a name that no other process gives to anything.
 
     The global generators are seeded meanwhile, so that a split drawn from them is the same in every process.
     """
+    if isinstance(problem, Problem):
+        name = HERE + uuid.uuid4().hex
+        return _here.setdefault(id(problem), LoadedProblem(name, name, problem))
     reference = problem if isinstance(problem, str) else _reference(problem)
-    _loading.append(reference)
-    try:
-        with seeded(SEED):
-            if reference.endswith(SUFFIX):
-                return _load_carried(reference)
-            return _load_file(reference) if ".py:" in reference else _load_builtin(reference)
-    finally:
-        _loading.pop()
+    with loading(), seeded(SEED):
+        if reference.endswith(SUFFIX):
+            return _load_carried(reference)
+        return _load_file(reference) if ".py:" in reference else _load_builtin(reference)
 
 
 def _reference(problem: Callable[[], Problem]) -> str:
-    if not callable(problem) or isinstance(problem, Problem):
-        raise BadInput(f"a problem is a name or a function that returns a Problem, got {problem!r:.80}")
+    if not callable(problem):
+        raise BadInput(f"a problem is a name, a Problem or a function that returns one, got {problem!r:.80}")
     return file_of(problem) or carry(problem)
 
 
 def _load_carried(reference: str) -> LoadedProblem:
     function, whole, tuning = unpack(reference)
     return LoadedProblem(reference, whole, _made(function, getattr(function, "__name__", "the problem")), tuning)
-
-
-class _EnoughLoaded(BaseException):
-    """Ends a problem's file at the line that would start a comparison."""
-
-
-def stop_if_loading() -> None:
-    """End the loading of a problem's file here: it is a script that goes on to compare.
-
-    What the script has defined above is all that its problem needs, and without a ``__main__`` guard every process
-    that loads the problem would compare again.
-    """
-    if _loading:
-        raise _EnoughLoaded
 
 
 def _load_builtin(reference: str) -> LoadedProblem:
@@ -174,49 +169,15 @@ def _load_builtin(reference: str) -> LoadedProblem:
 def _load_file(reference: str) -> LoadedProblem:
     name, _, function = reference.rpartition(":")
     path = Path(name).resolve()
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        near = suggestion(path.name, sorted(p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
-        raise BadInput(f"cannot read the problem file {name!r}: {error.strerror}; {near}".rstrip("; ")) from error
-    made = _call(_execute(path, source, reference), function, reference)
+    source = read(path, f"the problem file {name!r}")
+    made = _call(execute(path, source, reference), function, reference)
     return _loaded(f"{path}:{function}", path, source, function, made)
 
 
 def _loaded(reference: str, path: Path, source: bytes, function: str, made: Problem) -> LoadedProblem:
-    files = [("", source), *((name, place.read_bytes()) for name, place in neighbours(path, source).items())]
+    files = files_of(path, source)
     tuning = digest(files, function, split="validation")
     return LoadedProblem(reference, digest(files, function), made, tuning)
-
-
-def _execute(path: Path, source: bytes, reference: str) -> types.ModuleType:
-    """Run exactly the bytes that were read, as a module whose neighbours can be imported."""
-    if str(path.parent) in sys.path:
-        sys.path.remove(str(path.parent))
-    sys.path.insert(0, str(path.parent))
-    for name, place in neighbours(path, source).items():
-        if getattr(sys.modules.get(name), "__file__", None) != str(place):
-            sys.modules.pop(name, None)  # another problem's folder has a module of that name too
-    module = types.ModuleType(_module_name(path))
-    module.__file__ = str(path)
-    sys.modules[module.__name__] = module  # dataclasses and pickle look it up there
-    try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
-    except _EnoughLoaded:
-        pass
-    except (Exception, SystemExit) as error:
-        raise _raised(reference, error) from error
-    return module
-
-
-def _module_name(path: Path) -> str:
-    """The name under which plain Python would import the file, where nothing else has it.
-
-    The processes of a ``DataLoader`` find a class of the file by it where they are not forked.
-    """
-    there = sys.modules.get(path.stem)
-    is_free = there is None or getattr(there, "__file__", None) == str(path)
-    return path.stem if path.stem.isidentifier() and is_free else f"polyak_problem_{path.stem}"
 
 
 def _call(module: types.ModuleType, function: str, reference: str) -> Problem:
@@ -231,23 +192,7 @@ def _made(function: Callable[[], object], reference: str) -> Problem:
     try:
         made = function()
     except (Exception, SystemExit) as error:
-        raise _raised(reference, error) from error
+        raise raised(reference, error) from error
     if not isinstance(made, Problem):
         raise BadInput(f"{reference} must return a polyak.lab.Problem, got {type(made).__name__}")
     return made
-
-
-def _raised(reference: str, error: BaseException) -> BadInput:
-    return error if isinstance(error, BadInput) else BadInput(f"{reference} raised {in_one_line(error)}")
-
-
-def in_one_line(error: BaseException) -> str:
-    """An exception with the last line of the user's own code that it came through, where there is one."""
-    files = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
-    where = f" (line {files[-1].lineno} of {files[-1].filename})" if files else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
-
-
-def _is_users(file: str) -> bool:
-    others = "<", polyak.__path__[0], sysconfig.get_path("stdlib")
-    return not file.startswith(others) and not INSTALLED.intersection(Path(file).parts)

@@ -75,6 +75,10 @@ class Report:
         """The report as JSON-able data."""
         return asdict(self)
 
+    def empty(self) -> list[str]:
+        """The problems on which no method came to a result."""
+        return [p.problem for p in self.problems if all(value is None for m in p.methods for value in m.metrics)]
+
     def distinct_errors(self) -> list[tuple[dict[str, Any], int]]:
         """One failed or crashed run for each different error, and how many runs it ended."""
         groups: dict[str, list[dict[str, Any]]] = {}
@@ -104,7 +108,7 @@ def _problem_report(campaign: Campaign, loaded: LoadedProblem, records: Records)
     if methods[0].median is not None:
         for report in methods:
             report.as_good_as_best = _overlaps(problem, report, methods[0])
-    steps = problem.run_steps(campaign.steps)
+    steps = campaign.steps_of(loaded)
     text = (problem.name, problem.description, problem.metric, problem.higher_is_better, problem.target, steps)
     return ProblemReport(*text, methods)
 
@@ -140,7 +144,7 @@ def _method_report(campaign: Campaign, loaded: LoadedProblem, method: str, recor
         high=_finite(interval.high),
         coverage=interval.coverage,
         tuned=None if best is None else records[best.key].metric,
-        untuned=trials[0][1].metric,
+        untuned=trials[0][1].metric if campaign.starts_with_defaults(method) else None,
         reached=sum(map(math.isfinite, target_steps)),
         target_step=_finite(median(target_steps)) if target_steps else None,
         state_bytes_per_parameter=_state_bytes(ended),

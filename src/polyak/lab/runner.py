@@ -8,6 +8,7 @@ from typing import Protocol
 
 from polyak.lab.campaign import Campaign
 from polyak.lab.errors import LabError
+from polyak.lab.here import Here
 from polyak.lab.pool import Pool
 from polyak.lab.problem import Problem
 from polyak.lab.spec import LOST, Record, RunSpec
@@ -38,7 +39,7 @@ def make_runs(
     Args:
         campaign: what is to be made.
         store: where runs are found and kept.
-        workers: how many runs are made at a time.
+        workers: how many runs are made at a time; a problem that only this process knows is run in it, alone.
         watcher: is told how they go.
         timeout: the seconds after which a run is ended, with the status "timeout"; None waits for ever.
 
@@ -46,6 +47,7 @@ def make_runs(
         LabError: when a problem has changed, is not the same in every process, or fails systematically.
     """
     problems = {loaded.reference: loaded.problem for loaded in campaign.problems}
+    is_here = any(loaded.is_here for loaded in campaign.problems)
     records: dict[str, Record] = {}
     stored = {record.key: record for record in store.settled()}
     faults = _Faults()
@@ -55,7 +57,7 @@ def make_runs(
         watcher.ended(records[spec.key], here)
         faults.note(records[spec.key])
 
-    with Pool(workers, timeout, watcher.progress) as pool:
+    with Here(problems, watcher.progress) if is_here else Pool(workers, timeout, watcher.progress) as pool:
         while due := campaign.due(records):
             found = [(stored[spec.key], spec) for spec in due if spec.key in stored]
             found = found or _hand_out(due, store, pool, watcher)
@@ -94,7 +96,7 @@ class _Faults:
             raise LabError(f"{record.problem} fails in every run: {reason}")
 
 
-def _hand_out(due: list[RunSpec], store: Store, pool: Pool, watcher: Watcher) -> list[tuple[Record, RunSpec]]:
+def _hand_out(due: list[RunSpec], store: Store, pool: Pool | Here, watcher: Watcher) -> list[tuple[Record, RunSpec]]:
     """Begin as many of the due runs as there are idle workers; return those that another process has ended."""
     found: list[tuple[Record, RunSpec]] = []
     for spec in due:

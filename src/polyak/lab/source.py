@@ -81,20 +81,33 @@ class _Plain(ast.NodeTransformer):
         return (right.value == "validation") == isinstance(operator, ast.Eq)
 
 
-def neighbours(path: Path, source: bytes) -> dict[str, Path]:
-    """The modules under a file's folder that it imports, wherever in its code, and those that they import; by name."""
-    folder = path.resolve().parent
+def files_of(path: Path, source: bytes, folder: Path | None = None, package: str = "") -> list[tuple[str, bytes]]:
+    """A file, under no name, and its :func:`neighbours`, as :func:`digest` takes them."""
+    beside = neighbours(path, source, folder, package)
+    return [("", source), *((name, place.read_bytes()) for name, place in beside.items())]
+
+
+def neighbours(path: Path, source: bytes, folder: Path | None = None, package: str = "") -> dict[str, Path]:
+    """The modules of a folder that a file imports, wherever in its code, and those that they import; by name.
+
+    Args:
+        path: the file.
+        source: what is in it.
+        folder: modules under it count, by default those under the file's own.
+        package: the package that the file is in.
+    """
+    folder = (path.parent if folder is None else folder).resolve()
     roots = [folder, *(Path(entry or ".").resolve() for entry in sys.path), Path(polyak.__path__[0]).parent]
     found: dict[str, Path] = {}
-    waiting = list(_imported(source, []))
+    waiting = list(_imported(source, package.split(".") if package else []))
     while waiting:
         name = waiting.pop()
         place = None if name in found else _place(name, roots, folder)
         if place is None or place == path.resolve():
             continue
         found[name] = place
-        package = name.split(".") if place.name == "__init__.py" else name.split(".")[:-1]
-        waiting += _imported(place.read_bytes(), package)
+        around = name.split(".") if place.name == "__init__.py" else name.split(".")[:-1]
+        waiting += _imported(place.read_bytes(), around)
     return found
 
 

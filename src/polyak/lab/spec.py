@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import platform
 from collections.abc import Mapping
@@ -15,14 +14,13 @@ from typing import Any
 import torch
 
 import polyak
-from polyak import optim
 from polyak.lab.source import digest
 
 SETTLED = ("finished", "stopped", "diverged")  # the ends of runs that are not made again
 LOST = ("failed", "crashed", "timeout")  # ends that say nothing of the method, tried again by a later command
 ENGINE = (
     "memory", "declare", "optim/engine", "optim/vocabulary", "optim/create.py", "optim/groups.py", "optim/method.py",
-    "lab/loops.py", "lab/train.py",
+    "lab/contenders.py", "lab/loops.py", "lab/problem.py", "lab/seeding.py", "lab/train.py",
 )  # fmt: skip
 
 
@@ -40,19 +38,18 @@ def versions() -> dict[str, str]:
     }
 
 
-@lru_cache
-def method_code(method: str) -> str:
-    """A digest of a method's own file and of those it derives from, so that no other method counts."""
-    files = {Path(inspect.getfile(each)) for each in optim.get(method).__mro__ if ".optim.methods." in each.__module__}
-    return digest((path.name, path.read_bytes()) for path in files)[:16]
+Bars = tuple[tuple[int, float], ...]
+NOT_IN_KEY = ("reference", "problem", "contender", "bars")
 
 
 @dataclass(frozen=True)
 class RunSpec:
     """Everything that decides a run's figures.
 
-    ``source`` is the digest of the problem's code, ``fingerprint`` how it behaves. A run is stopped at the first
-    validation at step ``until`` or later.
+    ``reference`` and ``contender`` (empty: a method of this name) say where problem and method are found, ``source``
+    and ``code`` what they are, as digests, ``fingerprint`` how the problem behaves. ``bars`` are steps with the
+    validation metric that a trial must hold there to go on; a trial that is not stopped has the figures that it would
+    have had without.
     """
 
     reference: str = field(repr=False)
@@ -64,13 +61,15 @@ class RunSpec:
     split: str
     steps: int | None
     fingerprint: str = field(default="", repr=False)
-    until: int | None = None
+    contender: str = field(default="", repr=False)
+    code: str = field(default="", repr=False)
+    bars: Bars = field(default=(), repr=False, compare=False)
 
     @cached_property
     def key(self) -> str:
-        """The run's name in the store: a hash of all this but names, with the code of method and engine."""
-        content = {name: value for name, value in asdict(self).items() if name not in ("reference", "problem")}
-        text = json.dumps({**content, "code": method_code(self.method), "versions": versions()}, sort_keys=True)
+        """The run's name in the store: a hash of all this but where things lie, what a problem is called, and bars."""
+        content = {name: value for name, value in asdict(self).items() if name not in NOT_IN_KEY}
+        text = json.dumps({**content, "versions": versions()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -50,10 +50,11 @@ class LiveProgress:
 
     def _add_bars(self) -> dict[tuple[str, str], TaskID]:
         campaign, tasks = self._campaign, {}
-        for name in self._problems:
+        for loaded in campaign.problems:
+            name = loaded.problem.name
             for method in campaign.methods:
                 title = f"{escape(name)} [bold]{method}[/]" if len(self._problems) > 1 else f"[bold]{method}[/]"
-                tasks[name, method] = self._bars.add_task(title, total=campaign.trials + campaign.seeds, note="")
+                tasks[name, method] = self._bars.add_task(title, total=campaign.runs_at(loaded, method), note="")
         return tasks
 
     def __enter__(self) -> LiveProgress:

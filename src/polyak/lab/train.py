@@ -15,23 +15,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polyak.lab.contenders import Contender, found_again
+from polyak.lab.errors import LabError, in_one_line
 from polyak.lab.loops import Outcome, Run, StopRun, spread
 from polyak.lab.problem import SCHEDULES, MakeOptimizer, Metrics, Problem, ReportProgress, Train
-from polyak.lab.problems import in_one_line
 from polyak.lab.seeding import seed_everything
+from polyak.lab.spec import Bars, RunSpec
 
 EVALUATIONS = 25  # of the validation metric, where the problem does not say how often
 EPOCH_STRIDE = 1_000_003  # far enough that the epochs of one run never meet the seed of another
 
 
+def make(problem: Problem, spec: RunSpec, progress: Callable[[int], None] | None = None) -> Outcome:
+    """Make a run of a comparison.
+
+    Raises:
+        LabError: if the method is not what it was when the comparison was planned.
+    """
+    contender = found_again(spec.contender or spec.method)
+    if spec.code and contender.code != spec.code:
+        raise LabError(f"{spec.method} changed after the comparison had begun; start it again")
+    return execute(problem, contender, spec.setting, spec.seed, spec.split, spec.steps, spec.bars, progress)
+
+
 def execute(
     problem: Problem,
-    method: str,
+    method: Contender | str,
     setting: dict[str, Any],
     seed: int,
     split: str,
     steps: int | None,
-    until: int | None = None,
+    bars: Bars = (),
     progress: Callable[[int], None] | None = None,
 ) -> Outcome:
     """Train and judge on ``split``; whatever the problem raises becomes a failed run with its traceback.
@@ -43,10 +57,11 @@ def execute(
         seed: of the model, the batches and the global generators.
         split: "validation" or "test".
         steps: how many steps the run takes.
-        until: stop at the first validation at this step or later.
+        bars: steps with the validation metric that the run must hold there to go on.
         progress: is told how far the run is.
     """
-    return run(Run(problem, method, setting, steps, until, progress), seed, split)
+    contender = found_again(method) if isinstance(method, str) else method
+    return run(Run(problem, contender, setting, steps, bars, progress), seed, split)
 
 
 def run(under_way: Run, seed: int, split: str) -> Outcome:

@@ -19,12 +19,12 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from polyak.lab.check import LookRequest, fingerprint, look_here
-from polyak.lab.errors import LabError
+from polyak.lab.errors import LabError, in_one_line
 from polyak.lab.loops import Outcome
 from polyak.lab.pool import Progress, Refused
-from polyak.lab.problems import LoadedProblem, in_one_line, load
+from polyak.lab.problems import LoadedProblem, load
 from polyak.lab.spec import RunSpec
-from polyak.lab.train import execute
+from polyak.lab.train import make
 
 TELL_SECONDS = 1.0  # between two words about how far a run is
 
@@ -96,7 +96,7 @@ class _Room:
         return self._known[reference]
 
     def _look(self, request: LookRequest) -> Any:
-        return look_here(self._load(request.reference).loaded.problem, request.methods, request.steps)
+        return look_here(self._load(request.reference).loaded.problem, request.firsts, request.steps)
 
     def _run(self, spec: RunSpec) -> Outcome:
         known = self._load(spec.reference)
@@ -112,8 +112,7 @@ class _Room:
                 self._send(Progress(step, spec.steps))
 
         progress(0)
-        problem, setting = known.loaded.problem, spec.setting
-        return execute(problem, spec.method, setting, spec.seed, spec.split, spec.steps, spec.until, progress)
+        return make(known.loaded.problem, spec, progress)
 
     def _compare(self, known: _Known, spec: RunSpec) -> None:
         """Refuse a problem that is not the same here as in the process that planned the comparison."""
