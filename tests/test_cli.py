@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sqlite3
 import subprocess
 import sys
@@ -107,6 +108,8 @@ def test_runs_lists_every_run(tmp_path):
         (["rosenbrock", "--budget", "30"], ["budget must be a time such as 90s, 30m or 2h, got '30'"]),
         (["rosenbrock", "--budget", "30m", "--trials", "3"], ["--budget and --trials contradict each other"]),
         (["rosenbrock", "--budget", "30m", "--seeds", "3"], ["--budget and --seeds contradict each other"]),
+        (["rosenbrock", "--budget", "30m", "--check"], ["--check makes no run", "leave one out"]),
+        (["rosenbrock", "--timeout", "0"], ["timeout must be a number of seconds above 0, got 0"]),
         (["rosenbrock", "--report", "a.db", "--store", "a.db"], ["report and store are both 'a.db'"]),
         (["rosenbrock", "--report", "train.py"], ["'train.py' exists and is no report of polyak"]),
     ],
@@ -139,6 +142,20 @@ def test_a_report_from_the_store_alone(fails, tmp_path, monkeypatch):
     fails(["report", "polyak-runs.db", "--comparison", "2"], 2, "--comparison must be from 1 to 1")
     fails(["report", "nowhere.db"], 2, "there is no store 'nowhere.db'")
     fails(["report", "polyak-runs.db", "--report", "polyak-runs.db"], 2, "report and store are both")
+
+
+def test_a_check_says_how_long_it_would_take_and_runs_nothing(tmp_path):
+    arguments = ["--methods", "sgd,adamw", "--trials", "3", "--seeds", "2", "--workers", "2", "--check"]
+    done = polyak("compare", "rosenbrock", *arguments, cwd=tmp_path)
+    assert re.fullmatch(r"rosenbrock: .* s a run, 10 runs, about .* s on 2 workers\n", done.stdout), done.stdout
+    assert (done.returncode, done.stderr, list(tmp_path.iterdir())) == (0, "", [])
+
+
+def test_a_problem_without_any_result_is_exit_code_1(tmp_path):
+    arguments = ["--methods", "sgd", "--fix", "lr=1e30", "--trials", "1", "--seeds", "1", "--workers", "1"]
+    done = polyak("compare", "rosenbrock", *arguments, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.endswith("rosenbrock: no method came to a result\n")
+    assert "s a run, 2 runs, about" in done.stderr.splitlines()[0] and (tmp_path / "polyak-report.html").exists()
 
 
 def test_a_damaged_run_is_named_and_left_out(tmp_path):

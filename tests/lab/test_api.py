@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polyak.lab import BadInput, LabError, compare, fit, plan, write_report
+from polyak.lab import BadInput, LabError, compare, fit, plan, run, write_report
 from polyak.lab.comparison import check_report_path
 from polyak.lab.report import summarize
 from polyak.lab.store import Store
@@ -77,12 +77,29 @@ def test_options_reach_the_runs(store):
         ("rosenbrock", "sgd", {"seeds": 2.5}, "seeds must be at least 1, got 2.5"),
         ("rosenbrock", "sgd", {"tuning_seed": -1}, "tuning_seed must be an integer from 0, got -1"),
         ("rosenbrock", "sgd", {"steps": True}, "steps must be at least 1, got True"),
+        (quadratic, torch.optim.SGD, {}, "a method cannot be"),
         ("rosenbrock", "sgd", {"reference": "adamw"}, "the reference 'adamw' is none of the methods"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(problems, methods, more, words):
     with pytest.raises(BadInput, match=words):
         plan(problems, methods, **more)
+
+
+def test_a_timeout_needs_a_worker(store):
+    campaign = plan(quadratic(), "sgd", 1, 1)
+    with pytest.raises(BadInput, match="timeout needs a worker that can be ended; give the function that returns"):
+        run(campaign, store, timeout=5.0)
+    for wrong in (0, -1.0, float("nan"), True, "5"):
+        with pytest.raises(BadInput, match="timeout must be a number of seconds above 0, got"):
+            run(campaign, store, timeout=wrong)
+
+
+def test_a_function_is_run_by_workers_and_found_again(store):
+    first, again = Seen(), Seen()
+    for seen in (first, again):
+        found = compare(quadratic, "sgd", trials=1, seeds=1, store=store, workers=1, watcher=seen, timeout=100)
+    assert found.problems[0].problem == "quadratic" and (first.here, again.here) == ([True] * 2, [False] * 2)
 
 
 def test_a_budget_is_fitted_by_first_trials_and_again_alike(store):

@@ -139,4 +139,4 @@ def test_its_loop_is_a_run_like_any_other(framework):
 def test_its_loop_is_stopped_early(framework):
     outcome = run(framework, bars=((EVERY, -1.0),))
     assert (outcome.status, outcome.detail["step"]) == ("stopped", EVERY)
-    assert math.isfinite(outcome.metric)
+    assert math.isfinite(outcome.detail["validation"][-1][1])

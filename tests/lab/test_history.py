@@ -2,12 +2,15 @@
 
 import json
 import subprocess
+from dataclasses import replace
 
 import pytest
+import torch
 
 from polyak.lab import spec as spec_module
 from polyak.lab.errors import LabError
 from polyak.lab.history import commit_of, describe, restore
+from polyak.lab.problem import Problem
 from polyak.lab.report import summarize
 from polyak.lab.store import Store, Stored
 from tests.lab.conftest import campaign_of, quadratic, record_of, run_here
@@ -37,6 +40,21 @@ def test_more_seeds_for_one_method_are_told():
     campaign = campaign_of(quadratic(), trials=1, seeds=1).with_seeds({("quadratic", "adamw"): 3})
     restored, found = restore(stored(campaign, run_here(campaign).values()))
     assert len(found) == 6 and restored.seeds_at("quadratic", "adamw") == 3
+
+
+def test_the_target_of_the_comparison_counts_and_a_script_of_unknown_length_is_told():
+    def train(make_optimizer, seed, report, split):
+        make_optimizer(torch.nn.Linear(2, 1))
+        report(4, 0.75)
+        report(8, 0.25)
+        return 0.25
+
+    own = Problem(name="own", train=train, metric="m", higher_is_better=False, target=0.5)
+    records = run_here(campaign_of(own, methods=("sgd",), trials=1, seeds=1))
+    today = campaign_of(replace(own, target=0.8), methods=("sgd",), trials=1, seeds=1)
+    restored, found = restore(stored(today, records.values()))
+    assert {record.detail["target_step"] for record in found.values()} == {4}
+    assert summarize(restored, found).problems[0].steps is None
 
 
 def test_a_comparison_that_has_not_ended_says_so():

@@ -196,7 +196,8 @@ class Run:
         reached = tuple(bar for bar in self._bars if bar[0] <= self.step)
         self._bars = self._bars[len(reached) :]
         if hopeless(self.problem, self.steps, reached, self.validation):
-            self.stop("stopped", "its validation so far is worse than that of half of the earlier trials")
+            reason = f"its validation up to step {reached[-1][0]} is worse than that of half of the earlier trials"
+            self.stop("stopped", reason)
         self._clock.go_on()
 
     def _check_weights(self) -> None:
