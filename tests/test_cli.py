@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
+import sqlite3
 import subprocess
 import sys
 
 import pytest
 
 from polyak import cli, optim
-from tests.lab.conftest import polyak
+from tests.lab.conftest import polyak, report_data
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_show_tells_all_about_a_method(name):
 
 
 def test_runs_lists_every_run(tmp_path):
-    arguments = ["--methods", "sgd", "--trials", "1", "--seeds", "1", "--steps", "5", "--workers", "1"]
+    arguments = ["--methods", "adamw", "--trials", "1", "--seeds", "1", "--steps", "5", "--workers", "1"]
     done = polyak("compare", "rosenbrock", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "polyak-report.html").exists()
@@ -74,8 +76,8 @@ def test_runs_lists_every_run(tmp_path):
     assert [run["split"] for run in listed] == ["validation", "test"]
     for run in listed:
         assert {"key", "problem", "method", "hyperparameters", "seed", "status", "final_metric"} <= set(run)
-        assert (run["problem"], run["method"], run["status"]) == ("rosenbrock", "sgd", "finished")
-        assert set(run["hyperparameters"]) == set(optim.get("sgd").search_space)
+        assert (run["problem"], run["method"], run["status"]) == ("rosenbrock", "adamw", "finished")
+        assert set(run["hyperparameters"]) == set(optim.get("adamw").search_space)
         assert isinstance(run["final_metric"], float)
     table = polyak("runs", "polyak-runs.db", cwd=tmp_path).stdout
     assert all(run["key"][:8] in table for run in listed)
@@ -96,13 +98,92 @@ def test_runs_lists_every_run(tmp_path):
         (["rosenbrock", "--seeds", "-3"], ["seeds must be at least 1, got -3"]),
         (["rosenbrock", "--steps", "0"], ["steps must be at least 1, got 0"]),
         (["rosenbrock", "--workers", "-1"], ["workers must be at least 1, got -1"]),
+        (["rosenbrock", "--methods", "torch.optim.AdamZ"], ["torch.optim has no 'AdamZ'", "did you mean"]),
+        (["rosenbrock", "--methods", "torch.optim.LBFGS"], ["does not say where to look", "--space"]),
+        (["rosenbrock", "--space", "rl=0:1"], ["--space rl=0:1", "no argument 'rl'"]),
+        (["rosenbrock", "--space", "adamw.lr=0:1:log"], ["must begin above 0"]),
+        (["rosenbrock", "--space", "sgd.momentum=0.5:2"], ["sgd refuses", "must be in [0, 1)"]),
+        (["rosenbrock", "--fix", "lr"], ["--fix lr", "write argument=value"]),
+        (["rosenbrock", "--reference", "adamx"], ["the reference 'adamx'", "did you mean"]),
+        (["rosenbrock", "--budget", "30"], ["budget must be a time such as 90s, 30m or 2h, got '30'"]),
+        (["rosenbrock", "--budget", "30m", "--trials", "3"], ["--budget and --trials contradict each other"]),
+        (["rosenbrock", "--budget", "30m", "--seeds", "3"], ["--budget and --seeds contradict each other"]),
+        (["rosenbrock", "--budget", "30m", "--check"], ["--check makes no run", "leave one out"]),
+        (["rosenbrock", "--margin", "-1"], ["margin must be a finite number of at least 0, got -1"]),
+        (["rosenbrock", "--confidence", "95"], ["confidence must be between 0 and 1, got 95"]),
+        (["rosenbrock", "--timeout", "0"], ["timeout must be a number of seconds above 0, got 0"]),
+        (["rosenbrock", "--report", "a.db", "--store", "a.db"], ["report and store are both 'a.db'"]),
+        (["rosenbrock", "--report", "train.py"], ["'train.py' exists and is no report of polyak"]),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(fails, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "train.py").write_text("def problem():\n    return 1\n")
     fails(["compare", *arguments], 2, *words)
-    assert not list(tmp_path.glob("polyak-*"))
+    assert [path.name for path in tmp_path.iterdir()] == ["train.py"]
+
+
+def test_a_report_from_the_store_alone(fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef make(params, lr):\n    return torch.optim.SGD(params, lr=lr)\n"
+        "space = {'lr': '1e-4:1e-3:log'}\n"
+        "from polyak.lab.problems import load\nproblem = load('rosenbrock').problem\ndef rose():\n    return problem\n"
+    )
+    arguments = ["mine.py:rose", "--methods", "adamw,mine.py:make", "--trials", "2", "--seeds", "1", "--steps", "5"]
+    done = polyak("compare", *arguments, "--workers", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    first = report_data(tmp_path / "polyak-report.html")
+    (tmp_path / "mine.py").unlink()
+    (tmp_path / "polyak-runs.db").chmod(0o444)
+    again = polyak("report", "polyak-runs.db", "--report", "again.html", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert report_data(tmp_path / "again.html") == first
+    data = json.loads(polyak("report", "polyak-runs.db", "--format", "json", cwd=tmp_path).stdout)
+    assert list(data["rosenbrock"]["methods"]) and data["rosenbrock"]["reference"] == "adamw"
+    table = polyak("report", "polyak-runs.db", "--format", "csv", cwd=tmp_path).stdout.splitlines()
+    assert table[0].startswith("key,problem,method") and len(table) == 1 + 2 * (2 + 1)
+    fails(["report", "polyak-runs.db", "--comparison", "2"], 2, "--comparison must be from 1 to 1")
+    fails(["report", "nowhere.db"], 2, "there is no store 'nowhere.db'")
+    fails(["report", "polyak-runs.db", "--report", "polyak-runs.db"], 2, "report and store are both")
+
+
+def test_a_check_says_how_long_it_would_take_and_runs_nothing(tmp_path):
+    arguments = ["--methods", "sgd,adamw", "--trials", "3", "--seeds", "2", "--workers", "2", "--check"]
+    done = polyak("compare", "rosenbrock", *arguments, cwd=tmp_path)
+    assert re.fullmatch(r"rosenbrock: .* s a run, 10 runs, about .* s on 2 workers\n", done.stdout), done.stdout
+    assert (done.returncode, done.stderr, list(tmp_path.iterdir())) == (0, "", [])
+
+
+def test_a_problem_without_any_result_is_exit_code_1(tmp_path):
+    arguments = ["--methods", "sgd", "--fix", "lr=1e30", "--trials", "1", "--seeds", "1", "--workers", "1"]
+    done = polyak("compare", "rosenbrock", *arguments, cwd=tmp_path)
+    assert done.returncode == 1 and done.stderr.endswith("rosenbrock: no method came to a result\n")
+    assert "s a run, 2 runs, about" in done.stderr.splitlines()[0] and (tmp_path / "polyak-report.html").exists()
+
+
+def test_a_damaged_run_is_named_and_left_out(tmp_path):
+    arguments = ["--methods", "adamw", "--trials", "1", "--seeds", "1", "--steps", "5", "--workers", "1"]
+    assert polyak("compare", "rosenbrock", *arguments, cwd=tmp_path).returncode == 0
+    with sqlite3.connect(tmp_path / "polyak-runs.db") as db:
+        db.execute("UPDATE runs SET detail = '{' WHERE split = 'test'")
+    listed = polyak("runs", "polyak-runs.db", "--json", cwd=tmp_path)
+    assert [run["split"] for run in json.loads(listed.stdout)] == ["validation"]
+    assert listed.returncode == 0 and listed.stderr.startswith("1 damaged in polyak-runs.db, left out: ")
+    report = polyak("report", "polyak-runs.db", cwd=tmp_path)
+    assert report.returncode == 0 and "up to 1 of 2 runs are missing; run: polyak compare" in report.stderr
+    assert polyak("compare", "rosenbrock", *arguments, cwd=tmp_path).returncode == 0
+    assert polyak("report", "polyak-runs.db", cwd=tmp_path).returncode == 0
+
+
+def test_the_report_is_there_before_the_table_is_printed(tmp_path):
+    arguments = ["--methods", "adamw", "--trials", "1", "--seeds", "1", "--steps", "5", "--workers", "1"]
+    command = [sys.executable, "-m", "polyak.cli", "compare", "rosenbrock", *arguments]
+    reading, writing = os.pipe()
+    os.close(reading)  # nobody reads the table
+    subprocess.run(command, stdout=writing, stderr=subprocess.DEVNULL, cwd=tmp_path, check=False, timeout=300)
+    os.close(writing)
+    assert [m["method"] for m in report_data(tmp_path / "polyak-report.html")[0]["methods"]] == ["adamw"]
 
 
 def test_bad_names_elsewhere(fails, tmp_path, monkeypatch):
@@ -121,7 +202,7 @@ def test_what_is_no_number_and_no_command():
 
 def test_a_read_only_store(fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    arguments = ["compare", "rosenbrock", "--methods", "sgd", "--trials", "1", "--steps", "5"]
+    arguments = ["compare", "rosenbrock", "--methods", "adamw", "--trials", "1", "--steps", "5"]
     assert polyak(*arguments, "--seeds", "1").returncode == 0
     before = (tmp_path / "polyak-runs.db").read_bytes()
     (tmp_path / "polyak-runs.db").chmod(0o444)
@@ -139,7 +220,7 @@ def test_a_read_only_store(fails, tmp_path, monkeypatch):
     [
         ("typer", ["list"]),
         ("rich", ["list"]),
-        ("optuna", ["compare", "rosenbrock"]),
+        ("scipy", ["compare", "rosenbrock"]),
         ("sklearn", ["compare", "digits-cnn"]),
     ],
 )

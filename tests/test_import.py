@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-HEAVY = {"lightning", "optuna", "plotly", "pytorch_lightning", "rich", "sklearn", "transformers", "typer"}
+HEAVY = {"lightning", "plotly", "pytorch_lightning", "rich", "scipy", "sklearn", "transformers", "typer"}
 COMPILER = ("torch._dynamo", "torch._inductor")
 
 PROBE = """

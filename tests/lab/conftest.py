@@ -14,11 +14,13 @@ from torch import nn
 
 from polyak.lab.campaign import Campaign
 from polyak.lab.described import Described
+from polyak.lab.entries import entries
+from polyak.lab.history import describe, described
 from polyak.lab.html import render
 from polyak.lab.problems import LoadedProblem, Problem
-from polyak.lab.report import summarize
+from polyak.lab.report import Report, summarize
 from polyak.lab.spec import Record, versions
-from polyak.lab.train import execute
+from polyak.lab.train import make
 from tests.lab import synthetic
 
 
@@ -47,9 +49,9 @@ def quadratic(**changes: Any) -> Problem:
     return replace(problem, **changes)
 
 
-def campaign_of(*problems: Problem, methods: tuple[str, ...] = ("sgd", "adamw"), trials=3, seeds=2) -> Campaign:
-    loaded = [LoadedProblem(problem.name, "digest", problem) for problem in problems]
-    return Campaign(loaded, list(methods), trials, seeds)
+def campaign_of(*problems: Problem, methods: tuple[str, ...] = ("sgd", "adamw"), trials=3, seeds=2, **more) -> Campaign:
+    loaded = [LoadedProblem(problem.name, f"digest of {problem.name}", problem) for problem in problems]
+    return Campaign(loaded, entries(methods), trials, seeds, **more)
 
 
 def run_here(campaign: Campaign, until: int | None = None) -> dict[str, Record]:
@@ -62,9 +64,14 @@ def run_here(campaign: Campaign, until: int | None = None) -> dict[str, Record]:
 
 
 def record_of(spec, problem: Problem) -> Record:
-    outcome = execute(problem, spec.method, spec.setting, spec.seed, spec.split, spec.steps)
+    outcome = make(problem, spec)
     run = (spec.key, spec.problem, spec.method, spec.setting, spec.seed, spec.split, spec.steps, versions())
     return Record(*run, outcome.status, outcome.metric, outcome.detail)
+
+
+def report_of(campaign: Campaign, records: dict[str, Record]) -> Report:
+    """The report on a comparison that was made without a store."""
+    return summarize(described(describe(campaign, "polyak compare")), records)
 
 
 def polyak(*arguments: Any, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -225,7 +225,7 @@ def test_two_commands_on_one_store_share_the_work(here):
 
 
 def test_crashes_and_failures_do_not_stop_the_others(here):
-    arguments = command("rosenbrock", "tricky.py:problem", methods="sgd", seeds=4)
+    arguments = command("rosenbrock", "tricky.py:problem", methods="adamw", seeds=4)
     first = polyak(*arguments)
     assert first.returncode == 1
     assert "RuntimeError: seed 1 always fails" in first.stderr and "in loss" in first.stderr
@@ -273,3 +273,34 @@ def test_a_disk_that_has_no_room_for_the_report(here):
     assert full.returncode == 1, full.stderr
     assert "cannot write the report 'report.html': File too large; all runs are kept" in full.stderr
     assert (here / "report.html").read_text() == page and not list(here.glob(".report*"))
+
+
+WITHOUT_GUARD = """
+from polyak.lab import Problem, compare
+from torch import nn
+
+def problem():
+    def train(make_optimizer, seed, report, split):
+        make_optimizer(nn.Linear(2, 1))
+        report(1, 1.0 + seed)
+        return 1.0 + seed
+    return Problem(name="mine", train=train, metric="m", higher_is_better=False)
+
+report = compare(f"{__file__}:problem", "sgd", trials=1, seeds=2, store="runs.db", workers=2)
+print("medians", [method.median for method in report.problems[0].methods])
+"""
+
+
+def test_a_script_without_a_main_guard_may_compare_its_own_problem(here):
+    (here / "script.py").write_text(WITHOUT_GUARD)
+    done = subprocess.run([PYTHON, "script.py"], capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (0, "medians [2.5]\n"), done.stderr
+
+
+def test_a_bug_in_the_test_branch_shows_before_any_run(here):
+    text = SLOW.replace("loss=loss)", "loss=loss, evaluate=lambda model, split: {'validation': 0.5}[split])")
+    (here / "slow.py").write_text(text)
+    done = polyak(*command("slow.py:problem"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("polyak: error: slow fails: KeyError: 'test' (line ") and done.stderr.count("\n") == 1
+    assert not (here / "runs.db").exists()

@@ -1,6 +1,8 @@
 """Loading problems."""
 
+import re
 import textwrap
+from pathlib import Path
 
 import pytest
 
@@ -21,8 +23,8 @@ def write(tmp_path):
 
 def documented_example() -> str:
     """The code in the module's docstring, so that what users copy is what is tested."""
-    text = problems.__doc__.split("::\n", 1)[1].split("\nand is compared", 1)[0]
-    return textwrap.dedent(text)
+    text = problems.__doc__.split("    # train.py", 1)[1].split("\nA run is made again", 1)[0]
+    return "# train.py" + textwrap.dedent(text)
 
 
 def test_the_documented_example(write):
@@ -35,13 +37,20 @@ def test_the_documented_example(write):
 def test_a_changed_file_is_another_problem(write):
     first = load(write(documented_example()))
     assert load(write(documented_example())).digest == first.digest
-    assert load(write(documented_example() + "\n")).digest != first.digest
+    words = documented_example().replace("0.05", "0.06").replace("# train", "# my train")
+    assert load(write(words)).digest == first.digest
+    assert load(write(documented_example().replace("steps=200", "steps=201"))).digest != first.digest
 
 
 def test_neighbours_of_the_file_can_be_imported(write):
     write("NAME = 'from the neighbour'", "neighbour_of_train.py")
     reference = write("import neighbour_of_train\n" + documented_example().replace('"line"', "neighbour_of_train.NAME"))
-    assert load(reference).problem.name == "from the neighbour"
+    before = load(reference)
+    assert before.problem.name == "from the neighbour"
+    write("# a remark\nNAME = 'from the neighbour'", "neighbour_of_train.py")
+    assert load(reference).digest == before.digest
+    write("NAME = 'from another one'", "neighbour_of_train.py")
+    assert load(reference).digest != before.digest
 
 
 @pytest.mark.parametrize(
@@ -103,17 +112,123 @@ def test_unknown_files(write, tmp_path):
         load(f"{tmp_path}/nowhere/train.py:problem")
 
 
-@pytest.mark.parametrize("steps", [0, -1, 1.5, True])
-def test_a_problem_checks_itself(steps):
-    with pytest.raises(ValueError, match="steps must be a positive integer"):
-        Problem("x", print, print, print, print, "loss", False, steps)
-    with pytest.raises(TypeError, match="loss must be callable, got 3"):
-        Problem("x", print, print, 3, print, "loss", False, 10)
+WORDS = {"name": "x", "metric": "loss", "higher_is_better": False}
+PARTS = {"build_model": print, "train_batches": print, "loss": print, "evaluate": print, "steps": 10}
+
+
+@pytest.mark.parametrize("steps", [0, -1, 1.5, True, None])
+def test_a_problem_needs_its_steps(steps):
+    with pytest.raises(ValueError, match="Problem 'x': steps must be a positive integer, got"):
+        Problem(**WORDS, **{**PARTS, "steps": steps})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"loss": 3}, TypeError, "loss must be callable, got 3"),
+        ({"evaluate": None}, TypeError, "evaluate must be callable, got None"),
+        ({"name": ""}, ValueError, "name must be a text that is not empty, got ''"),
+        ({"metric": None}, ValueError, "metric must be a text that is not empty, got None"),
+        ({"higher_is_better": "yes"}, ValueError, "higher_is_better must be True or False, got 'yes'"),
+        ({"target": float("nan")}, ValueError, "target must be a finite number or None, got nan"),
+        ({"target": "0.9"}, ValueError, "target must be a finite number or None, got '0.9'"),
+        ({"schedule": "linear"}, ValueError, "schedule must be a function .* or one of .*'onecycle'.*, got 'linear'"),
+        ({"clip": 0}, ValueError, "clip must be a positive number or None, got 0"),
+        ({"accumulation": 0}, ValueError, "accumulation must be a positive integer, got 0"),
+        ({"evaluate_every": 0.5}, ValueError, "evaluate_every must be a positive integer or None, got 0.5"),
+        ({"train": print}, ValueError, "beside which build_model, train_batches, loss, evaluate does nothing"),
+    ],
+)
+def test_a_problem_checks_itself(change, error, message):
+    with pytest.raises(error, match=message):
+        Problem(**{**WORDS, **PARTS, **change})
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"train": 3}, TypeError, "train must be callable, got 3"),
+        (
+            {"clip": 1.0, "device": "cpu"},
+            ValueError,
+            "train= brings its own loop, beside which clip, device does nothing",
+        ),
+        ({"steps": 0}, ValueError, "steps must be a positive integer or None, got 0"),
+    ],
+)
+def test_a_problem_with_a_loop_of_its_own_checks_itself(change, error, message):
+    with pytest.raises(error, match=message):
+        Problem(**{**WORDS, "train": print, **change})
+
+
+def test_the_steps_of_a_run():
+    assert Problem(**WORDS, **PARTS).run_steps(None) == 10
+    assert Problem(**WORDS, **PARTS).run_steps(7) == 7
+    assert Problem(**WORDS, train=print).run_steps(None) is None
+    with pytest.raises(BadInput, match="steps=7 cannot be kept, its train function decides"):
+        Problem(**WORDS, train=print).run_steps(7)
 
 
 def test_solved():
-    made = {"build_model": print, "train_batches": print, "loss": print, "evaluate": print, "metric": "m", "steps": 1}
-    up, down = (Problem("x", higher_is_better=h, target=0.5, **made) for h in (True, False))
+    up, down = (Problem(**{**WORDS, "higher_is_better": h}, **PARTS, target=0.5) for h in (True, False))
     assert [up.solved(v) for v in (0.4, 0.5, 0.6, float("nan"))] == [False, True, True, False]
     assert [down.solved(v) for v in (0.4, 0.5, 0.6, float("nan"))] == [True, True, False, False]
-    assert not Problem("x", higher_is_better=True, **made).solved(1.0)
+    assert not Problem(**WORDS, **PARTS).solved(1.0)
+
+
+def test_a_new_target_is_looked_for_in_the_stored_curve():
+    detail = {"validation": [[10, 0.9], [20, None], [30, 0.4]], "timing": {"validation_seconds": [1.0, 2.0, 3.0]}}
+
+    def met(target):
+        found = Problem(**WORDS, **PARTS, target=target).with_target(detail)
+        return found["target_step"], found["timing"]["target_seconds"]
+
+    assert [met(target) for target in (1.0, 0.5, 0.1, None)] == [(10, 1.0), (30, 3.0), (None, None), (None, None)]
+    assert Problem(**WORDS, **PARTS).with_target({"error": "none"}) == {"error": "none"}
+
+
+def test_loading_seeds_and_leaves_the_generators_alone(write):
+    torch.manual_seed(5)
+    expected = torch.rand(1).item()
+    torch.manual_seed(5)
+    text = documented_example().replace("import torch\n", "import random, numpy, torch\n", 1)
+    drawn = 'f"{random.random()} {numpy.random.rand()} {torch.rand(1).item()}"'
+    names = {load(write(text.replace('"line"', drawn))).problem.name for _ in range(2)}
+    assert len(names) == 1
+    assert torch.rand(1).item() == expected
+
+
+SCRIPT = (
+    documented_example()
+    + """
+from pathlib import Path
+from polyak.lab import plan, run
+run(plan([__file__ + ":problem"], ["sgd"], 1, 1), Path("runs.db"), 1)
+raise AssertionError("it went on")
+"""
+)
+
+
+def test_a_file_that_goes_on_to_compare_is_loaded_up_to_there(write):
+    assert load(write(SCRIPT)).problem.name == "line"
+
+
+def test_two_folders_may_have_a_module_of_the_same_name(tmp_path):
+    found = []
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+        (tmp_path / place / "shared_name.py").write_text(f"NAME = {place!r}")
+        text = "import shared_name\n" + documented_example().replace('"line"', "shared_name.NAME")
+        (tmp_path / place / "train.py").write_text(text)
+        found.append(load(f"{tmp_path / place}/train.py:problem").problem.name)
+    assert found == ["one", "two"]
+
+
+def test_the_page_on_scripts_says_what_the_example_says():
+    root = Path(__file__).parents[2]
+    script, page = (root / "examples/compare_script.py").read_text(), (root / "docs/compare.md").read_text()
+    rows = re.findall(r"^\| \d \| `(.*)` \| `(.*)` \|$", page, re.MULTILINE)
+    assert len(rows) == script.count("# changed; was: ") <= 5
+    for before, now in rows:
+        assert f"{now}  # changed; was: {before}\n" in script
+    assert load(f"{root}/examples/compare_script.py:problem").problem.name == "my digits"

@@ -6,17 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from polyak.lab.comparison import describe
 from polyak.lab.described import Described
 from polyak.lab.report import summarize
 from tests.lab import synthetic
-from tests.lab.conftest import campaign_of, quadratic, run_here
+from tests.lab.conftest import campaign_of, quadratic, report_of, run_here
 
 
 @pytest.fixture(scope="module")
 def report(records):
     campaign, made = records
-    return summarize(describe(campaign), made)
+    return report_of(campaign, made)
 
 
 def one(methods=2, **changes):
@@ -53,7 +52,7 @@ def test_figures_are_those_of_the_records(report, records):
 
 def test_the_order_of_records_does_not_matter(report, records):
     campaign, made = records
-    again = summarize(describe(campaign), dict(reversed(made.items())))
+    again = report_of(campaign, dict(reversed(made.items())))
     assert again.to_json() == report.to_json() and again.data() == report.data()
 
 
@@ -194,7 +193,7 @@ def test_runs_of_a_loop_without_our_own_details():
 def test_profiles_need_several_problems(report):
     assert report.profiles == {}
     campaign = campaign_of(quadratic(), quadratic(name="other", target=1.0))
-    several = summarize(describe(campaign), run_here(campaign))
+    several = report_of(campaign, run_here(campaign))
     assert set(several.profiles) == {"sgd", "adamw"}
     assert max(share for corners in several.profiles.values() for _, share in corners) <= 1
 
@@ -204,7 +203,7 @@ def test_errors_are_grouped():
         raise RuntimeError("broken")
 
     campaign = campaign_of(quadratic(loss=loss))
-    report = summarize(describe(campaign), run_here(campaign))
+    report = report_of(campaign, run_here(campaign))
     assert len(report.errors) == 6 and len(report.distinct_errors()) == 1
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from polyak.lab import files
+from polyak.lab import writing
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.results import Results, check_report_path
 from tests.lab import synthetic
@@ -79,7 +79,7 @@ def test_a_report_that_cannot_be_written_leaves_the_old_one(results, tmp_path, m
     def full(*arguments):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files.os, "replace", full)
+    monkeypatch.setattr(writing.os, "replace", full)
     with pytest.raises(LabError, match=r"cannot write the report .*: No space left on device; all runs are kept"):
         results.save(path)
     assert path.read_text() == before and list(tmp_path.iterdir()) == [path]

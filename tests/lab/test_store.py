@@ -180,7 +180,7 @@ def test_files_that_are_no_store(tmp_path):
         Store(text)
     foreign = tmp_path / "foreign.db"
     sqlite3.connect(foreign).execute("CREATE TABLE theirs (x)").connection.commit()
-    with pytest.raises(LabError, match="not a store of this version of polyak"):
+    with pytest.raises(LabError, match="not a store of polyak; name another file"):
         Store(foreign)
     assert sqlite3.connect(foreign).execute("PRAGMA journal_mode").fetchone() == ("delete",)  # left as it was
 
@@ -192,3 +192,77 @@ def test_reading_needs_no_right_to_write(store, path):
     assert [record.metric for record in reader.runs()] == [0.5]
     with pytest.raises(LabError, match="readonly"):
         reader.claim(replace(SPEC, seed=1))
+
+
+def test_a_store_of_a_newer_version_is_refused_with_a_way_out(store, path):
+    store._db.execute(f"PRAGMA user_version = {store_module.SCHEMA_VERSION + 1}")
+    for read_only in (False, True):
+        with pytest.raises(LabError, match=r"a newer polyak wrote it \(version 3, not 2\); upgrade polyak, or name"):
+            Store(path, read_only=read_only)
+
+
+def test_a_store_of_version_1_is_read_and_extended(path):
+    with sqlite3.connect(path) as old:
+        old.execute(store_module.RUNS)
+        old.execute("PRAGMA user_version = 1")
+        row = ("k", "quadratic", "sgd", "{}", 0, "test", 30, "{}", "finished", 0.5, "{}", "them", 1.0, 2.0)
+        old.execute(f"INSERT INTO runs VALUES ({', '.join('?' * len(row))})", row)
+    old.close()
+    reader = Store(path, read_only=True)
+    assert [record.metric for record in reader.runs()] == [0.5] and reader.campaigns() == []
+    opened = Store(path)
+    assert opened.claim(SPEC) == "mine" and len(opened.runs()) == 2
+    opened.begin("a", {"words": 1})
+    assert [stored.description for stored in Store(path, read_only=True).campaigns()] == [{"words": 1}]
+
+
+def test_what_was_compared_is_kept_with_its_runs(store, path):
+    for identity, words in (("a", "first"), ("b", "second"), ("a", "again")):
+        store.begin(identity, {"words": words})
+        store_module.time.sleep(0.01)
+    other = replace(SPEC, seed=1)
+    for spec in (SPEC, other):
+        store.claim(spec)
+    done = store.finish(SPEC, DONE)
+    for identity, key in (("a", SPEC.key), ("a", other.key), ("a", SPEC.key)):
+        store.note(identity, key, "renamed")
+    second, first = Store(path, read_only=True).campaigns()
+    assert (second.description, second.runs) == ({"words": "second"}, [])
+    assert (first.identity, first.description) == ("a", {"words": "again"})
+    assert first.runs == [replace(done, problem="renamed")]  # as the comparison calls it; one is under way
+
+
+DAMAGE = {
+    "setting": "'{'",
+    "versions": "NULL",
+    "detail": "'[1]'",
+    "metric": "'much'",
+    "detail ": "x'fffe'",
+}
+
+
+@pytest.mark.parametrize("column", DAMAGE)
+def test_a_damaged_row_is_left_out_and_made_again(store, path, column):
+    other = replace(SPEC, seed=1)
+    for spec in (SPEC, other):
+        store.claim(spec)
+        store.finish(spec, DONE)
+    store._db.execute(f"UPDATE runs SET {column} = {DAMAGE[column]} WHERE key = ?", (SPEC.key,))
+    reader = Store(path, read_only=True)
+    assert [record.key for record in reader.runs()] == [other.key] and reader.unreadable == [SPEC.key]
+    assert [record.key for record in store.settled()] == [other.key]
+    assert store.claim(SPEC) == "mine"
+    store.finish(SPEC, DONE)
+    assert len(Store(path).settled()) == 2
+
+
+def test_a_damaged_claim_is_free(store):
+    store.claim(SPEC)
+    store._db.execute("UPDATE runs SET owner = NULL")
+    assert store.claim(SPEC) == "mine"
+
+
+def test_a_stopped_run_is_settled(store, path):
+    store.claim(SPEC)
+    stopped = store.finish(SPEC, Outcome("stopped", None, {"step": 8}))
+    assert Store(path).claim(SPEC) == stopped

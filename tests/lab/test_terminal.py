@@ -6,12 +6,11 @@ import pytest
 from rich.console import Console
 
 from polyak.lab import table, terminal
-from polyak.lab.comparison import describe
 from polyak.lab.report import summarize
 from polyak.lab.spec import Record, RunSpec
 from polyak.lab.terminal import LiveProgress, console, print_errors, print_report
 from tests.lab import synthetic
-from tests.lab.conftest import campaign_of, quadratic, run_here
+from tests.lab.conftest import campaign_of, quadratic, report_of, run_here
 
 WER = "WER [/100 words]"
 
@@ -67,7 +66,7 @@ def test_errors_are_printed_once_each(capsys):
         raise RuntimeError("broken [/] here")
 
     campaign = campaign_of(quadratic(loss=loss))
-    print_errors(summarize(describe(campaign), run_here(campaign)), console(stderr=True))
+    print_errors(report_of(campaign, run_here(campaign)), console(stderr=True))
     shown = capsys.readouterr().err
     assert shown.count("RuntimeError: broken [/] here") == 1
     assert "quadratic, adamw, seed 0 and 5 more: failed" in shown

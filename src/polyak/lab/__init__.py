@@ -1,9 +1,10 @@
 """Compare methods on a problem with equal tuning budgets: the room behind ``polyak compare``."""
 
-from polyak.lab.comparison import compare, plan
+from polyak.lab.comparison import compare, fit, plan, run
 from polyak.lab.described import Described
 from polyak.lab.errors import BadInput, LabError
-from polyak.lab.problems import Problem
+from polyak.lab.loops import StopRun
+from polyak.lab.problem import Problem
 from polyak.lab.report import Report
 from polyak.lab.results import Results, write_report
 
@@ -14,7 +15,10 @@ __all__ = [
     "Problem",
     "Report",
     "Results",
+    "StopRun",
     "compare",
+    "fit",
     "plan",
+    "run",
     "write_report",
 ]

@@ -1,80 +1,257 @@
 """Which runs a comparison consists of, and which of them are due.
 
-A comparison has two phases for each problem and method: the trials, all with the same seed and judged on the
-validation split, and, when every trial has ended, one run for each seed at the best setting, judged on the test split.
+For each problem and method, in this order:
+
+1. *Trials*: one run a setting, all with the same seed, judged on the validation split. From the eleventh on, those
+   that are hopeless end early, see :mod:`polyak.lab.stopping`.
+2. *Re-runs*: the best three settings on further seeds, also judged on the validation split. The setting with the best
+   mean over all its seeds is chosen (and the fewest diverged runs), so that one lucky run decides nothing.
+3. *Seeds*: runs of the chosen setting on new seeds, judged on the test split.
+
 The plan is a pure function of the records so far, so it does not matter in which order, by how many workers or in how
 many sittings they were made.
 """
 
 from __future__ import annotations
 
-from polyak import optim
-from polyak.lab import search
-from polyak.lab.problems import LoadedProblem, Problem
-from polyak.lab.spec import Record, Records, RunSpec
+import copy
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from statistics import fmean
 
-TUNING_SEED = 0  # the reported seeds are 1, 2, ...: none of them took part in the choice of the setting
+from polyak.lab import search
+from polyak.lab.contenders import Contender
+from polyak.lab.errors import BadInput, suggestion
+from polyak.lab.problems import LoadedProblem, Problem
+from polyak.lab.spec import LOST, Record, Records, RunSpec
+from polyak.lab.stopping import WAVE, bars
+
+FINALISTS = 3
+TRIALS_A_RERUN = 5  # one further seed for every five trials
+# The seeds of a comparison: trials, then those reported, then those that re-runs use; far apart, so that none is used
+# for two purposes. Another tuning seed moves them all.
+RERUN_SEEDS = 10_000
+SEED_STRIDE = 20_000
+
+Place = tuple[str, str]  # the names of a problem and a method
+
+
+def reruns_for(trials: int) -> int:
+    """On how many further seeds the best settings run, when that is not said."""
+    return trials // TRIALS_A_RERUN
 
 
 class Campaign:
-    """A comparison of methods on problems, with equal budgets."""
+    """A comparison of methods on problems, with equal budgets.
+
+    Args:
+        problems: what is trained.
+        contenders: the optimizers, each with a name of its own.
+        trials: settings that are tried of each.
+        seeds: runs of each at its chosen setting.
+        steps: steps of a run, where the problem's own number is not wanted.
+        reruns: further seeds for the best three settings; by default :func:`reruns_for`.
+        reference: the name of the method that others are compared to; by default the first.
+        tuning_seed: another one gives other trials and other seeds throughout, as if everything were done again.
+        tried: the settings of the trials by method, where they are known already; by default they are searched.
+    """
 
     def __init__(
-        self, problems: list[LoadedProblem], methods: list[str], trials: int, seeds: int, steps: int | None = None
+        self,
+        problems: list[LoadedProblem],
+        contenders: list[Contender],
+        trials: int,
+        seeds: int,
+        steps: int | None = None,
+        *,
+        reruns: int | None = None,
+        reference: str | None = None,
+        tuning_seed: int = 0,
+        tried: Mapping[str, list[search.Setting]] | None = None,
     ) -> None:
-        self.problems, self.methods = problems, methods
+        self.problems, self.contenders = problems, {contender.name: contender for contender in contenders}
+        self.methods = list(self.contenders)
+        self.reference = self.methods[0] if reference is None else reference
+        if self.reference not in self.contenders:
+            known = suggestion(self.reference, self.methods)
+            raise BadInput(f"the reference {self.reference!r} is none of the methods; {known}")
         self.trials, self.seeds, self.steps = trials, seeds, steps
-        self.settings = {method: search.settings(optim.get(method), trials) for method in methods}
+        self.reruns = reruns_for(trials) if reruns is None else reruns
+        self.tuning_seed = tuning_seed
+        self.more_seeds: dict[Place, int] = {}
+        self.tried = tried if tried is not None else {c.name: self._search(c) for c in contenders}
         self._trial_specs = {
-            (p.reference, m): [self._spec(p, m, s, TUNING_SEED, "validation") for s in self.settings[m]]
-            for p in problems
-            for m in methods
+            (p.reference, c.name): self._trials_of(p, c) for p in problems for c in self.contenders.values()
         }
+
+    def with_seeds(self, seeds: Mapping[Place, int]) -> Campaign:
+        """The same comparison with more seeds at some places, by the names of problem and method."""
+        made = copy.copy(self)
+        made.more_seeds = {**self.more_seeds, **seeds}
+        return made
+
+    def with_problems(self, problems: list[LoadedProblem]) -> Campaign:
+        """The same comparison of the same problems, when more is known of them."""
+        return self._again(problems, self.trials, self.seeds, self.tried)
+
+    def with_counts(self, trials: int, seeds: int) -> Campaign:
+        """The same comparison with another budget."""
+        return self._again(self.problems, trials, seeds)
+
+    def _again(
+        self,
+        problems: list[LoadedProblem],
+        trials: int,
+        seeds: int,
+        tried: Mapping[str, list[search.Setting]] | None = None,
+    ) -> Campaign:
+        return Campaign(
+            problems, list(self.contenders.values()), trials, seeds, self.steps,
+            reference=self.reference, tuning_seed=self.tuning_seed, tried=tried,
+        )  # fmt: skip
+
+    def seeds_at(self, problem: str, method: str) -> int:
+        """How many runs at the chosen setting there are for a method on a problem."""
+        return self.more_seeds.get((problem, method), self.seeds)
+
+    def runs_at(self, problem: LoadedProblem, method: str) -> int:
+        """How many runs there are, at most, for a method on a problem."""
+        tuning = len({spec.key for spec in self.trial_specs(problem, method)})
+        finalists = min(FINALISTS, tuning)
+        reruns = self.reruns * finalists if finalists > 1 else 0
+        return tuning + reruns + self.seeds_at(problem.problem.name, method)
+
+    @property
+    def identity(self) -> str:
+        """A name that a comparison of other runs does not have."""
+        keys = [spec.key for specs in self._trial_specs.values() for spec in specs]
+        text = repr((keys, self.seeds, self.reruns, self.reference, self.tuning_seed))
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property
     def total(self) -> int:
         """How many runs there are if every method finds a setting."""
-        tuning = sum(len({spec.key for spec in specs}) for specs in self._trial_specs.values())
-        return tuning + len(self._trial_specs) * self.seeds
+        return sum(self.runs_at(problem, method) for problem in self.problems for method in self.methods)
+
+    def starts_with_defaults(self, method: str) -> bool:
+        """Whether trial 0 of a method is its published defaults."""
+        contender = self.contenders[method]
+        return search.published_setting(contender.space, contender.defaults) is not None
+
+    def steps_of(self, loaded: LoadedProblem) -> int | None:
+        """The steps of a run on a problem; None where nobody knows."""
+        return loaded.problem.run_steps(self.steps)
+
+    def _search(self, contender: Contender) -> list[search.Setting]:
+        seed = self.tuning_seed + contender.tuning_seed
+        found = search.settings(contender.space, contender.defaults, self.trials, seed)
+        return [{**contender.fixed, **setting} for setting in found]
+
+    def _trials_of(self, loaded: LoadedProblem, contender: Contender) -> list[RunSpec]:
+        seed = SEED_STRIDE * (self.tuning_seed + contender.tuning_seed)
+        return [self._spec(loaded, contender.name, s, seed, "validation") for s in self.tried[contender.name]]
 
     def _spec(self, loaded: LoadedProblem, method: str, setting: search.Setting, seed: int, split: str) -> RunSpec:
-        steps = self.steps or loaded.problem.steps
-        return RunSpec(loaded.reference, loaded.problem.name, loaded.digest, method, setting, seed, split, steps)
+        contender, steps = self.contenders[method], self.steps_of(loaded)
+        run = (loaded.reference, loaded.problem.name, loaded.source(split), method, setting, seed, split, steps)
+        return RunSpec(*run, loaded.fingerprint, contender.reference, contender.code)
+
+    def spec_of(self, record: Record) -> RunSpec:
+        """What a record of this comparison would be called now, though versions may have changed since."""
+        loaded = next(p for p in self.problems if p.problem.name == record.problem)
+        return self._spec(loaded, record.method, record.setting, record.seed, record.split)
 
     def trial_specs(self, loaded: LoadedProblem, method: str) -> list[RunSpec]:
         """The tuning runs, in the order of the trials."""
         return self._trial_specs[loaded.reference, method]
 
-    def best_trial(self, loaded: LoadedProblem, method: str, records: Records) -> RunSpec | None:
-        """The trial to report, or ``None`` while trials are missing or when none has a figure."""
+    def finalists(self, loaded: LoadedProblem, method: str, records: Records) -> list[RunSpec]:
+        """The best trials, the best one first; none while trials are missing or when none has a figure."""
         specs = self.trial_specs(loaded, method)
         if any(spec.key not in records for spec in specs):
+            return []
+        scored = {spec.key: spec for spec in specs if _has_figure(records[spec.key])}
+        return sorted(scored.values(), key=lambda s: _rank(loaded.problem, records[s.key]))[:FINALISTS]
+
+    def rerun_specs(self, loaded: LoadedProblem, method: str, finalist: RunSpec) -> list[RunSpec]:
+        """The runs of one of the best settings on further seeds."""
+        first = finalist.seed + RERUN_SEEDS
+        seeds = range(first + 1, first + 1 + self.reruns)
+        return [self._spec(loaded, method, finalist.setting, seed, "validation") for seed in seeds]
+
+    def best_trial(self, loaded: LoadedProblem, method: str, records: Records) -> RunSpec | None:
+        """The trial whose setting is chosen; ``None`` while runs are missing or when no trial has a figure."""
+        finalists = self.finalists(loaded, method, records)
+        if len(finalists) < 2:
+            return finalists[0] if finalists else None
+        again = {spec.key: self.rerun_specs(loaded, method, spec) for spec in finalists}
+        if any(spec.key not in records for specs in again.values() for spec in specs):
             return None
-        scored = [(spec, records[spec.key]) for spec in specs if records[spec.key].metric is not None]
-        return min(scored, key=lambda pair: _rank(loaded.problem, pair[1]))[0] if scored else None
+        return min(finalists, key=lambda s: _mean(loaded.problem, [records[r.key] for r in (s, *again[s.key])]))
 
     def final_specs(self, loaded: LoadedProblem, method: str, records: Records) -> list[RunSpec]:
-        """The runs at the best setting; none until it is known."""
+        """The runs at the chosen setting; none until it is known."""
         best = self.best_trial(loaded, method, records)
         if best is None:
             return []
-        return [self._spec(loaded, method, best.setting, seed, "test") for seed in range(1, self.seeds + 1)]
+        first = SEED_STRIDE * self.tuning_seed + 1
+        seeds = range(first, first + self.seeds_at(loaded.problem.name, method))
+        return [self._spec(loaded, method, best.setting, seed, "test") for seed in seeds]
 
     def due(self, records: Records) -> list[RunSpec]:
-        """The runs that can be made now: first trial by trial over all methods, then the seeds."""
+        """The runs that can be made now: first trial by trial over all methods, then re-runs, then the seeds."""
         trials: list[tuple[int, RunSpec]] = []
+        reruns: list[tuple[int, RunSpec]] = []
         finals: list[tuple[int, RunSpec]] = []
         for loaded in self.problems:
             for method in self.methods:
-                trials += enumerate(self.trial_specs(loaded, method))
+                trials += enumerate(self._startable_trials(loaded, method, records))
+                finalists = self.finalists(loaded, method, records)
+                for finalist in finalists if len(finalists) > 1 else []:
+                    reruns += enumerate(self.rerun_specs(loaded, method, finalist))
                 finals += enumerate(self.final_specs(loaded, method, records))
-        ordered = sorted(trials, key=lambda pair: pair[0]) + sorted(finals, key=lambda pair: pair[0])
-        return list({spec.key: spec for _, spec in ordered if spec.key not in records}.values())
+        ordered = [pair[1] for phase in (trials, reruns, finals) for pair in sorted(phase, key=lambda pair: pair[0])]
+        missing: dict[str, RunSpec] = {}
+        for spec in ordered:  # of equal runs (few choices repeat themselves) the first, which has the fewest bars
+            if spec.key not in records:
+                missing.setdefault(spec.key, spec)
+        return list(missing.values())
+
+    def _startable_trials(self, loaded: LoadedProblem, method: str, records: Records) -> list[RunSpec]:
+        """The trials whose bars are known: those of a ten, when all before it have ended."""
+        specs = self.trial_specs(loaded, method)
+        startable = specs[:WAVE]
+        for begin in range(WAVE, len(specs), WAVE):
+            if any(spec.key not in records for spec in specs[:begin]):
+                break
+            earlier = [records[spec.key] for spec in specs[:begin]]
+            barred = bars(loaded.problem, self.steps_of(loaded), earlier)
+            startable += [replace(spec, bars=barred) for spec in specs[begin : begin + WAVE]]
+        return startable
+
+
+def _has_figure(record: Record) -> bool:
+    return record.metric is not None and record.status == "finished"
+
+
+def _mean(problem: Problem, records: list[Record]) -> tuple[float, float]:
+    """Sorts the best first: by the share of diverged runs, then by the mean metric. A failed run says nothing."""
+    judged = [record for record in records if record.status not in LOST]
+    found = [_badness(problem, record.metric) for record in judged if _has_figure(record)]
+    return 1 - len(found) / len(judged), fmean(found)
+
+
+def _badness(problem: Problem, metric: float | None) -> float:
+    if metric is None:
+        return math.inf
+    return -metric if problem.higher_is_better else metric
 
 
 def _rank(problem: Problem, record: Record) -> tuple[float, float, float]:
     """Sorts the best first: by metric; of equals, whichever met the target sooner, then has the lower training loss."""
-    assert record.metric is not None
     detail = record.detail
-    target_step = detail["target_step"] or float("inf")
-    return (-record.metric if problem.higher_is_better else record.metric, target_step, detail["train"][-1][1])
+    losses = [loss for _, loss in detail.get("train", []) if loss is not None]
+    met = detail.get("target_step") or math.inf
+    return _badness(problem, record.metric), met, losses[-1] if losses else math.inf

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
+import shlex
+import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -15,11 +19,14 @@ from rich.table import Table
 
 from polyak import aot, optim
 from polyak.declare import Choice, Hyper, Range
-from polyak.lab import terminal
-from polyak.lab.comparison import compare as run_comparison
-from polyak.lab.comparison import plan
+from polyak.lab import export, terminal
+from polyak.lab.budget import estimate
+from polyak.lab.comparison import METHODS, SEEDS, STORE, TRIALS, checked_workers, fit, plan, run
+from polyak.lab.described import CONFIDENCE, check_levels
 from polyak.lab.errors import BadInput
-from polyak.lab.problems import BUILTIN
+from polyak.lab.history import restore
+from polyak.lab.problems import BUILTIN, FROM_FILES
+from polyak.lab.report import summarize
 from polyak.lab.results import check_report_path, write_report
 from polyak.lab.store import Store
 from polyak.lab.table import number, setting
@@ -27,7 +34,14 @@ from polyak.optim.ahead import sources
 from polyak.optim.create import arguments
 from polyak.optim.engine.keeping import STORAGES, Keeping
 
-METHODS = "sgd,adamw,adan,lion,muon,cadamw"
+
+class ReportForm(str, Enum):
+    """What ``polyak report`` writes."""
+
+    html = "html"
+    json = "json"
+    csv = "csv"
+
 
 app = typer.Typer(
     name="polyak",
@@ -42,38 +56,144 @@ app = typer.Typer(
 def compare(
     problems: Annotated[
         list[str],
-        typer.Argument(help=f"{', '.join(BUILTIN)}, or your own as path/to/file.py:function."),
+        typer.Argument(
+            help=f"{', '.join(BUILTIN)}, your data as {', '.join(f'{name}:path' for name in FROM_FILES)}, "
+            "or your own as path/to/file.py:function."
+        ),
     ],
-    methods: Annotated[str, typer.Option(help="The methods, separated by commas; see `polyak list`.")] = METHODS,
-    trials: Annotated[int, typer.Option(help="Tuning runs of each method.")] = 10,
-    seeds: Annotated[int, typer.Option(help="Runs of each method at its best setting.")] = 5,
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="The methods, separated by commas: see `polyak list`, or a dotted name such as torch.optim.AdamW, "
+            "or your own as path/to/file.py:function."
+        ),
+    ] = ",".join(METHODS),
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where to look for a setting: lr=1e-5:1e-1:log (a range, here a logarithmic one), momentum=0.8,0.9 "
+            "(choices), or of one method alone torch.optim.AdamW.lr=1e-4:1e-2:log. May be repeated."
+        ),
+    ] = None,
+    fix: Annotated[
+        list[str] | None, typer.Option(help="A value that is not searched: momentum=0.9. May be repeated.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The method that the others are compared to; by default the first.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help=f"Tuning runs of each method. [default: {TRIALS}]")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help=f"Runs of each method at its best setting. [default: {SEEDS}]")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="A time, such as 30m or 2h, that says how many trials and seeds there are.")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of a run, instead of the problem's own number.")] = None,
+    tuning_seed: Annotated[
+        int, typer.Option(help="Another number does everything again, with other trials and other seeds.")
+    ] = 0,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="The difference of the metric that does not matter; by default what seeds make of it."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="The chance that no call on a problem is false.")] = CONFIDENCE,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which a run is ended.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only look at the problems: whether they run, and how long it would take.")
+    ] = False,
     workers: Annotated[int | None, typer.Option(help="Runs made at a time; by default one for each core.")] = None,
-    store: Annotated[Path, typer.Option(help="The file that keeps the runs.")] = Path("polyak-runs.db"),
+    store: Annotated[Path, typer.Option(help="The file that keeps the runs.")] = STORE,
     report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("polyak-report.html"),
 ) -> None:
     """Tune each method with the same budget, then judge it on data that tuning never read.
 
     Stop it at any moment: the same command goes on where it was.
     """
-    workers = os.cpu_count() or 1 if workers is None else workers
-    if workers < 1:
-        raise BadInput(f"workers must be at least 1, got {workers}")
-    check_report_path(report)
+    workers = checked_workers(workers)
+    check_report_path(report, store)
+    check_levels(margin, confidence)
+    if budget is not None and (trials is not None or seeds is not None):
+        given = "--trials" if seeds is None else "--seeds"
+        raise BadInput(f"--budget and {given} contradict each other: a budget says how many there are; leave one out")
+    if check and budget is not None:
+        raise BadInput("--check makes no run and --budget learns from the first ones how many fit; leave one out")
     names = [name.strip() for name in methods.split(",") if name.strip()]
-    campaign = plan(problems, names, trials, seeds, steps)
-    with terminal.LiveProgress(campaign) as progress:
-        try:
-            found = run_comparison(campaign, store, workers, progress)
-        except KeyboardInterrupt:
-            typer.echo(f"stopped; the ended runs are in {store}, and the same command goes on from there", err=True)
-            raise typer.Exit(130) from None
-    terminal.print_report(found, terminal.console())
+    campaign = plan(
+        problems, names, trials, seeds, steps,
+        spaces=space or (), fixes=fix or (), reference=reference, tuning_seed=tuning_seed,
+    )  # fmt: skip
+    try:
+        if budget is not None:
+            campaign = fit(campaign, budget, store, workers, timeout=timeout)
+            typer.echo(f"{budget}: {campaign.trials} trials and {campaign.seeds} seeds of each method", err=True)
+        typer.echo("\n".join(estimate(campaign, workers)), err=not check)
+        if check:
+            return
+        with terminal.LiveProgress(campaign) as progress:
+            command = shlex.join(["polyak", *sys.argv[1:]])
+            found = run(campaign, store, workers, progress, timeout, command, margin, confidence)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the ended runs are in {store}, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
     write_report(found, report)
+    terminal.print_report(found, terminal.console())
     typer.echo(f"report: {report}    runs: {store}")
     if found.errors:
         terminal.print_errors(found, terminal.console(stderr=True))
+    for problem in found.empty():
+        typer.echo(f"{problem}: no method came to a result", err=True)
+    if found.errors or found.empty():
         raise typer.Exit(1)
+
+
+@app.command(name="report")
+def report_again(
+    store: Annotated[Path, typer.Argument(help="The file that keeps the runs.")],
+    form: Annotated[
+        ReportForm, typer.Option("--format", help="A page, or on standard output the verdict (json) or all runs (csv).")
+    ] = ReportForm.html,
+    report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("polyak-report.html"),
+    number: Annotated[
+        int, typer.Option("--comparison", help="Which one, where a store has several: 1 is the first, -1 the last.")
+    ] = -1,
+) -> None:
+    """Report on a comparison, ended or not, by what the store knows, without the problem's file; nothing is run."""
+    if form is ReportForm.html:
+        check_report_path(report, store)
+    with _reading(store) as opened:
+        stored = opened.campaigns()
+    if not stored:
+        raise BadInput(f"the store {str(store)!r} tells of no comparison; `polyak runs` lists what is in it")
+    if not 1 <= abs(number) <= len(stored):
+        raise BadInput(f"--comparison must be from 1 to {len(stored)}, or -1 for the last, got {number}")
+    known = restore(stored[number - 1 if number > 0 else number])
+    if known.missing:
+        few = f"up to {known.missing} of {known.campaign.total} runs are missing"
+        typer.echo(f"the comparison has not ended, {few}; run: {known.command}", err=True)
+    if form is ReportForm.csv:
+        export.write_csv(known.records.values(), sys.stdout)
+        return
+    found = summarize(known.described, known.records)
+    if form is ReportForm.json:
+        typer.echo(json.dumps(found.to_json(), indent=2))
+        return
+    write_report(found, report)
+    typer.echo(f"report: {report}")
+
+
+@contextmanager
+def _reading(store: Path) -> Iterator[Store]:
+    """A store that is there, to be read; what could not be read of it is said at the end."""
+    if not store.is_file():
+        raise BadInput(f"there is no store {str(store)!r}")
+    opened = Store(store, read_only=True)
+    try:
+        yield opened
+    finally:
+        opened.close()
+    if opened.unreadable:
+        lost = ", ".join(key[:8] for key in opened.unreadable)
+        typer.echo(f"{len(opened.unreadable)} damaged in {store}, left out: {lost}", err=True)
 
 
 @app.command(name="compile")
@@ -107,13 +227,8 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List every run of a store."""
-    if not store.is_file():
-        raise BadInput(f"there is no store {str(store)!r}")
-    opened = Store(store, read_only=True)
-    try:
+    with _reading(store) as opened:
         records = opened.runs()
-    finally:
-        opened.close()
     rows = [
         {
             "key": record.key,

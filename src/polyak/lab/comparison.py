@@ -1,24 +1,34 @@
-"""The comparison from beginning to end, for the command line and for programs."""
+"""The comparison from beginning to end, for programs and for the command line."""
 
 from __future__ import annotations
 
+import math
 import os
-import platform
-import shlex
-import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from polyak import optim
+from polyak.lab import budget as budgets
 from polyak.lab.campaign import Campaign
-from polyak.lab.described import Described
-from polyak.lab.errors import BadInput
-from polyak.lab.problems import load
+from polyak.lab.check import look
+from polyak.lab.described import CONFIDENCE, check_levels
+from polyak.lab.entries import entries
+from polyak.lab.errors import BadInput, LabError
+from polyak.lab.files import stop_if_loading
+from polyak.lab.history import describe, described
+from polyak.lab.problem import Problem
+from polyak.lab.problems import LoadedProblem, load
 from polyak.lab.report import Report, summarize
 from polyak.lab.runner import Watcher, make_runs
 from polyak.lab.spec import Record, RunSpec
 from polyak.lab.store import Store
+
+TRIALS, SEEDS = 10, 5
+METHODS = ("sgd", "adamw", "adan", "lion", "muon", "cadamw")
+STORE = Path("polyak-runs.db")
+
+Given = str | Problem | Callable[[], Problem]  # a problem, as it may be given
 
 
 class Unwatched:
@@ -34,73 +44,210 @@ class Unwatched:
         """A run has ended."""
 
 
-def plan(
-    problems: Sequence[str], methods: Sequence[str], trials: int = 10, seeds: int = 5, steps: int | None = None
-) -> Campaign:
-    """Check what is asked for and plan it.
+class _Noting:
+    """Tells the store which runs a comparison has, and passes everything on."""
+
+    def __init__(self, store: Store, identity: str, watcher: Watcher) -> None:
+        self._store, self._identity, self._watcher = store, identity, watcher
+
+    def began(self, spec: RunSpec) -> None:
+        self._watcher.began(spec)
+
+    def progress(self, spec: RunSpec, step: int, steps: int | None) -> None:
+        self._watcher.progress(spec, step, steps)
+
+    def ended(self, record: Record, here: bool) -> None:
+        self._store.note(self._identity, record.key, record.problem)
+        self._watcher.ended(record, here)
+
+
+def compare(
+    problems: Given | Sequence[Given],
+    methods: str | Sequence[str] = METHODS,
+    *,
+    trials: int | None = None,
+    seeds: int | None = None,
+    steps: int | None = None,
+    spaces: Sequence[str] = (),
+    fixes: Sequence[str] = (),
+    reference: str | None = None,
+    tuning_seed: int = 0,
+    store: Path | str = STORE,
+    workers: int | None = None,
+    watcher: Watcher | None = None,
+    timeout: float | None = None,
+    margin: float | None = None,
+    confidence: float = CONFIDENCE,
+) -> Report:
+    """Tune each method with the same budget, then judge it on data that tuning never read.
+
+    ::
+
+        found = polyak.lab.compare("digits-cnn", ["adamw", "torch.optim.AdamW"], spaces=["lr=1e-4:1e-2:log"])
+
+    Problems that are given by name, by file or as a function that returns one, of a notebook too, are run by workers
+    and found again in the store. A :class:`Problem` itself is known to this process alone: then all runs are made in
+    it, one at a time, and a later process makes them again.
 
     Args:
-        problems: names of built-in problems or ``path/to/file.py:function``.
-        methods: names of optimizers.
-        trials: tuning runs of each method.
-        seeds: runs of each method at its best setting.
+        problems: names of built-in problems, ``path/to/file.py:function``, functions, or :class:`Problem` objects.
+        methods: polyak's methods, dotted names such as ``torch.optim.AdamW``, or ``path/to/file.py:function``.
+        trials: settings that are tried of each method, 10 by default.
+        seeds: runs of each method at its chosen setting, 5 by default.
         steps: steps of a run, where the problem's own number is not wanted.
+        spaces: where to look, as ``--space``: ``"lr=1e-5:1e-1:log"``, ``"adamw.lr=1e-4:1e-2:log"``.
+        fixes: values that are not searched, as ``--fix``: ``"momentum=0.9"``.
+        reference: the method that others are compared to, by default the first.
+        tuning_seed: another one does everything again with other trials and seeds.
+        store: the SQLite file of runs; made where it does not exist.
+        workers: how many runs are made at a time, by default one for each core. It changes no figure but times.
+        watcher: is told when runs begin, go on and end.
+        timeout: the seconds after which a run is ended; None waits for ever.
+        margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
+            seeds.
+        confidence: the chance that none of a problem's calls is false.
+
+    Raises:
+        BadInput: something asked for does not exist or cannot be.
     """
+    made = plan(
+        problems, methods, trials, seeds, steps,
+        spaces=spaces, fixes=fixes, reference=reference, tuning_seed=tuning_seed,
+    )  # fmt: skip
+    return run(made, Path(store), workers, watcher, timeout, "polyak.lab.compare", margin, confidence)
+
+
+def plan(
+    problems: Given | Sequence[Given],
+    methods: str | Sequence[str],
+    trials: int | None = None,
+    seeds: int | None = None,
+    steps: int | None = None,
+    *,
+    spaces: Sequence[str] = (),
+    fixes: Sequence[str] = (),
+    reference: str | None = None,
+    tuning_seed: int = 0,
+) -> Campaign:
+    """Check what is asked for, look at each problem and plan; the arguments are those of :func:`compare`."""
+    stop_if_loading()
     for name, value in (("trials", trials), ("seeds", seeds), ("steps", steps)):
-        if value is not None and value < 1:
-            raise BadInput(f"{name} must be at least 1, got {value}")
-    for method in methods:
-        try:
-            optim.get(method)
-        except ValueError as error:
-            raise BadInput(str(error)) from error
-    loaded = [load(reference) for reference in dict.fromkeys(problems)]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise BadInput(f"{name} must be at least 1, got {value!r}")
+    if isinstance(tuning_seed, bool) or not isinstance(tuning_seed, int) or tuning_seed < 0:
+        raise BadInput(f"tuning_seed must be an integer from 0, got {tuning_seed!r}")
+    contenders = entries(_listed(methods, "method"), spaces, fixes)
+    loaded = [load(each) for each in _listed(problems, "problem")]
     names = [each.problem.name for each in loaded]
     if len(set(names)) < len(names):
         raise BadInput(f"two problems have the same name: {', '.join(names)}")
-    if not loaded or not methods:
+    if not loaded:
         raise BadInput("name at least one problem and one method")
-    return Campaign(loaded, list(dict.fromkeys(methods)), trials, seeds, steps)
+    counts = (TRIALS if trials is None else trials, SEEDS if seeds is None else seeds)
+    asked = Campaign(loaded, contenders, *counts, steps, reference=reference, tuning_seed=tuning_seed)
+    return asked.with_problems([_looked_at(asked, each) for each in loaded])
 
 
-def compare(campaign: Campaign, store: Path, workers: int | None = None, watcher: Watcher | None = None) -> Report:
+def _looked_at(campaign: Campaign, loaded: LoadedProblem) -> LoadedProblem:
+    """A problem with what a look at it says."""
+    found = look(loaded, campaign.contenders.values(), campaign.steps)
+    return replace(loaded, fingerprint=found.fingerprint, seconds_per_run=found.seconds_per_run)
+
+
+def _listed(given: object, kind: str) -> list[Any]:
+    """One or several of something as a list without repetitions."""
+    several = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
+    for each in several:
+        if not (isinstance(each, str) or (kind == "problem" and (isinstance(each, Problem) or callable(each)))):
+            raise BadInput(f"a {kind} cannot be {each!r}")
+    return [each for i, each in enumerate(several) if each not in several[:i]]
+
+
+def fit(
+    campaign: Campaign,
+    budget: str,
+    store: Path,
+    workers: int | None = None,
+    watcher: Watcher | None = None,
+    timeout: float | None = None,
+) -> Campaign:
+    """The same comparison with as many trials and seeds as fit a time.
+
+    How long a run takes is learnt from the first trial of each method, which is made now if the store does not have
+    it. So the same call gives the same comparison again.
+
+    Args:
+        campaign: the comparison; its own counts do not matter.
+        budget: a time such as ``30m``.
+        store: the SQLite file of runs.
+        workers: how many runs are made at a time.
+        watcher: is told when runs begin, go on and end.
+        timeout: the seconds after which a run is ended; None waits for ever.
+    """
+    seconds, at_a_time = budgets.seconds(budget), checked_workers(workers)
+    _check_timeout(timeout, campaign)
+    first = campaign.with_counts(1, 0)
+    runs = Store(store)
+    try:
+        records = make_runs(first, runs, at_a_time, watcher or Unwatched(), timeout)
+    finally:
+        runs.close()
+    took = [budgets.whole_run(record) for record in records.values()]
+    known = [each for each in took if each is not None]
+    if not known:
+        errors = [str(record.detail.get("error", "")).strip().splitlines() for record in records.values()]
+        raise LabError(f"no first trial came to an end, so there is nothing to plan by: {(errors[0] or ['?'])[-1]}")
+    found = budgets.counts(seconds, known, at_a_time)
+    return campaign.with_counts(found.trials, found.seeds)
+
+
+def run(
+    campaign: Campaign,
+    store: Path,
+    workers: int | None = None,
+    watcher: Watcher | None = None,
+    timeout: float | None = None,
+    command: str = "",
+    margin: float | None = None,
+    confidence: float = CONFIDENCE,
+) -> Report:
     """Make the runs that ``store`` does not have yet, and summarize all of them.
 
     Args:
         campaign: what :func:`plan` returned.
         store: the SQLite file of runs; made where it does not exist.
-        workers: how many runs are made at a time, by default one for each core. It changes no figure but times.
-        watcher: is told when runs begin and end.
+        workers: how many runs are made at a time, by default one for each core.
+        watcher: is told when runs begin, go on and end.
+        timeout: the seconds after which a run is ended; None waits for ever.
+        command: what was typed, for the report.
+        margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
+            seeds.
+        confidence: the chance that none of a problem's calls is false.
     """
-    workers = os.cpu_count() or 1 if workers is None else workers
-    if workers < 1:
-        raise BadInput(f"workers must be at least 1, got {workers}")
+    at_a_time = checked_workers(workers)
+    _check_timeout(timeout, campaign)
+    check_levels(margin, confidence)
     runs = Store(store)
     try:
-        return summarize(describe(campaign), make_runs(campaign, runs, workers, watcher or Unwatched()))
+        told = describe(campaign, command, margin, confidence)
+        runs.begin(campaign.identity, told)
+        noting = _Noting(runs, campaign.identity, watcher or Unwatched())
+        return summarize(described(told), make_runs(campaign, runs, at_a_time, noting, timeout))
     finally:
         runs.close()
 
 
-def describe(campaign: Campaign) -> list[Described]:
-    """What the report says of each problem beside its runs. The first method is what others are compared to."""
-    spaces = {method: optim.get(method).search_space for method in campaign.methods}
-    machine = f"{platform.node()}: {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    return [
-        Described(
-            problem=loaded.problem.name,
-            description=loaded.problem.description,
-            metric=loaded.problem.metric,
-            higher_is_better=loaded.problem.higher_is_better,
-            target=loaded.problem.target,
-            steps=campaign.steps or loaded.problem.steps,
-            methods=tuple(campaign.methods),
-            reference=campaign.methods[0],
-            spaces=spaces,
-            margin=None,
-            command=shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-            date=time.strftime("%Y-%m-%d %H:%M"),
-            machine=machine,
-        )
-        for loaded in campaign.problems
-    ]
+def checked_workers(workers: int | None) -> int:
+    """How many runs are made at a time."""
+    if workers is not None and workers < 1:
+        raise BadInput(f"workers must be at least 1, got {workers}")
+    return os.cpu_count() or 1 if workers is None else workers
+
+
+def _check_timeout(timeout: float | None, campaign: Campaign) -> None:
+    if timeout is None:
+        return
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
+        raise BadInput(f"timeout must be a number of seconds above 0, got {timeout!r}")
+    if any(loaded.is_here for loaded in campaign.problems):
+        raise BadInput("timeout needs a worker that can be ended; give the function that returns the Problem instead")

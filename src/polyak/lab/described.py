@@ -5,12 +5,15 @@ It goes into the store as JSON, so that a report can be rendered later without t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from polyak.declare import Choice, Range
+from polyak.lab.errors import BadInput
 
+CONFIDENCE = 0.95
 Space = Mapping[str, "Range | Choice"]
 
 
@@ -51,7 +54,7 @@ class Described:
     date: str = ""
     commit: str = ""
     machine: str = ""
-    confidence: float = 0.95
+    confidence: float = CONFIDENCE
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able data from which :meth:`from_json` makes an equal object."""
@@ -61,13 +64,22 @@ class Described:
     def from_json(cls, data: Mapping[str, Any]) -> Described:
         """What :meth:`to_json` wrote, also after a trip through JSON."""
         spaces = {
-            method: {name: _dimension(entry) for name, entry in space.items()}
+            method: {name: dimension(entry) for name, entry in space.items()}
             for method, space in data["spaces"].items()
         }
         return cls(**{**data, "methods": tuple(data["methods"]), "spaces": spaces})
 
 
-def _dimension(data: Mapping[str, Any]) -> Range | Choice:
+def check_levels(margin: float | None, confidence: float) -> None:
+    """Refuse a margin or a confidence that cannot be."""
+    if margin is not None and not 0 <= margin < math.inf:
+        raise BadInput(f"margin must be a finite number of at least 0, got {margin}")
+    if not 0 < confidence < 1:
+        raise BadInput(f"confidence must be between 0 and 1, got {confidence}")
+
+
+def dimension(data: Mapping[str, Any]) -> Range | Choice:
+    """A range or a choice from JSON-able data, which has lists where they have tuples."""
     if "values" in data:
         return Choice(tuple(tuple(v) if isinstance(v, list) else v for v in data["values"]))
     return Range(**data)

@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import sysconfig
+import traceback
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+
+import polyak
+from polyak.lab.source import INSTALLED
+
+MANY = 40  # names
 
 
 class LabError(Exception):
@@ -21,10 +29,12 @@ class BadInput(LabError):
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Text that names the nearest of ``known``, or all of them when none is near."""
+    """Text that names the nearest of ``known``, or all of them when none is near and they fit a line."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"known: {', '.join(known[:MANY])}{', ...' if len(known) > MANY else ''}"
 
 
 def require(module: str, extra: str = "lab") -> Any:
@@ -35,3 +45,20 @@ def require(module: str, extra: str = "lab") -> Any:
         if missing.name is None or missing.name.split(".")[0] != module.split(".")[0]:
             raise
         raise BadInput(f'this needs {missing.name}: pip install "polyak[{extra}]"') from missing
+
+
+def raised(what: str, error: BaseException) -> BadInput:
+    """What a user's file raised, in one line."""
+    return error if isinstance(error, BadInput) else BadInput(f"{what} raised {in_one_line(error)}")
+
+
+def in_one_line(error: BaseException) -> str:
+    """An exception with the last line of the user's own code that it came through, where there is one."""
+    files = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_users(frame.filename)]
+    where = f" (line {files[-1].lineno} of {files[-1].filename})" if files else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}{where}"
+
+
+def _is_users(file: str) -> bool:
+    others = "<", polyak.__path__[0], sysconfig.get_path("stdlib")
+    return not file.startswith(others) and not INSTALLED.intersection(Path(file).parts)

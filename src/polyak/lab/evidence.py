@@ -43,14 +43,16 @@ class Evidence:
     Attributes:
         method: its name.
         trials: the tuning runs.
-        finals: the test metric by seed, at the setting that :func:`choose` picks.
+        finals: the test metric by seed, at the setting that was chosen.
         scores: where the problem gives them, the score of every single test example, by seed: their mean is the metric.
+        chosen: the index of the trial whose setting the finals have; ``None`` for the one that :func:`choose` picks.
     """
 
     method: str
     trials: tuple[Trial, ...]
     finals: Mapping[int, float | None]
     scores: Mapping[int, Sequence[float]] | None = None
+    chosen: int | None = None
 
 
 def goodness(value: float | None, higher_is_better: bool) -> float:
@@ -115,6 +117,8 @@ def expected_validation(trials: Sequence[Trial], k: int, higher_is_better: bool)
 def evidence_warnings(evidence: Evidence, higher_is_better: bool, space: Space) -> list[str]:
     """What a reader should know before trusting a method's chosen setting and its runs."""
     order = ranking(evidence.trials, higher_is_better)
+    if evidence.chosen is not None:
+        order = [evidence.chosen, *(index for index in order if index != evidence.chosen)]
     warnings = []
     if order:
         best = evidence.trials[order[0]]

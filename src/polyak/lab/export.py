@@ -6,11 +6,11 @@ import csv
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from polyak.lab.errors import BadInput, require
-from polyak.lab.files import check_free, write_whole
 from polyak.lab.spec import Record
+from polyak.lab.writing import check_free, write_whole
 
 EXTRA = "export"
 RUN = ("key", "problem", "method", "seed", "split", "steps", "status", "metric")
@@ -59,12 +59,17 @@ def export(records: Iterable[Record], path: Path) -> None:
     write_whole(path, lambda temporary: WRITERS[path.suffix](made, temporary), "export")
 
 
-def _csv(records: list[Record], path: Path) -> None:
+def write_csv(records: Iterable[Record], file: TextIO) -> None:
+    """Write all runs to an open file, with a line of headings."""
     made = rows(records)
+    writer = csv.DictWriter(file, list(dict.fromkeys(name for row in made for name in row)))
+    writer.writeheader()
+    writer.writerows(made)
+
+
+def _csv(records: list[Record], path: Path) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in made for name in row)))
-        writer.writeheader()
-        writer.writerows(made)
+        write_csv(records, file)
 
 
 def _json(records: list[Record], path: Path) -> None:

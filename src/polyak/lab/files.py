@@ -1,48 +1,86 @@
-"""Writing a file whole or not at all, and never over something that is not ours."""
+"""Files of the user's, run to find a problem or an optimizer in them."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable
+import sys
+import types
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from polyak.lab.errors import BadInput, LabError
+from polyak.lab.errors import BadInput, raised, suggestion
+from polyak.lab.source import neighbours
+
+_loading: list[None] = []  # an entry for each file that is being run, or function of it, at this moment
+_executed: dict[Path, tuple[bytes, types.ModuleType]] = {}
 
 
-def check_free(path: Path, ours: Callable[[Path], bool], what: str) -> None:
-    """Refuse a path that cannot be written or that holds something else, before hours are spent on what goes there.
+class _EnoughLoaded(BaseException):
+    """Ends a user's file at the line that would start a comparison."""
 
-    Args:
-        path: where a file is to go.
-        ours: whether an existing file may be replaced.
-        what: what is to be written, for the message.
+
+def stop_if_loading() -> None:
+    """End the loading of a user's file here: it is a script that goes on to compare.
+
+    What the script has defined above is all that its problem or optimizer needs, and without a ``__main__`` guard
+    every process that loads it would compare again.
     """
-    if path.is_dir():
-        raise BadInput(f"the {what} {str(path)!r} is a folder; name a file")
-    if not path.parent.is_dir():
-        raise BadInput(f"there is no folder {str(path.parent)!r} for the {what}")
-    if path.exists() and path.stat().st_size and not ours(path):
-        raise BadInput(f"{str(path)!r} exists and is no {what} of polyak; name another file or delete it")
+    if _loading:
+        raise _EnoughLoaded
 
 
-def write_whole(path: Path, write: Callable[[Path], None], what: str) -> None:
-    """Write a file beside ``path`` and put it in its place.
-
-    Args:
-        path: where the file is to be.
-        write: writes a file with the path that it is given.
-        what: what is written, for the message.
-    """
-    temporary = None
+@contextmanager
+def loading() -> Iterator[None]:
+    """Whatever is run in this block is there to be loaded, and compares nothing."""
+    _loading.append(None)
     try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
-        os.close(handle)
-        temporary = Path(name)
-        write(temporary)
-        temporary.chmod(0o644)
-        os.replace(temporary, path)
+        yield
+    finally:
+        _loading.pop()
+
+
+def read(path: Path, words: str) -> bytes:
+    """The bytes of a file; ``words`` are what messages call it."""
+    try:
+        return path.read_bytes()
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-        raise LabError(f"cannot write the {what} {str(path)!r}: {error.strerror}; all runs are kept") from error
+        near = suggestion(path.name, sorted(p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
+        raise BadInput(f"cannot read {words}: {error.strerror}; {near}".rstrip("; ")) from error
+
+
+def executed(path: Path, source: bytes, reference: str) -> types.ModuleType:
+    """The module of a file with this source, which is run unless this process has it already."""
+    before = _executed.get(path)
+    return before[1] if before and before[0] == source else execute(path, source, reference)
+
+
+def execute(path: Path, source: bytes, reference: str) -> types.ModuleType:
+    """Run exactly the bytes that were read, as a module whose neighbours can be imported."""
+    if str(path.parent) in sys.path:
+        sys.path.remove(str(path.parent))
+    sys.path.insert(0, str(path.parent))
+    for name, place in neighbours(path, source).items():
+        if getattr(sys.modules.get(name), "__file__", None) != str(place):
+            sys.modules.pop(name, None)  # another file's folder has a module of that name too
+    module = types.ModuleType(_module_name(path))
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module  # dataclasses and pickle look it up there
+    try:
+        with loading():
+            exec(compile(source, str(path), "exec"), module.__dict__)
+    except _EnoughLoaded:
+        pass
+    except (Exception, SystemExit) as error:
+        raise raised(reference, error) from error
+    _executed[path] = source, module
+    return module
+
+
+def _module_name(path: Path) -> str:
+    """The name under which plain Python would import the file, where nothing else has it.
+
+    The processes of a ``DataLoader`` find a class of the file by it where they are not forked.
+    """
+    there = sys.modules.get(path.stem)
+    is_free = there is None or getattr(there, "__file__", None) == str(path)
+    return path.stem if path.stem.isidentifier() and is_free else f"polyak_file_{path.stem}"

@@ -11,7 +11,9 @@ from typing import Any
 import polyak
 from polyak.lab import figures, palette, table
 from polyak.lab.errors import require
+from polyak.lab.loops import BLOW_UP, RUNNING
 from polyak.lab.method_report import MethodReport
+from polyak.lab.problem import WARMUP
 from polyak.lab.report import ProblemReport, Report
 from polyak.lab.svg import Figure, asset
 
@@ -177,6 +179,11 @@ def _rules(report: Report) -> Iterable[str]:
         "the end of each run at the chosen setting, and those runs use seeds that tuning did not see."
     )
     yield (
+        "Where the search space holds a method's published defaults, they are its first trial; the others are a "
+        "scrambled Sobol sequence over the space. All trials share one seed; the best few are run again on others, and "
+        "the best mean is chosen."
+    )
+    yield (
         "Runs with the same seed start from the same weights and see the same batches; a difference to the reference "
         f"is that of such pairs. All intervals of a problem hold together at {described.confidence:.0%}."
     )
@@ -184,6 +191,17 @@ def _rules(report: Report) -> Iterable[str]:
         "Better or worse: the interval leaves out 0. Equivalent: it lies within the margin. Unsettled: neither. "
         "A call says nothing about other problems, models or budgets."
     )
-    yield "A run that diverged counts as infinitely bad; one that an error ended says nothing about its method."
+    yield (
+        f"Unless a problem says otherwise, learning rates warm up over {WARMUP:.0%} of the steps and follow a cosine "
+        "to zero, for all methods alike."
+    )
+    yield (
+        f"A run has diverged when weights or its final metric are not finite, or when the median of {RUNNING} training "
+        f"losses is above {BLOW_UP:g} times the first. It counts as infinitely bad; a run that an error ended says "
+        "nothing about its method."
+    )
     yield "Soonest at the target is who meets it on the most seeds, and among these who takes the fewest steps."
-    yield "Times are medians of wall-clock times; compiling and evaluation are not part of them."
+    yield (
+        "Times are medians of wall-clock times while the other workers ran. Waiting for data is part of them; "
+        "compiling and evaluation are not."
+    )

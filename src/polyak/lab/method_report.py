@@ -12,7 +12,7 @@ from typing import Any
 
 from polyak.lab.described import Described
 from polyak.lab.evidence import Trial, edges, expected_validation
-from polyak.lab.spec import Record
+from polyak.lab.spec import LOST, Record
 from polyak.lab.statistics import median, time_to_target
 from polyak.lab.verdict import Judgement
 
@@ -20,7 +20,6 @@ Curve = list[list[float]]  # rows of step, median, lowest, highest
 Setting = dict[str, Any]
 
 BUDGETS = 30  # numbers of trials for which the expected validation metric is told
-LOST = ("failed", "crashed", "timeout")  # ends of runs that say nothing about the method
 SOUND = ("finished", "stopped")  # a hopeless trial is stopped on purpose, with the metric so far
 
 
@@ -71,6 +70,7 @@ class MethodReport:
     train_curve: Curve
     validation_curve: Curve
     failures: list[Failure]
+    runs: int
     timing: dict[str, float | None]
     judgement: Judgement | None = None
     place: int = 0  # among the methods of the whole comparison; it decides the looks
@@ -120,6 +120,7 @@ def method_report(described: Described, method: str, runs: list[Record]) -> Meth
         train_curve=_curve([r.detail.get("train", []) for r in finals]),
         validation_curve=_curve([r.detail.get("validation", []) for r in finals]),
         failures=[_failure(r) for r in runs if r.status not in SOUND],
+        runs=len(runs),
         timing=_timing(finals, runs),
     )
 
@@ -130,11 +131,15 @@ def reported(runs: list[Record]) -> list[Record]:
 
 
 def _trials(records: list[Record]) -> list[TrialReport]:
-    """The settings tried. All were run on one seed, some again on others; records come sorted by seed."""
+    """The settings tried. All were run on one seed, some again on others; records come sorted by seed.
+
+    A run on another seed that an error ended is left out: it says nothing about the setting.
+    """
     trials: dict[str, TrialReport] = {}
     for record in records:
-        trial = TrialReport(record.setting, {}, record.status)
-        trials.setdefault(repr(record.setting), trial).validation[record.seed] = record.metric
+        trial = trials.setdefault(repr(record.setting), TrialReport(record.setting, {}, record.status))
+        if record.status not in LOST or not trial.validation:
+            trial.validation[record.seed] = record.metric
     return list(trials.values())
 
 

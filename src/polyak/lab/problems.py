@@ -1,6 +1,29 @@
-"""What a training problem is, the problems that come with polyak, and loading the user's own.
+"""The problems that come with polyak, and loading the user's own.
 
-A problem of your own is a function that returns a :class:`Problem`::
+A problem is a function that returns a :class:`Problem`, and is compared with ``polyak compare train.py:problem``.
+One that you have a training script for brings its own loop::
+
+    def train(make_optimizer, seed, report, split):
+        model = build_model()                               # the global generators were seeded with the seed
+        optimizer = make_optimizer(model, momentum=0.9)     # the method under test, with the trial's hyperparameters
+        for step in range(1, 1001):
+            loss = train_one_step(model, optimizer)
+            if step % 100 == 0:
+                report(step, accuracy(model, "validation"), loss=loss)
+        return accuracy(model, split)
+
+    def problem():
+        return Problem(name="mine", train=train, metric="accuracy", higher_is_better=True)
+
+``make_optimizer(model_or_params, **fixed)`` takes arguments that are not tuned, and may be called for each of several
+optimizers. ``report(step, value, loss=loss)`` feeds curves, target and the decision to stop a hopeless run; ``value``
+or ``loss`` may be left out. It ends a run by raising :class:`~polyak.lab.loops.StopRun`, which is no ``Exception``, so
+that ordinary handlers let it pass; ``finally`` blocks are run. ``split`` is ``"validation"`` while a method is tuned
+and ``"test"`` in the runs that are reported: judge on it what you would keep. What is returned is the metric, or a
+dict that has it under the name ``metric`` and others beside it. What lies between a step of the optimizer and the
+report of a value counts as evaluation, and its time is left out of the time to target.
+
+A simple loop needs no code of yours, only its parts::
 
     # train.py
     import torch
@@ -38,25 +61,28 @@ A problem of your own is a function that returns a :class:`Problem`::
             steps=200,
         )
 
-and is compared with ``polyak compare train.py:problem``. A run is made again when this file has changed; modules that
-it imports and data that it reads are not looked at, so change the file, or take a new store, when those change.
+A run is made again when what it computes has changed: the code of the file, of the modules under its folder that it
+imports, and the problem's fingerprint (:mod:`polyak.lab.check`). Comments, docstrings, name, description and target
+change nothing, and tuning is kept when only code under ``if split == "test":`` has changed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import sys
-import traceback
 import types
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor, nn
+from polyak.lab.carried import SUFFIX, carry, file_of, unpack
+from polyak.lab.errors import BadInput, raised, suggestion
+from polyak.lab.files import execute, loading, read
+from polyak.lab.problem import Problem
+from polyak.lab.seeding import seeded
+from polyak.lab.source import digest, files_of
 
-from polyak.lab.errors import BadInput, suggestion
+__all__ = ["BUILTIN", "LoadedProblem", "Problem", "load"]
 
 BUILTIN = {
     "digits-cnn": ("polyak.lab.builtin.digits", "cnn"),
@@ -79,72 +105,75 @@ FROM_FILES = {
     "imagefolder": ("polyak.lab.builtin.imagefolder", "image_folder", "a folder with a folder of pictures a class"),
     "textfile": ("polyak.lab.builtin.textfile", "text_file", "a text file"),
 }
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A model, its data and how it is judged.
-
-    Args:
-        name: what tables and charts call it.
-        build_model: the untrained model of a seed. The global generators are seeded with the same seed just
-            before, so ordinary layers need no generator.
-        train_batches: the training batches of a seed, an endless iterator or one epoch. When it ends, it is asked
-            again with another seed.
-        loss: the loss of a model on a batch, a tensor with one element.
-        evaluate: the metric of a model on ``"validation"`` or ``"test"``. The model is in ``eval()`` mode and no
-            gradient is recorded. Tuning asks for ``"validation"`` alone; ``"test"`` is asked once, at the end of
-            each run that is reported.
-        metric: what ``evaluate`` returns, in words.
-        higher_is_better: whether a higher metric is better.
-        steps: how many steps a run takes (``--steps`` overrides it).
-        target: the validation metric at which the problem counts as solved; the report says how soon it was met.
-        description: a sentence for the report.
-    """
-
-    name: str
-    build_model: Callable[[int], nn.Module]
-    train_batches: Callable[[int], Iterator[Any]]
-    loss: Callable[[nn.Module, Any], Tensor]
-    evaluate: Callable[[nn.Module, str], float]
-    metric: str
-    higher_is_better: bool
-    steps: int
-    target: float | None = None
-    description: str = ""
-
-    def __post_init__(self) -> None:
-        if isinstance(self.steps, bool) or not isinstance(self.steps, int) or self.steps < 1:
-            raise ValueError(f"Problem {self.name!r}: steps must be a positive integer, got {self.steps!r}")
-        for part in ("build_model", "train_batches", "loss", "evaluate"):
-            if not callable(getattr(self, part)):
-                raise TypeError(f"Problem {self.name!r}: {part} must be callable, got {getattr(self, part)!r}")
-
-    def better(self, a: float, b: float) -> bool:
-        """Whether metric ``a`` is better than metric ``b``."""
-        return a > b if self.higher_is_better else a < b
-
-    def solved(self, metric: float) -> bool:
-        """Whether a metric meets the target; never without one."""
-        return self.target is not None and (self.better(metric, self.target) or metric == self.target)
+HERE = "object "  # what the reference of a problem begins with that only this process knows
+SEED = 0  # of the global generators while a problem is loaded
 
 
 @dataclass(frozen=True)
 class LoadedProblem:
-    """A problem, the reference it was loaded from, and the digest of its source."""
+    """A problem and the reference it was loaded from.
+
+    Args:
+        reference: the name or ``path/to/file.py:function``, with the whole path.
+        digest: of its code, as far as runs judged on the test split depend on it.
+        problem: the problem.
+        tuning_digest: of its code as far as tuning depends on it; empty where that is the same.
+        fingerprint: how it behaves, as :func:`polyak.lab.check.look` found; empty before.
+        seconds_per_run: about how long a run takes, by the same look; None where nobody knows.
+    """
 
     reference: str
     digest: str
     problem: Problem = field(compare=False)
+    tuning_digest: str = ""
+    fingerprint: str = ""
+    seconds_per_run: float | None = field(default=None, compare=False)
+
+    @property
+    def is_here(self) -> bool:
+        """Whether only this process knows it."""
+        return self.reference.startswith(HERE)
+
+    def source(self, split: str) -> str:
+        """The digest of the code that runs judged on a split depend on."""
+        return (split == "validation" and self.tuning_digest) or self.digest
 
 
-def load(reference: str) -> LoadedProblem:
-    """Load a built-in problem by name or ``name:path/to/data``, or the user's by ``path/to/file.py:function``."""
-    name, _, data = reference.partition(":")
-    if name in FROM_FILES:
-        return _load_on_data(name, data)
-    if ".py:" in reference:
-        return _load_file(reference)
+_here: dict[int, LoadedProblem] = {}  # by the identity of the Problem
+
+
+def load(problem: str | Problem | Callable[[], Problem]) -> LoadedProblem:
+    """Load a built-in problem by name or ``name:path/to/data``, the user's by ``path/to/file.py:function`` or itself.
+
+    A :class:`Problem` is known to this process alone, under a name that no other process gives to anything.
+
+    The global generators are seeded meanwhile, so that a split drawn from them is the same in every process.
+    """
+    if isinstance(problem, Problem):
+        name = HERE + uuid.uuid4().hex
+        return _here.setdefault(id(problem), LoadedProblem(name, name, problem))
+    reference = problem if isinstance(problem, str) else _reference(problem)
+    with loading(), seeded(SEED):
+        if reference.endswith(SUFFIX):
+            return _load_carried(reference)
+        name, _, data = reference.partition(":")
+        if name in FROM_FILES:
+            return _load_on_data(name, data)
+        return _load_file(reference) if ".py:" in reference else _load_known(reference)
+
+
+def _reference(problem: Callable[[], Problem]) -> str:
+    if not callable(problem):
+        raise BadInput(f"a problem is a name, a Problem or a function that returns one, got {problem!r:.80}")
+    return file_of(problem) or carry(problem)
+
+
+def _load_carried(reference: str) -> LoadedProblem:
+    function, whole, tuning = unpack(reference)
+    return LoadedProblem(reference, whole, _made(function, getattr(function, "__name__", "the problem")), tuning)
+
+
+def _load_known(reference: str) -> LoadedProblem:
     if reference not in BUILTIN:
         near = suggestion(reference, [*BUILTIN, *FROM_FILES])
         raise BadInput(f"unknown problem {reference!r}; {near} (a problem of your own is path/to/file.py:function)")
@@ -166,60 +195,38 @@ def _load_on_data(name: str, data: str) -> LoadedProblem:
 
 def _load_builtin(reference: str, module_name: str, function: str, *data: Path) -> LoadedProblem:
     module = importlib.import_module(module_name)
-    source = Path(str(module.__file__)).read_bytes()
+    path = Path(str(module.__file__))
     made = getattr(module, function)(*data)
-    return LoadedProblem(reference, _digest(source, ":".join([function, *map(str, data)])), made)
-
-
-def _digest(source: bytes, function: str) -> str:
-    return hashlib.sha256(source + b"\0" + function.encode()).hexdigest()
+    return _loaded(reference, path, path.read_bytes(), function, made, *map(str, data))
 
 
 def _load_file(reference: str) -> LoadedProblem:
     name, _, function = reference.rpartition(":")
     path = Path(name).resolve()
-    try:
-        source = path.read_bytes()
-    except OSError as error:
-        near = suggestion(path.name, sorted(p.name for p in path.parent.glob("*.py"))) if path.parent.is_dir() else ""
-        raise BadInput(f"cannot read the problem file {name!r}: {error.strerror}; {near}".rstrip("; ")) from error
-    digest = _digest(source, function)
-    module = types.ModuleType(f"polyak_problem_{digest[:12]}")
-    module.__file__ = str(path)
-    made = _call(_execute(module, source, reference), function, reference)
-    if not isinstance(made, Problem):
-        raise BadInput(f"{reference} must return a polyak.lab.Problem, got {type(made).__name__}")
-    return LoadedProblem(f"{path}:{function}", digest, made)
+    source = read(path, f"the problem file {name!r}")
+    made = _call(execute(path, source, reference), function, reference)
+    return _loaded(f"{path}:{function}", path, source, function, made)
 
 
-def _execute(module: types.ModuleType, source: bytes, reference: str) -> types.ModuleType:
-    """Run exactly the bytes that were digested, as a module whose neighbours can be imported."""
-    path = Path(str(module.__file__))
-    sys.modules[module.__name__] = module  # dataclasses and pickle look it up there
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
-    try:
-        exec(compile(source, str(path), "exec"), module.__dict__)
-    except Exception as error:
-        raise _raised(reference, error) from error
-    return module
+def _loaded(reference: str, path: Path, source: bytes, function: str, made: Problem, *data: str) -> LoadedProblem:
+    files = files_of(path, source)
+    tuning = digest(files, function, *data, split="validation")
+    return LoadedProblem(reference, digest(files, function, *data), made, tuning)
 
 
-def _call(module: types.ModuleType, function: str, reference: str) -> object:
+def _call(module: types.ModuleType, function: str, reference: str) -> Problem:
     made = getattr(module, function, None)
     if not callable(made):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise BadInput(f"{module.__file__} has no function {function!r}; {suggestion(function, known)}")
+    return _made(made, reference)
+
+
+def _made(function: Callable[[], object], reference: str) -> Problem:
     try:
-        return made()
-    except Exception as error:
-        raise _raised(reference, error) from error
-
-
-def _raised(reference: str, error: Exception) -> BadInput:
-    """The mistake in one line, with the user's own line of code where there is one."""
-    if isinstance(error, BadInput):
-        return error
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename != __file__]
-    where = f" (line {frames[-1].lineno} of {frames[-1].filename})" if frames else ""
-    return BadInput(f"{reference} raised {type(error).__name__}: {error}{where}")
+        made = function()
+    except (Exception, SystemExit) as error:
+        raise raised(reference, error) from error
+    if not isinstance(made, Problem):
+        raise BadInput(f"{reference} must return a polyak.lab.Problem, got {type(made).__name__}")
+    return made

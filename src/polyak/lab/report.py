@@ -13,8 +13,8 @@ from typing import Any
 
 from polyak.lab.described import Described
 from polyak.lab.evidence import Evidence
-from polyak.lab.method_report import LOST, MethodReport, method_report, reported
-from polyak.lab.spec import Record, Records, versions
+from polyak.lab.method_report import MethodReport, method_report, reported
+from polyak.lab.spec import LOST, Record, Records, versions
 from polyak.lab.statistics import performance_profile
 from polyak.lab.verdict import Verdict, judge
 
@@ -66,6 +66,11 @@ class Report:
             }
             for p in self.problems
         ]
+
+    def empty(self) -> list[str]:
+        """The problems on which no method came to a result."""
+        results = {p.described.problem: [v for m in p.methods for v in m.metrics.values()] for p in self.problems}
+        return [problem for problem, values in results.items() if all(value is None for value in values)]
 
     def distinct_errors(self) -> list[tuple[dict[str, Any], int]]:
         """One failed or crashed run for each different error, and how many runs it ended."""
@@ -127,6 +132,7 @@ def _judge(described: Described, methods: list[MethodReport], runs: dict[str, li
             trials=tuple(trial.evidence() for trial in m.trials),
             finals=m.metrics,
             scores={r.seed: r.detail["scores"] for r in reported(runs[m.method]) if r.detail.get("scores")},
+            chosen=None if m.chosen is None else m.trials.index(m.chosen),
         )
         for m in methods
     ]

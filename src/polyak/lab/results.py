@@ -10,10 +10,10 @@ from typing import Any
 from polyak.lab import export, figures, html, table
 from polyak.lab.described import Described
 from polyak.lab.errors import BadInput, require, suggestion
-from polyak.lab.files import check_free, write_whole
 from polyak.lab.report import ProblemReport, Report, summarize
 from polyak.lab.spec import Records
 from polyak.lab.svg import Figure
+from polyak.lab.writing import check_free, write_whole
 
 
 class Results:
@@ -79,7 +79,6 @@ class Results:
 
     def save(self, path: str | Path) -> None:
         """Write the page; an existing file is replaced only if it is such a page."""
-        check_report_path(Path(path))
         write_report(self.report, Path(path))
 
     def export(self, path: str | Path) -> None:
@@ -101,13 +100,16 @@ class Results:
         return "".join(_summary(problem) for problem in self.report.problems)
 
 
-def check_report_path(path: Path) -> None:
+def check_report_path(path: Path, store: Path | None = None) -> None:
     """Refuse a report that could not be written, or that would replace something else, before hours are spent on it."""
+    if store is not None and path.resolve() == store.resolve():
+        raise BadInput(f"report and store are both {str(path)!r}; name two files")
     check_free(path, html.is_report, "report")
 
 
 def write_report(report: Report, path: Path) -> None:
-    """Write the page, whole or not at all."""
+    """Write the page, whole or not at all; an existing file is replaced only if it is such a page."""
+    check_report_path(path)
     page = html.render(report)
 
     def write(temporary: Path) -> None:

@@ -2,56 +2,103 @@
 
 from __future__ import annotations
 
-import time
-from multiprocessing import connection
-from types import TracebackType
+from collections import Counter
+from dataclasses import replace
 from typing import Protocol
 
 from polyak.lab.campaign import Campaign
-from polyak.lab.spec import Record, RunSpec
+from polyak.lab.errors import LabError
+from polyak.lab.here import Here
+from polyak.lab.pool import Pool
+from polyak.lab.problem import Problem
+from polyak.lab.spec import LOST, Record, RunSpec
 from polyak.lab.store import Store
-from polyak.lab.train import Outcome
-from polyak.lab.worker import Worker
 
 POLL_SECONDS = 0.5  # how soon the end of another process's run is noticed
+SYSTEMATIC = 3  # failures for one reason, before any run of a problem has come to something
 
 
 class Watcher(Protocol):
-    """Whoever wants to see the runs begin and end."""
+    """Whoever wants to see the runs begin, go on and end."""
 
     def began(self, spec: RunSpec) -> None:
         """A worker has begun a run."""
+
+    def progress(self, spec: RunSpec, step: int, steps: int | None) -> None:
+        """A run has come to a step, of so many where that is known; about once a second."""
 
     def ended(self, record: Record, here: bool) -> None:
         """A run has ended: made just now (``here``) or found in the store."""
 
 
-def make_runs(campaign: Campaign, store: Store, workers: int, watcher: Watcher) -> dict[str, Record]:
-    """Make every missing run and return all records of the comparison; a run another process is at is awaited."""
+def make_runs(
+    campaign: Campaign, store: Store, workers: int, watcher: Watcher, timeout: float | None = None
+) -> dict[str, Record]:
+    """Make every missing run and return all records of the comparison; a run another process is at is awaited.
+
+    Args:
+        campaign: what is to be made.
+        store: where runs are found and kept.
+        workers: how many runs are made at a time; a problem that only this process knows is run in it, alone.
+        watcher: is told how they go.
+        timeout: the seconds after which a run is ended, with the status "timeout"; None waits for ever.
+
+    Raises:
+        LabError: when a problem has changed, is not the same in every process, or fails systematically.
+    """
+    problems = {loaded.reference: loaded.problem for loaded in campaign.problems}
+    is_here = any(loaded.is_here for loaded in campaign.problems)
     records: dict[str, Record] = {}
     stored = {record.key: record for record in store.settled()}
+    faults = _Faults()
 
-    def note(record: Record, here: bool) -> None:
-        records[record.key] = record
-        watcher.ended(record, here)
+    def note(record: Record, spec: RunSpec, here: bool) -> None:
+        records[spec.key] = _as_named_now(record, problems[spec.reference])
+        watcher.ended(records[spec.key], here)
+        faults.note(records[spec.key])
 
-    with _Pool(workers) as pool:
+    with Here(problems, watcher.progress) if is_here else Pool(workers, timeout, watcher.progress) as pool:
         while due := campaign.due(records):
-            found = [stored[spec.key] for spec in due if spec.key in stored]
+            found = [(stored[spec.key], spec) for spec in due if spec.key in stored]
             found = found or _hand_out(due, store, pool, watcher)
-            for record in found:
-                note(record, here=False)
+            for record, spec in found:
+                note(record, spec, here=False)
             if found:
                 continue  # they may have made other runs due
             for spec, outcome in pool.ended(POLL_SECONDS):
-                note(store.finish(spec, outcome), here=True)
+                note(store.finish(spec, outcome), spec, here=True)
             store.renew()
     return records
 
 
-def _hand_out(due: list[RunSpec], store: Store, pool: _Pool, watcher: Watcher) -> list[Record]:
+def _as_named_now(record: Record, problem: Problem) -> Record:
+    """A stored run with the problem's present name and target, which may be others than when it was made."""
+    return replace(record, problem=problem.name, detail=problem.with_target(record.detail))
+
+
+class _Faults:
+    """Ends a comparison in which a problem only fails."""
+
+    def __init__(self) -> None:
+        self._failed: Counter[tuple[str, str]] = Counter()
+        self._sound: set[str] = set()
+
+    def note(self, record: Record) -> None:
+        """Take the end of a run into account."""
+        if record.status == "timeout":  # another setting or method may be faster
+            return
+        if record.status not in LOST:
+            self._sound.add(record.problem)
+            return
+        reason = record.detail.get("reason", "")
+        self._failed[record.problem, reason] += 1
+        if record.problem not in self._sound and self._failed[record.problem, reason] >= SYSTEMATIC:
+            raise LabError(f"{record.problem} fails in every run: {reason}")
+
+
+def _hand_out(due: list[RunSpec], store: Store, pool: Pool | Here, watcher: Watcher) -> list[tuple[Record, RunSpec]]:
     """Begin as many of the due runs as there are idle workers; return those that another process has ended."""
-    found: list[Record] = []
+    found: list[tuple[Record, RunSpec]] = []
     for spec in due:
         if pool.full:
             break
@@ -59,57 +106,8 @@ def _hand_out(due: list[RunSpec], store: Store, pool: _Pool, watcher: Watcher) -
             continue
         answer = store.claim(spec)
         if isinstance(answer, Record):
-            found.append(answer)
+            found.append((answer, spec))
         elif answer == "mine":
             pool.begin(spec)
             watcher.began(spec)
     return found
-
-
-class _Pool:
-    """Workers that are started when there is something to do and replaced when they die."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._workers: list[Worker] = []
-
-    def __enter__(self) -> _Pool:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for worker in self._workers:
-            worker.stop()
-
-    @property
-    def keys(self) -> set[str]:
-        """The runs under way."""
-        return {worker.spec.key for worker in self._workers if worker.spec}
-
-    @property
-    def full(self) -> bool:
-        """Whether nobody is idle."""
-        return len(self.keys) == self._size
-
-    def begin(self, spec: RunSpec) -> None:
-        """Give a run to an idle worker."""
-        idle = [worker for worker in self._workers if worker.spec is None]
-        if not idle:
-            idle = [Worker()]
-            self._workers += idle
-        idle[0].begin(spec)
-
-    def ended(self, timeout: float) -> list[tuple[RunSpec, Outcome]]:
-        """The runs that ended, after waiting ``timeout`` seconds at most for the first."""
-        busy = {worker.pipe: worker for worker in self._workers if worker.spec}
-        if not busy:
-            time.sleep(timeout)
-            return []
-        outcomes = []
-        for pipe in connection.wait(list(busy), timeout):
-            worker = busy[pipe]  # type: ignore[index]
-            spec, outcome, lives = worker.collect()
-            outcomes.append((spec, outcome))
-            if not lives:
-                worker.stop()
-                self._workers.remove(worker)
-        return outcomes

@@ -1,63 +1,89 @@
 """Which settings a method is tried with.
 
-Trial 0 is the method's published defaults, for every method alike: it costs each the same one trial, and the report
-can say what tuning gained over leaving everything as it is. The trials after it are Optuna's scrambled Sobol
-sequence over the search space that the method declares. A trial depends on its number and the search space alone,
-never on results or on how many trials there are, so ten trials are the first ten of twenty and nothing is repeated
-when the budget grows.
+Points of SciPy's scrambled Sobol sequence, spread over the search space that the method declares. A trial depends on
+its number, the space and the search's seed alone, never on results, on how many trials there are or on when a worker
+was free. So ten trials are the first ten of twenty, a stopped comparison goes on as if it had never stopped, methods
+are treated alike, and how much tuning itself varies can be computed from the trials. A sampler that learns from
+results (Optuna's TPE) gives all of that up for a gain that shows beyond the some ten trials a method gets here; a
+dependency for its Sobol sampler alone would be one too many.
+
+Trial 0 is the method's published defaults, where they are a setting that its own search space offers: then they cost
+every method the same one trial, and the report can say what tuning gained. Defaults outside the space (the learning
+rate 0.001 and momentum 0 of ``torch.optim.SGD``) are there to be replaced, and get no trial. Zero counts as offered by
+a logarithmic range, which cannot hold it: it means "off", most often no weight decay. Where that is the default, a
+fifth of the trials have it, each at another value of everything else.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from typing import Any
 
 from polyak.declare import Choice, Range, SearchSpace
 from polyak.lab.errors import require
-from polyak.optim.create import arguments
-from polyak.optim.method import Method
 
-SEED = 0
+OFF_SHARE = 0.2
 
 Setting = dict[str, Any]
 
 
-def settings(method: type[Method], trials: int) -> list[Setting]:
-    """The hyperparameters of trials ``0 .. trials - 1`` of a method."""
-    defaults = arguments(method)
-    published = {name: defaults[name].default for name in method.search_space}
-    return [published, *_sobol(method.search_space, trials - 1)]
+def settings(space: SearchSpace, defaults: Mapping[str, Any], trials: int, tuning_seed: int = 0) -> list[Setting]:
+    """The hyperparameters of trials ``0 .. trials - 1``.
+
+    Args:
+        space: where to look.
+        defaults: the published values, as far as there are any.
+        trials: how many settings are wanted.
+        tuning_seed: another seed gives other trials (but for the defaults).
+    """
+    if not space:
+        return [{} for _ in range(trials)]
+    published = published_setting(space, defaults)
+    first = [] if published is None else [published]
+    points = _sobol(len(space), trials - len(first), tuning_seed)
+    off = {name for name, one in space.items() if _is_zero(defaults.get(name)) and isinstance(one, Range) and one.log}
+    drawn = [
+        {name: _at(u, one, name in off) for (name, one), u in zip(space.items(), point, strict=True)}
+        for point in points
+    ]
+    return [*first, *drawn][:trials]
 
 
-def _sobol(space: SearchSpace, count: int) -> list[Setting]:
-    if count == 0 or not space:
-        return [{} for _ in range(count)]
-    optuna = require("optuna")
-    distributions = {name: _distribution(optuna, dimension) for name, dimension in space.items()}
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.QMCSampler(scramble=True, seed=SEED)
-        study = optuna.create_study(sampler=sampler)
-        # The sampler takes its dimensions from the first trial of a study, which it would draw at random itself.
-        corner = {name: distribution.low for name, distribution in distributions.items()}
-        study.add_trial(optuna.trial.create_trial(params=corner, distributions=distributions, value=0.0))
-        drawn = [study.ask(distributions).params for _ in range(count)]
-    return [_setting(space, params) for params in drawn]
+def published_setting(space: SearchSpace, defaults: Mapping[str, Any]) -> Setting | None:
+    """The published defaults of what is searched, or ``None`` where the space does not offer them."""
+    if not all(name in defaults and _offers(one, defaults[name]) for name, one in space.items()):
+        return None
+    return {name: defaults[name] for name in space}
 
 
-def _distribution(optuna: Any, dimension: Range | Choice) -> Any:
-    """A choice becomes the index of its value, so that it too is one dimension of the sequence."""
-    if isinstance(dimension, Choice):
-        return optuna.distributions.IntDistribution(0, len(dimension.values) - 1)
-    return optuna.distributions.FloatDistribution(dimension.low, dimension.high, log=dimension.log)
+def _is_zero(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0
 
 
-def _setting(space: SearchSpace, params: Mapping[str, Any]) -> Setting:
-    setting: Setting = {}
-    for name, dimension in space.items():
-        value = params[name]
-        # Four digits are more than a search can tell apart, and can be read and typed again.
-        setting[name] = dimension.values[value] if isinstance(dimension, Choice) else float(f"{value:.4g}")
-    return setting
+def _offers(one: Range | Choice, value: Any) -> bool:
+    if isinstance(one, Choice):
+        return value in one.values
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return one.low <= value <= one.high or (one.log and value == 0)
+
+
+def _sobol(dimensions: int, count: int, seed: int) -> list[list[float]]:
+    if count < 1:
+        return []
+    qmc = require("scipy.stats.qmc")
+    sequence = qmc.Sobol(dimensions, scramble=True, rng=seed)
+    points: list[list[float]] = sequence.random_base2((count - 1).bit_length()).tolist()
+    return points[:count]
+
+
+def _at(u: float, one: Range | Choice, may_be_off: bool) -> Any:
+    if isinstance(one, Choice):
+        return one.values[int(u * len(one.values))]
+    if may_be_off:
+        if u < OFF_SHARE:
+            return 0.0
+        u = (u - OFF_SHARE) / (1 - OFF_SHARE)
+    value = one.low * (one.high / one.low) ** u if one.log else one.low + (one.high - one.low) * u
+    # Four digits are more than a search can tell apart, and can be read and typed again.
+    return min(max(float(f"{value:.4g}"), one.low), one.high)

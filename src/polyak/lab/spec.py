@@ -14,29 +14,43 @@ from typing import Any
 import torch
 
 import polyak
+from polyak.lab.source import digest
 
-CODE = ("memory", "optim", "lab/train.py")
+SETTLED = ("finished", "stopped", "diverged")  # the ends of runs that are not made again
+LOST = ("failed", "crashed", "timeout")  # ends that say nothing of the method, tried again by a later command
+ENGINE = (
+    "memory", "declare", "optim/engine", "optim/vocabulary", "optim/create.py", "optim/groups.py", "optim/method.py",
+    "lab/contenders.py", "lab/loops.py", "lab/problem.py", "lab/seeding.py", "lab/train.py",
+)  # fmt: skip
 
 
 @lru_cache
 def versions() -> dict[str, str]:
-    """What else a figure depends on. ``code`` is a digest of polyak's own source, so a changed rule is run again."""
+    """What every figure depends on; ``code`` is a digest of what all methods share."""
     root = Path(polyak.__path__[0])
-    digest = hashlib.sha256()
-    for part in CODE:
-        for path in sorted([root / part] if part.endswith(".py") else (root / part).rglob("*.py")):
-            digest.update(path.read_bytes())
+    parts = [root / part for part in ENGINE]
+    paths = [path for part in parts for path in (part.rglob("*.py") if part.is_dir() else [part])]
     return {
         "polyak": polyak.__version__,
-        "code": digest.hexdigest()[:16],
+        "code": digest((str(path.relative_to(root)), path.read_bytes()) for path in paths)[:16],
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
 
 
+Bars = tuple[tuple[int, float], ...]
+NOT_IN_KEY = ("reference", "problem", "contender", "bars")
+
+
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that decides a run's figures."""
+    """Everything that decides a run's figures.
+
+    ``reference`` and ``contender`` (empty: a method of this name) say where problem and method are found, ``source``
+    and ``code`` what they are, as digests, ``fingerprint`` how the problem behaves. ``bars`` are steps with the
+    validation metric that a trial must hold there to go on; a trial that is not stopped has the figures that it would
+    have had without.
+    """
 
     reference: str = field(repr=False)
     problem: str
@@ -45,12 +59,16 @@ class RunSpec:
     setting: dict[str, Any]
     seed: int
     split: str
-    steps: int
+    steps: int | None
+    fingerprint: str = field(default="", repr=False)
+    contender: str = field(default="", repr=False)
+    code: str = field(default="", repr=False)
+    bars: Bars = field(default=(), repr=False, compare=False)
 
     @cached_property
     def key(self) -> str:
-        """The run's name in the store: a hash of problem source, method, setting, seed, split, steps and versions."""
-        content = {name: value for name, value in asdict(self).items() if name != "reference"}
+        """The run's name in the store: a hash of all this but where things lie, what a problem is called, and bars."""
+        content = {name: value for name, value in asdict(self).items() if name not in NOT_IN_KEY}
         text = json.dumps({**content, "versions": versions()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -65,7 +83,7 @@ class Record:
     setting: dict[str, Any]
     seed: int
     split: str
-    steps: int
+    steps: int | None
     versions: dict[str, str]
     status: str
     metric: float | None

@@ -3,6 +3,9 @@
 A run is claimed before it is made and finished after, each in one transaction, so any number of processes may share
 a store. A claim says which process holds it. The claim of a process that is gone is free to be taken over: one of
 this machine is gone when it no longer exists, one of another machine when it has not renewed its claims for a while.
+
+What was compared is kept too, as a description of each comparison and the list of its runs, so that a report can be
+made of the store alone. A row that cannot be read is left out, named in ``Store.unreadable``, and its run made again.
 """
 
 from __future__ import annotations
@@ -14,25 +17,30 @@ import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from polyak.lab.errors import LabError
-from polyak.lab.spec import Record, RunSpec, versions
-from polyak.lab.train import Outcome
+from polyak.lab.loops import Outcome
+from polyak.lab.spec import SETTLED, Record, RunSpec, versions
 
-SCHEMA_VERSION = 1
-SCHEMA = """
+SCHEMA_VERSION = 2
+RUNS = """
 CREATE TABLE runs (
     key TEXT PRIMARY KEY, problem TEXT, method TEXT, setting TEXT, seed INTEGER, split TEXT, steps INTEGER,
     versions TEXT, status TEXT, metric REAL, detail TEXT, owner TEXT, renewed REAL, ended REAL
 ) WITHOUT ROWID
 """
+CAMPAIGNS = (  # what version 1 did not have
+    "CREATE TABLE campaigns (identity TEXT PRIMARY KEY, began REAL, description TEXT) WITHOUT ROWID",
+    "CREATE TABLE members (campaign TEXT, key TEXT, problem TEXT, PRIMARY KEY (campaign, key)) WITHOUT ROWID",
+)
 STALE_SECONDS = 60.0
 RENEW_SECONDS = 10.0
 LOCK_SECONDS = 30.0
-SETTLED = ("finished", "diverged")
 COLUMNS = "key, problem, method, setting, seed, split, steps, versions, status, metric, detail"
+OF_MEMBERS = COLUMNS.replace("key, problem", "runs.key, members.problem", 1)
 
 
 def this_process() -> str:
@@ -49,7 +57,10 @@ def _start_time(pid: int) -> str:
 
 
 def _alive(owner: str, renewed: float) -> bool:
-    host, pid, started = owner.rsplit(" ", 2)
+    try:
+        host, pid, started = owner.rsplit(" ", 2)
+    except (AttributeError, ValueError):  # a damaged row
+        return False
     if host != socket.gethostname() or os.name != "posix":  # elsewhere os.kill(pid, 0) is not a mere question
         return time.time() - renewed < STALE_SECONDS
     try:
@@ -61,6 +72,15 @@ def _alive(owner: str, renewed: float) -> bool:
     return _start_time(int(pid)) == started
 
 
+@dataclass(frozen=True)
+class Stored:
+    """A comparison as the store knows it: what it was about, in JSON-able data, and its runs so far."""
+
+    identity: str
+    description: dict[str, Any]
+    runs: list[Record]
+
+
 class Store:
     """The runs in one file, as one process sees and extends them.
 
@@ -70,9 +90,12 @@ class Store:
 
     def __init__(self, path: Path, read_only: bool = False) -> None:
         self.path, self.opened, self.owner = path, time.time(), this_process()
+        self.unreadable: list[str] = []
         self._renewed = 0.0
         with self._explained("open"):
             self._db = _open_to_read(path) if read_only else _open_to_write(path)
+            # A damaged letter is no reason to lose the run, let alone all runs.
+            self._db.text_factory = lambda raw: raw.decode(errors="replace")
 
     def close(self) -> None:
         """Give unfinished claims back and close the file."""
@@ -89,9 +112,11 @@ class Store:
             if row is not None:
                 *columns, owner, renewed, ended = row
                 record = _record(columns)
-                if record.status == "running" and owner != self.owner and _alive(owner, renewed):
+                if columns[8] == "running" and owner != self.owner and _alive(owner, renewed):
                     return "busy"
-                if record.status in SETTLED or (record.status != "running" and ended >= self.opened):
+                if record and (
+                    record.status in SETTLED or (record.status != "running" and (ended or 0) >= self.opened)
+                ):
                     return record
             setting, used = json.dumps(spec.setting), json.dumps(versions())
             values = (spec.key, spec.problem, spec.method, setting, spec.seed, spec.split, spec.steps, used)
@@ -123,14 +148,55 @@ class Store:
                 )
 
     def runs(self) -> list[Record]:
-        """Every run, also those under way."""
+        """Every run that can be read, also those under way."""
+        return self._read(f"SELECT {COLUMNS} FROM runs ORDER BY problem, method, split DESC, seed, key")
+
+    def _read(self, query: str, *values: str) -> list[Record]:
         with self._explained("read"):
-            rows = self._db.execute(f"SELECT {COLUMNS} FROM runs ORDER BY problem, method, split DESC, seed, key")
-            return [_record(row) for row in rows.fetchall()]
+            rows = self._db.execute(query, values).fetchall()
+        records = {row[0]: _record(row) for row in rows}
+        lost = [str(key) for key, record in records.items() if record is None]
+        self.unreadable += [key for key in lost if key not in self.unreadable]
+        return [record for record in records.values() if record is not None]
 
     def settled(self) -> list[Record]:
         """Every run that is not to be made again."""
         return [record for record in self.runs() if record.status in SETTLED]
+
+    def begin(self, identity: str, description: dict[str, Any]) -> None:
+        """Write down what a comparison is about; one that goes on is the same one.
+
+        Args:
+            identity: a name that a comparison of anything else does not have.
+            description: JSON-able data.
+        """
+        with self._explained("write"), self._transaction():
+            self._db.execute("DELETE FROM campaigns WHERE identity = ?", (identity,))
+            row = (identity, time.time(), json.dumps(description))
+            self._db.execute("INSERT INTO campaigns VALUES (?, ?, ?)", row)
+
+    def note(self, identity: str, key: str, problem: str) -> None:
+        """Write down that a run is one of a comparison's, which calls the problem by this name."""
+        with self._explained("write"):
+            self._db.execute("INSERT OR IGNORE INTO members VALUES (?, ?, ?)", (identity, key, problem))
+
+    def campaigns(self) -> list[Stored]:
+        """The comparisons that were made with this store, the last one last; none in a store of version 1."""
+        with self._explained("read"):
+            if _version(self._db) < 2:
+                return []
+            rows = self._db.execute("SELECT identity, description FROM campaigns ORDER BY began").fetchall()
+        found = []
+        for identity, text in rows:
+            try:
+                description = json.loads(text)
+            except (ValueError, TypeError):
+                self.unreadable.append(f"comparison {identity}")
+                continue
+            query = f"SELECT {OF_MEMBERS} FROM runs JOIN members ON members.key = runs.key WHERE campaign = ?"
+            ended = [record for record in self._read(query, identity) if record.status != "running"]
+            found.append(Stored(identity, description, ended))
+        return found
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -152,10 +218,16 @@ class Store:
             raise LabError(f"cannot {action} the store {str(self.path)!r}: {error}{kept}") from error
 
 
-def _record(columns: Any) -> Record:
+def _record(columns: Any) -> Record | None:
+    """A row as a record, or ``None`` where it is damaged."""
     key, problem, method, setting, seed, split, steps, used, status, metric, detail = columns
-    run = (key, problem, method, json.loads(setting), seed, split, steps, json.loads(used))
-    return Record(*run, status, metric, json.loads(detail))
+    try:
+        run = (key, problem, method, json.loads(setting), seed, split, steps, json.loads(used))
+        record = Record(*run, status, metric, json.loads(detail))
+    except (ValueError, TypeError):
+        return None
+    sound = isinstance(record.setting, dict) and isinstance(record.detail, dict) and isinstance(status, str)
+    return record if sound and isinstance(metric, (float, int, type(None))) else None
 
 
 def _open_to_write(path: Path) -> sqlite3.Connection:
@@ -172,11 +244,18 @@ def _open_to_write(path: Path) -> sqlite3.Connection:
 
 def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:
     db.execute("BEGIN IMMEDIATE")
-    if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
-        db.execute(SCHEMA)
-        db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    db.execute("COMMIT")
-    _checked(db).execute("PRAGMA journal_mode = WAL")
+    try:
+        if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
+            db.execute(RUNS)
+        else:
+            _checked(db)
+        if _version(db) < SCHEMA_VERSION:
+            for table in CAMPAIGNS:
+                db.execute(table)
+            db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    finally:
+        db.execute("COMMIT")
+    db.execute("PRAGMA journal_mode = WAL")
     return db
 
 
@@ -188,8 +267,16 @@ def _open_to_read(path: Path) -> sqlite3.Connection:
         return _checked(sqlite3.connect(f"{address}?immutable=1", uri=True, isolation_level=None))
 
 
+def _version(db: sqlite3.Connection) -> int:
+    return int(db.execute("PRAGMA user_version").fetchone()[0])
+
+
 def _checked(db: sqlite3.Connection) -> sqlite3.Connection:
-    version = db.execute("PRAGMA user_version").fetchone()[0]
-    if version != SCHEMA_VERSION:
-        raise sqlite3.DatabaseError(f"not a store of this version of polyak (schema {version}, not {SCHEMA_VERSION})")
+    """Refuse what is no store, or is one that only a later polyak understands."""
+    version = _version(db)
+    if version > SCHEMA_VERSION:
+        way_out = "upgrade polyak, or name another store"
+        raise sqlite3.DatabaseError(f"a newer polyak wrote it (version {version}, not {SCHEMA_VERSION}); {way_out}")
+    if version < 1:
+        raise sqlite3.DatabaseError("not a store of polyak; name another file")
     return db

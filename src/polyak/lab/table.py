@@ -195,6 +195,6 @@ COST_COLUMNS = [
     Column(
         "lost runs",
         "runs that diverged, failed or crashed, of all of them",
-        lambda m: f"{len(m.failures)}/{len(m.metrics) + sum(len(t.validation) for t in m.trials)}",
+        lambda m: f"{len(m.failures)}/{m.runs}",
     ),
 ]

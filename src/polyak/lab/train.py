@@ -1,196 +1,177 @@
 """One run: a problem trained with one method, one setting and one seed.
 
-All methods are treated alike: the learning rate warms up linearly over the first 5 % of the steps and then follows a
-cosine to zero. A run uses one thread, so its figures do not depend on how many run beside it.
-
-A run has diverged when its loss is not finite or climbs above 100 times its first value (or 100, whichever is more),
-or when it ends with a weight or a metric that is not finite. That is a result: the worst one.
+All methods are treated alike. A declared problem is trained by the loop below, which is a train function like any
+other.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-import random
-import sys
-import time
+import platform
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from statistics import median
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from polyak import optim
-from polyak.lab.problems import Problem
+from polyak.lab.contenders import Contender, found_again
+from polyak.lab.errors import LabError, in_one_line
+from polyak.lab.loops import Outcome, Run, StopRun, spread
+from polyak.lab.problem import SCHEDULES, MakeOptimizer, Metrics, Problem, ReportProgress, Train
+from polyak.lab.seeding import seed_everything
+from polyak.lab.spec import Bars, RunSpec
 
-CURVE_POINTS = 60  # of the training loss
-EVALUATIONS = 25  # of the validation metric
-WARMUP = 0.05
-BLOW_UP = 100.0
+EVALUATIONS = 25  # of the validation metric, where the problem does not say how often
 EPOCH_STRIDE = 1_000_003  # far enough that the epochs of one run never meet the seed of another
-COMPILING_STEPS = 2  # the calls in which an optimizer may compile
 
 
-@dataclass
-class Outcome:
-    """What a run came to. ``detail`` holds curves, sizes and, under ``timing``, everything that a clock measured."""
+def make(problem: Problem, spec: RunSpec, progress: Callable[[int], None] | None = None) -> Outcome:
+    """Make a run of a comparison.
 
-    status: str
-    metric: float | None = None
-    detail: dict[str, Any] = field(default_factory=dict)
-
-
-def learning_rate_factor(step: int, steps: int) -> float:
-    """What the learning rate is multiplied by in step ``0 .. steps - 1``."""
-    warm_up = min(1.0, (step + 1) / max(1, round(WARMUP * steps)))
-    return warm_up * 0.5 * (1 + math.cos(math.pi * step / steps))
+    Raises:
+        LabError: if the method is not what it was when the comparison was planned.
+    """
+    contender = found_again(spec.contender or spec.method)
+    if spec.code and contender.code != spec.code:
+        raise LabError(f"{spec.method} changed after the comparison had begun; start it again")
+    return execute(problem, contender, spec.setting, spec.seed, spec.split, spec.steps, spec.bars, progress)
 
 
-def execute(problem: Problem, method: str, setting: dict[str, Any], seed: int, split: str, steps: int) -> Outcome:
-    """Train and judge on ``split``; whatever the problem raises becomes a failed run with its traceback."""
+def execute(
+    problem: Problem,
+    method: Contender | str,
+    setting: dict[str, Any],
+    seed: int,
+    split: str,
+    steps: int | None,
+    bars: Bars = (),
+    progress: Callable[[int], None] | None = None,
+) -> Outcome:
+    """Train and judge on ``split``; whatever the problem raises becomes a failed run with its traceback.
+
+    Args:
+        problem: what is trained.
+        method: the method under test.
+        setting: its hyperparameters.
+        seed: of the model, the batches and the global generators.
+        split: "validation" or "test".
+        steps: how many steps the run takes.
+        bars: steps with the validation metric that the run must hold there to go on.
+        progress: is told how far the run is.
+    """
+    contender = found_again(method) if isinstance(method, str) else method
+    return run(Run(problem, contender, setting, steps, bars, progress), seed, split)
+
+
+def run(under_way: Run, seed: int, split: str) -> Outcome:
+    """Train as far as the run goes, and judge."""
+    seed_everything(seed)
     try:
-        run = _Run(problem, method, setting, seed, steps)
-        run.train()
-        return run.judge(split)
-    except Exception:
-        return Outcome("failed", detail={"error": traceback.format_exc()})
+        train = train_function(under_way.problem, under_way.steps)
+        outcome = under_way.outcome(train(under_way.make_optimizer, seed, under_way.report, split), split)
+    except StopRun:
+        outcome = under_way.stopped()
+    except (Exception, SystemExit) as error:
+        reason = {"reason": in_one_line(error), "step": under_way.step}
+        outcome = Outcome("failed", detail={"error": traceback.format_exc(), **reason})
+    outcome.detail["machine"] = f"{platform.node()} ({platform.machine()})"
+    return outcome
 
 
-class _Run:
-    def __init__(self, problem: Problem, method: str, setting: dict[str, Any], seed: int, steps: int) -> None:
-        _seed_globally(seed)
-        self.problem, self.seed, self.steps = problem, seed, steps
-        self.model = problem.build_model(seed)
-        begin = time.perf_counter()
-        self.optimizer = optim.create(method, self.model, **setting)
-        self.construction_seconds = time.perf_counter() - begin
-        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda t: learning_rate_factor(t, steps))
-        self.diverged = False
-        self.losses: list[float] = []
-        self.validation: list[tuple[int, float]] = []
-        self.validation_seconds: list[float] = []
-        self.step_seconds: list[float] = []
-        self.optimizer_seconds: list[float] = []
+def train_function(problem: Problem, steps: int | None) -> Train:
+    """The problem's own train function, or the loop over its parts."""
+    if problem.train is not None:
+        return problem.train
+    assert steps is not None  # only a train function may leave it open
+    return _Loop(problem, steps)
 
-    def train(self) -> None:
-        """Take the steps, and stop early if the loss blows up."""
-        self.model.train()
-        batches = _endless(self.problem, self.seed)
-        evaluate_at = set(_spread(self.steps, EVALUATIONS))
+
+class _Loop:
+    """A declared problem as a train function."""
+
+    def __init__(self, problem: Problem, steps: int) -> None:
+        self.problem, self.steps = problem, steps
+        self.schedule = SCHEDULES[problem.schedule] if isinstance(problem.schedule, str) else problem.schedule
+        every = problem.evaluate_every
+        self.evaluate_at = set(spread(steps, EVALUATIONS) if every is None else range(every, steps, every)) | {steps}
+
+    def __call__(self, make_optimizer: MakeOptimizer, seed: int, report: ReportProgress, split: str) -> Metrics:
+        """Train and judge."""
+        model = built(self.problem, seed)
+        optimizer = make_optimizer(model)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        batches = endless(self.problem, seed)
+        value: Metrics = None
+        model.train()
         for step in range(1, self.steps + 1):
-            self._step(next(batches))
-            if self.diverged:
-                return
-            if step in evaluate_at:
-                self._validate(step)
+            loss = self._gradient(model, optimizer, batches)
+            if self.problem.clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), self.problem.clip)
+            optimizer.step()
+            schedule.step()
+            report(step, loss=loss)
+            if step in self.evaluate_at:
+                value = evaluated(self.problem, model, "validation")
+                report(step, value)
+        return value if split == "validation" else evaluated(self.problem, model, split)
 
-    def _step(self, batch: Any) -> None:
-        begin = time.perf_counter()
-        loss = self.problem.loss(self.model, batch)
-        self.optimizer.zero_grad()
-        loss.backward()
-        value = loss.item()
-        self.losses.append(value)
-        if not math.isfinite(value) or value > BLOW_UP * max(1.0, abs(self.losses[0])):
-            self.diverged = True
-            return
-        middle = time.perf_counter()
-        self.optimizer.step()
-        if loss.is_cuda:
-            torch.cuda.synchronize()
-        end = time.perf_counter()
-        self.schedule.step()
-        self.step_seconds.append(end - begin)
-        self.optimizer_seconds.append(end - middle)
+    def _factor(self, step: int) -> float:
+        return self.schedule(min(step, self.steps - 1), self.steps)  # it is asked once more after the last step
 
-    def _validate(self, step: int) -> None:
-        self.validation.append((step, self._evaluate("validation")))
-        self.validation_seconds.append(sum(self.step_seconds) - self._excess_seconds())
-
-    def _evaluate(self, split: str) -> float:
-        self.model.eval()
-        with torch.no_grad():
-            metric = float(self.problem.evaluate(self.model, split))
-        self.model.train()
-        return metric
-
-    def _excess_seconds(self) -> float:
-        """What the first steps took beyond ordinary ones."""
-        first, later = self.optimizer_seconds[:COMPILING_STEPS], self.optimizer_seconds[COMPILING_STEPS:]
-        return max(0.0, sum(first) - len(first) * median(later)) if later else 0.0
-
-    def judge(self, split: str) -> Outcome:
-        """The outcome; reads the test split if, and only if, that is the split to judge on."""
-        metric = math.nan
-        if not self.diverged and _finite(self.model):
-            metric = self.validation[-1][1] if split == "validation" else self._evaluate(split)
-        detail = self._detail()
-        if not math.isfinite(metric):
-            return Outcome("diverged", detail=detail)
-        return Outcome("finished", metric, detail)
-
-    def _detail(self) -> dict[str, Any]:
-        reached = [i for i, (_, metric) in enumerate(self.validation) if self.problem.solved(metric)]
-        milliseconds = {
-            "step_ms": 1e3 * median(self.step_seconds) if self.step_seconds else None,
-            "optimizer_ms": 1e3 * median(self.optimizer_seconds) if self.optimizer_seconds else None,
-        }
-        return {
-            "train": _windows(self.losses, self.steps),
-            "validation": [[step, _number(metric)] for step, metric in self.validation],
-            "target_step": self.validation[reached[0]][0] if reached else None,
-            "parameters": sum(p.numel() for p in self.model.parameters()),
-            "state_bytes": self.optimizer.state_bytes(),
-            "timing": {
-                **milliseconds,
-                "compile_seconds": self.construction_seconds + self._excess_seconds(),
-                "target_seconds": self.validation_seconds[reached[0]] if reached else None,
-            },
-        }
+    def _gradient(self, model: nn.Module, optimizer: torch.optim.Optimizer, batches: Iterator[Any]) -> float:
+        """Leave the mean gradient of a step's batches in the model, and return their mean loss."""
+        total = 0.0
+        for first in (True, *[False] * (self.problem.accumulation - 1)):
+            loss = loss_of(self.problem, model, next(batches)) / self.problem.accumulation
+            if first:
+                optimizer.zero_grad()
+            loss.backward()
+            total += loss.item()
+        return total
 
 
-def _seed_globally(seed: int) -> None:
-    random.seed(seed)
-    torch.manual_seed(seed)
-    if numpy := sys.modules.get("numpy"):
-        numpy.random.seed(seed)
+def built(problem: Problem, seed: int) -> nn.Module:
+    """The untrained model of a declared problem, on its device."""
+    assert problem.build_model is not None
+    model = problem.build_model(seed)
+    return model if problem.device is None else model.to(problem.device)
 
 
-def _endless(problem: Problem, seed: int) -> Iterator[Any]:
+def loss_of(problem: Problem, model: nn.Module, batch: Any) -> Tensor:
+    """The loss of a declared problem on a batch."""
+    assert problem.loss is not None
+    return problem.loss(model, batch)
+
+
+def evaluated(problem: Problem, model: nn.Module, split: str) -> Metrics:
+    """What a declared problem's evaluation returns for a model that is in training."""
+    assert problem.evaluate is not None
+    model.eval()
+    with torch.no_grad():
+        metrics = problem.evaluate(model, split)
+    model.train()
+    return metrics
+
+
+def endless(problem: Problem, seed: int) -> Iterator[Any]:
+    """The batches of one epoch after another, each with a seed of its own, on the problem's device."""
+    assert problem.train_batches is not None
     for epoch_seed in itertools.count(seed, EPOCH_STRIDE):
         empty = True
         for batch in problem.train_batches(epoch_seed):
             empty = False
-            yield batch
+            yield batch if problem.device is None else _moved(batch, problem.device)
         if empty:
             raise ValueError(f"{problem.name}: train_batches({epoch_seed}) gave no batch")
 
 
-def _spread(steps: int, count: int) -> list[int]:
-    """At most ``count`` step numbers, evenly over the run, the last one always among them."""
-    return sorted({math.ceil(steps * i / count) for i in range(1, count + 1)})
-
-
-def _windows(losses: list[float], steps: int) -> list[list[float | int | None]]:
-    """The mean training loss of each of at most :data:`CURVE_POINTS` windows, under the step that ends it."""
-    curve: list[list[float | int | None]] = []
-    begin = 0
-    for end in _spread(steps, CURVE_POINTS):
-        window = losses[begin:end]
-        if not window:
-            break
-        curve.append([begin + len(window), _number(sum(window) / len(window))])
-        begin = end
-    return curve
-
-
-def _finite(model: nn.Module) -> bool:
-    return all(bool(torch.isfinite(p).all()) for p in model.parameters())
-
-
-def _number(value: float) -> float | None:
-    """JSON has no infinities."""
-    return value if math.isfinite(value) else None
+def _moved(batch: Any, device: str | torch.device) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.to(device, non_blocking=True)
+    if isinstance(batch, dict):
+        return type(batch)({name: _moved(value, device) for name, value in batch.items()})
+    if isinstance(batch, (list, tuple)):
+        moved = [_moved(value, device) for value in batch]
+        return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)
+    return batch

@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from polyak.lab.described import Space
+from polyak.lab.described import CONFIDENCE, Space, check_levels
 from polyak.lab.errors import BadInput, require, suggestion
 from polyak.lab.evidence import Call, Evidence, Trial, choose, evidence_warnings, expected_validation
 
@@ -154,7 +154,7 @@ def judge(
     reference: str,
     evidence: Sequence[Evidence],
     margin: float | None = None,
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
     spaces: Mapping[str, Space] | None = None,
 ) -> Verdict:
     """Compare every method with the reference.
@@ -208,10 +208,7 @@ def _check(evidence: Sequence[Evidence], reference: str, margin: float | None, c
         raise BadInput(f"the reference {reference!r} is not among the methods; {suggestion(reference, names)}")
     if len(set(names)) < len(names):
         raise BadInput(f"a method comes twice: {', '.join(names)}")
-    if margin is not None and not 0 <= margin < math.inf:
-        raise BadInput(f"margin must be a finite number of at least 0, got {margin}")
-    if not 0 < confidence < 1:
-        raise BadInput(f"confidence must be between 0 and 1, got {confidence}")
+    check_levels(margin, confidence)
 
 
 def _judgement(name: str, found: Pair, level: float, margin: float, warnings: list[str]) -> Judgement:

@@ -1,125 +1,128 @@
-"""A worker: a process of its own that makes one run after another, and the handle by which it is led.
+"""A worker: a plain process that makes one run after another, ``python -c "... polyak.lab.worker.main()"``.
 
-A problem that crashes takes only its worker along. A worker does not outlive the process that started it, however
-that ends, so a command that was killed leaves nothing behind that computes.
+It reads pickled requests from its standard input and writes pickled answers to what was its standard output. As in
+any Python process a problem may start processes of its own, and a script needs no ``__main__`` guard. A worker ends
+when its input does, so it does not outlive the process that started it, however that ends.
 """
 
 from __future__ import annotations
 
 import os
+import pickle
+import queue
 import signal
-import tempfile
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from multiprocessing import connection, get_context, parent_process
-from multiprocessing.connection import Connection
-from pathlib import Path
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
+from polyak.lab.check import LookRequest, fingerprint, look_here
+from polyak.lab.errors import LabError, in_one_line
+from polyak.lab.loops import Outcome
+from polyak.lab.pool import Progress, Refused
 from polyak.lab.problems import LoadedProblem, load
 from polyak.lab.spec import RunSpec
-from polyak.lab.train import Outcome, execute
+from polyak.lab.train import make
 
-GRACE_SECONDS = 5.0
-OUTPUT_KEPT = 2000  # characters of a crashed worker's last words
+TELL_SECONDS = 1.0  # between two words about how far a run is
 
 
-def serve(pipe: Connection, output: str) -> None:
-    """The life of a worker: receive a run, make it, send what it came to."""
+def main() -> None:
+    """The life of a worker."""
     # The first call of any torch optimizer imports torch._dynamo; no method is to be charged with those seconds.
+    import torch
     import torch._dynamo
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that leads
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-    with open(output, "wb") as sink:  # what a problem prints would tear the progress display apart
-        os.dup2(sink.fileno(), 1)
-        os.dup2(sink.fileno(), 2)
+    requests, answers = _take_pipes()
     torch.set_num_threads(1)
-    loaded: dict[str, LoadedProblem] = {}
+    waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    threading.Thread(target=_receive, args=(requests, waiting), daemon=True).start()
+    room = _Room(lambda answer: _send(answers, answer))
+    while True:
+        room.answer(waiting.get())
+
+
+def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
+    """Keep the pipes to the leader; what a problem prints goes where errors go, and there is nothing for it to read."""
+    requests, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    os.dup2(2, 1)
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a crash is to lose no word
+    return requests, answers
+
+
+def _receive(requests: BinaryIO, waiting: queue.SimpleQueue[Any]) -> None:
     while True:
         try:
-            spec: RunSpec = pipe.recv()
+            waiting.put(pickle.load(requests))
         except EOFError:
-            return
-        pipe.send(_run(spec, loaded))
+            os._exit(0)  # whoever would read the answer is gone
 
 
-def _die_with_parent() -> None:
-    parent = parent_process()
-    assert parent is not None
-    connection.wait([parent.sentinel])
-    os._exit(1)
+def _send(answers: BinaryIO, answer: Any) -> None:
+    pickle.dump(answer, answers)
+    answers.flush()
 
 
-def _run(spec: RunSpec, loaded: dict[str, LoadedProblem]) -> Outcome:
-    try:
-        if spec.reference not in loaded:
-            loaded[spec.reference] = load(spec.reference)
-    except Exception as error:
-        return Outcome("failed", detail={"error": f"{type(error).__name__}: {error}"})
-    problem = loaded[spec.reference]
-    if problem.digest != spec.source:
-        return Outcome("failed", detail={"error": f"{spec.reference} changed after the comparison had begun"})
-    return execute(problem.problem, spec.method, spec.setting, spec.seed, spec.split, spec.steps)
+@dataclass
+class _Known:
+    loaded: LoadedProblem
+    mark: str | None = None
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back, here for a moment and for what is started for good: it is for the process that leads.
+class _Room:
+    """The problems that this process has loaded, and what it does with them."""
 
-    A worker ignores it as soon as its code is there; before, while Python starts, it would end with a traceback.
-    """
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    def __init__(self, send: Callable[[Any], None]) -> None:
+        self._send = send
+        self._known: dict[str, _Known] = {}
 
-
-class Worker:
-    """A worker process seen from the one that leads it."""
-
-    def __init__(self) -> None:
-        context = get_context("spawn")
-        handle, self._output = tempfile.mkstemp(prefix="polyak-worker-")
-        os.close(handle)
-        self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=serve, args=(theirs, self._output), name="polyak-worker")
-        with _interrupts_held():
-            self._process.start()
-        theirs.close()
-        self.spec: RunSpec | None = None
-
-    def begin(self, spec: RunSpec) -> None:
-        """Start a run; the worker must be idle."""
-        self.spec = spec
-        with suppress(OSError):  # it died while idle; collect() will say so
-            self.pipe.send(spec)
-
-    def collect(self) -> tuple[RunSpec, Outcome, bool]:
-        """The run that ended, what it came to, and whether the worker still lives. Waits if it has not ended."""
-        assert self.spec is not None
-        spec, self.spec = self.spec, None
+    def answer(self, request: RunSpec | LookRequest) -> None:
+        """Do what is asked, and say what it came to."""
         try:
-            return spec, self.pipe.recv(), True
-        except (EOFError, OSError):
-            self._process.join()
-            return spec, Outcome("crashed", detail={"error": self._last_words()}), False
+            answer: Any = self._look(request) if isinstance(request, LookRequest) else self._run(request)
+        except LabError as error:
+            answer = Refused(str(error))
+        self._send(answer)
 
-    def _last_words(self) -> str:
-        code = self._process.exitcode or 0
-        cause = f"exit code {code}" if code >= 0 else f"signal {-code} ({signal.Signals(-code).name})"
-        output = Path(self._output).read_text(errors="replace")[-OUTPUT_KEPT:]
-        return f"the worker process ended with {cause}\n{output}".rstrip()
+    def _load(self, reference: str) -> _Known:
+        if reference not in self._known:
+            self._known[reference] = _Known(load(reference))
+        return self._known[reference]
 
-    def stop(self) -> None:
-        """End the process: at its leisure when it is idle, at once when it is busy, and what it was doing is lost."""
-        self.pipe.close()
-        if self.spec is None:
-            self._process.join(GRACE_SECONDS)
-        self._process.kill()
-        self._process.join()
-        Path(self._output).unlink(missing_ok=True)
+    def _look(self, request: LookRequest) -> Any:
+        return look_here(self._load(request.reference).loaded.problem, request.firsts, request.steps)
+
+    def _run(self, spec: RunSpec) -> Outcome:
+        known = self._load(spec.reference)
+        if known.loaded.source(spec.split) != spec.source:
+            raise LabError(f"{spec.reference} changed after the comparison had begun; start it again")
+        if spec.fingerprint:
+            self._compare(known, spec)
+        begin = [0.0]
+
+        def progress(step: int) -> None:
+            if time.monotonic() - begin[0] > TELL_SECONDS:
+                begin[0] = time.monotonic()
+                self._send(Progress(step, spec.steps))
+
+        progress(0)
+        return make(known.loaded.problem, spec, progress)
+
+    def _compare(self, known: _Known, spec: RunSpec) -> None:
+        """Refuse a problem that is not the same here as in the process that planned the comparison."""
+        if known.mark is None:
+            try:
+                known.mark = fingerprint(known.loaded.problem)
+            except (Exception, SystemExit) as error:
+                raise LabError(f"{spec.problem} fails: {in_one_line(error)}") from error
+        if known.mark != spec.fingerprint:
+            raise LabError(
+                f"{spec.problem} is not the same in every process: its data, splits, initial weights or first losses "
+                "differ; draw all of them with fixed seeds, and list files in sorted order"
+            )

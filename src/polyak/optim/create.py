@@ -65,7 +65,21 @@ def create(
         ValueError: an unknown name (the nearest are suggested), a value out of range, an unmatched pattern.
         TypeError: an unknown hyperparameter (the nearest is suggested).
     """
-    method = get(name)
+    return build(
+        get(name), model_or_params, weight_decay=weight_decay, no_decay_1d=no_decay_1d, roles=roles, **hyperparameters
+    )
+
+
+def build(
+    method: type[Method],
+    model_or_params: Any,
+    *,
+    weight_decay: float | None = None,
+    no_decay_1d: bool = True,
+    roles: Mapping[str, Role] | None = None,
+    **hyperparameters: Any,
+) -> Method:
+    """:func:`create` for a class, which need not be one of :func:`names`."""
     given = hyperparameters | ({} if weight_decay is None else {"weight_decay": weight_decay})
     if not isinstance(model_or_params, nn.Module):
         if roles is not None:

@@ -1,0 +1,95 @@
+"""Problems that no file defines."""
+
+import subprocess
+import sys
+
+import pytest
+
+from polyak.lab.errors import BadInput
+from polyak.lab.problems import load
+from tests.lab.conftest import quadratic
+
+# What a notebook is to Python: code in __main__ whose lines are known, and no file.
+NOTEBOOK = '''
+import linecache, sys
+from pathlib import Path
+
+def cell(text):
+    name = f"<cell {len(linecache.cache)}>"
+    linecache.cache[name] = len(text), None, text.splitlines(True), name
+    exec(compile(text, name, "exec"), globals())
+
+MODEL = """
+from polyak.lab import Problem, compare, plan
+from torch import nn
+
+class Model(nn.Linear):
+    def __init__(self):
+        super().__init__(2, 1)
+        self.weight.data.fill_(1.0)
+"""
+PROBLEM = """
+SIZE = 3.0
+
+def train(make_optimizer, seed, report, split):
+    model = Model()
+    make_optimizer(model)
+    return SIZE * seed
+
+def problem():
+    return Problem(name="carried", train=train, metric="m", higher_is_better=False)
+"""
+cell(MODEL)
+cell(PROBLEM)
+'''
+
+
+def notebook(text, folder):
+    done = subprocess.run(
+        [sys.executable, "-c", NOTEBOOK + text], cwd=folder, capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_problem_of_a_notebook_is_compared(tmp_path):
+    text = """
+report = compare(problem, "sgd", trials=1, seeds=3, store="runs.db", workers=1)
+print(*report.problems[0].methods[0].metrics)
+"""
+    assert notebook(text, tmp_path) == ["3.0", "6.0", "9.0"]
+
+
+def test_its_digest_follows_what_it_uses(tmp_path):
+    text = """
+from polyak.lab.problems import load
+
+def now():
+    print(load(problem).digest)
+
+now()
+for text, new in ((PROBLEM, "target=1,"), (MODEL, ""), (MODEL, "pass")):
+    cell(text.replace("name=", new + "name=").replace("fill_(1.0)", "fill_(1.0)" + new.replace("pass", " * 2")))
+    now()
+cell(MODEL)
+now()
+cell(PROBLEM.replace("3.0", "4.0"))
+now()
+"""
+    first, target, same, other_model, back, other_size = notebook(text, tmp_path)
+    assert first == target == same == back
+    assert len({first, other_model, other_size}) == 3
+
+
+def test_a_function_of_a_file_is_that_file_s():
+    loaded = load(problem)
+    assert loaded.reference.endswith("test_carried.py:problem") and loaded.problem.name == "quadratic"
+
+
+def problem():
+    return quadratic()
+
+
+def test_what_is_no_problem():
+    with pytest.raises(BadInput, match="a problem is a name, a Problem or a function that returns one, got 3"):
+        load(3)

@@ -1,0 +1,141 @@
+"""The look before the journey, and the fingerprint."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from polyak.lab.check import fingerprint, firsts, look_here
+from polyak.lab.entries import entries
+from polyak.lab.errors import BadInput
+from polyak.lab.train import EVALUATIONS
+from tests.lab.conftest import quadratic
+from tests.lab.test_loops import by_hand, own, small
+
+
+def counting(calls, wrong=None):
+    problem = quadratic()
+
+    def evaluate(model, split):
+        calls.append(split)
+        if wrong and split in wrong:
+            return wrong[split]() if callable(wrong[split]) else wrong[split]
+        return problem.evaluate(model, split)
+
+    return replace(problem, evaluate=evaluate)
+
+
+def test_a_sound_problem():
+    calls = []
+    found = look_here(counting(calls), firsts(entries(["sgd", "muon"])), 30)
+    assert calls.count("test") == 1
+    assert found.whole and found.seconds_per_step > 0 and found.seconds_per_evaluation > 0
+    assert found.seconds_per_run == 30 * found.seconds_per_step + EVALUATIONS * found.seconds_per_evaluation
+    assert "test" not in repr(found).lower()
+
+
+def fails():
+    raise RuntimeError("only here")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"test": fails}, r"quadratic fails: RuntimeError: only here \(line \d+ of .*test_check.py\)"),
+        ({"validation": fails}, "RuntimeError: only here"),
+        ({"test": "0.5"}, "distance must be a number, got '0.5'"),
+        ({"validation": None}, "distance must be a number, got None"),
+        ({"validation": float("nan")}, "'distance' is nan in every evaluation, though all weights are finite"),
+    ],
+)
+def test_an_evaluation_that_fails_or_is_never_a_number(wrong, message):
+    with pytest.raises(BadInput, match=message) as caught:
+        look_here(counting([], wrong), firsts(entries(["sgd"])), 30)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_loss_that_fails_at_once_and_one_that_fails_later():
+    with pytest.raises(BadInput, match="quadratic fails: RuntimeError: only here"):
+        look_here(quadratic(loss=lambda model, batch: fails()), firsts(entries(["sgd"])), 30)
+    problem = quadratic()
+
+    def loss(model, batch):
+        return problem.loss(model, batch) if model.weight.grad is None else fails()
+
+    with pytest.raises(BadInput, match="quadratic fails with sgd: RuntimeError: only here"):
+        look_here(quadratic(loss=loss), firsts(entries(["sgd", "adamw"])), 30)
+
+
+def test_a_loop_of_ones_own_is_run_to_its_test():
+    splits, steps = [], []
+
+    def train(make_optimizer, seed, report, split):
+        splits.append(split)
+
+        def counted(step, *values, **more):
+            steps.append(step)
+            report(step, *values, **more)
+
+        return by_hand(make_optimizer, seed, counted, split)
+
+    found = look_here(own(train), firsts(entries(["sgd", "adamw"])), None)
+    assert splits == ["validation", "test", "validation"]  # the fingerprint, and one run for each method
+    assert steps.count(30) == 2 and steps[-1] == 2  # the second method takes a few steps only
+    assert found.whole and found.seconds_per_run > 0 and found.seconds_per_evaluation is None
+
+
+def test_a_loop_that_takes_too_long_is_left(monkeypatch):
+    monkeypatch.setattr("polyak.lab.check.LOOK_SECONDS", 0.0)
+    found = look_here(own(by_hand, steps=30), firsts(entries(["sgd"])), 30)
+    assert not found.whole and found.seconds_per_step > 0
+    assert look_here(own(by_hand), firsts(entries(["sgd"])), None).seconds_per_run is None
+
+
+@pytest.mark.parametrize("reports", [0, 1])
+def test_a_loop_whose_metric_is_never_a_number(reports):
+    def train(make_optimizer, seed, report, split):
+        small(make_optimizer)
+        for step in range(reports):
+            report(step, float("nan"))
+        return float("nan")
+
+    with pytest.raises(BadInput, match="own: 'distance' is nan in every evaluation"):
+        look_here(own(train), firsts(entries(["sgd"])), None)
+
+
+def test_a_loop_that_fixes_what_is_tuned():
+    with pytest.raises(BadInput, match=r"own fails with sgd: .*make_optimizer\(lr=1\): these are set"):
+        look_here(own(lambda make_optimizer, *_: small(make_optimizer, lr=1)), firsts(entries(["sgd"])), None)
+
+
+def test_a_fingerprint_is_what_a_problem_does():
+    first = fingerprint(quadratic())
+    assert fingerprint(quadratic(name="other", steps=7, target=None)) == first
+    others = {
+        "shape": quadratic(build_model=lambda seed: nn.Linear(4, 1)),
+        "values": quadratic(build_model=lambda seed: scaled(nn.Linear(4, 1, bias=False), 1.01)),
+        "signs": quadratic(build_model=lambda seed: scaled(nn.Linear(4, 1, bias=False), -1)),
+        "batches": quadratic(train_batches=lambda seed: iter([torch.ones(4)] * 2)),
+        "validation": quadratic(evaluate=lambda model, split: 1.0),
+    }
+    marks = {name: fingerprint(problem) for name, problem in others.items()}
+    assert len({first, *marks.values()}) == 1 + len(marks)
+
+
+def scaled(model, factor):
+    model.weight.data *= factor
+    return model
+
+
+def test_the_fingerprint_of_a_loop_is_its_beginning():
+    went_on = []
+
+    def train(make_optimizer, seed, report, split, width=4, listed=False):
+        model = nn.Linear(width, 1)
+        make_optimizer(model.parameters() if listed else [{"params": [model.weight]}, {"params": [model.bias]}])
+        went_on.append(True)
+
+    narrow, listed = fingerprint(own(train)), fingerprint(own(lambda *a: train(*a, listed=True)))
+    assert narrow == fingerprint(own(train)) != fingerprint(own(lambda *a: train(*a, width=5)))
+    assert listed and not went_on
