@@ -11,7 +11,7 @@ import torch
 from polyak.lab import BadInput, LabError, compare, fit, plan, run, write_report
 from polyak.lab.results import check_report_path
 from polyak.lab.store import Store
-from tests.lab.conftest import campaign_of, quadratic, report_of, run_here, without_times
+from tests.lab.conftest import campaign_of, quadratic, report_of, run_here
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_a_problem_object_runs_in_this_process(store):
     found = compare(problem, ["sgd", "torch.optim.AdamW"], trials=2, seeds=2, store=store, watcher=seen)
     assert seen.here == [True] * 8 and seen.steps[-1] == (30, 30) and torch.get_num_threads() == threads
     elsewhere = campaign_of(problem, methods=("sgd", "torch.optim.AdamW"), trials=2, seeds=2)
-    assert without_times(found.data()) == without_times(report_of(elsewhere, run_here(elsewhere)).data())
+    assert found.to_json() == report_of(elsewhere, run_here(elsewhere)).to_json()
     again = Seen()
     compare(problem, ["sgd", "torch.optim.AdamW"], trials=2, seeds=2, store=store, watcher=again)
     assert again.here == [False] * 8  # the same object is the same problem,
@@ -90,8 +90,8 @@ def test_margin_and_confidence_reach_the_verdict(store):
     wide = compare(quadratic(), ["sgd", "adamw"], **arguments, margin=1e9, confidence=0.9).problems[0]
     assert (wide.margin, wide.described.confidence, wide.methods[1].judgement.call) == (1e9, 0.9, "equivalent")
     for wrong, words in (
-        ({"margin": -1.0}, "margin must be a finite"),
-        ({"confidence": 1.0}, "confidence must be betw"),
+        ({"margin": -1.0}, "margin must be"),
+        ({"confidence": 1.0}, "confidence must be"),
     ):
         with pytest.raises(BadInput, match=words):
             compare(quadratic(), "sgd", **arguments, **wrong)

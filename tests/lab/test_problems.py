@@ -5,6 +5,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import torch
 
 from polyak.lab import problems
 from polyak.lab.errors import BadInput

@@ -21,7 +21,7 @@ from polyak import aot, optim
 from polyak.declare import Choice, Hyper, Range
 from polyak.lab import export, terminal
 from polyak.lab.budget import estimate
-from polyak.lab.comparison import METHODS, SEEDS, STORE, TRIALS, checked_workers, fit, plan, run
+from polyak.lab.comparison import METHODS, SEEDS, STORE, TRIALS, check_timeout, checked_workers, fit, plan, run
 from polyak.lab.described import CONFIDENCE, check_levels
 from polyak.lab.errors import BadInput
 from polyak.lab.history import restore
@@ -126,6 +126,9 @@ def compare(
         if budget is not None:
             campaign = fit(campaign, budget, store, workers, timeout=timeout)
             typer.echo(f"{budget}: {campaign.trials} trials and {campaign.seeds} seeds of each method", err=True)
+        if not check:  # what cannot be is said before anything else
+            check_timeout(timeout, campaign)
+            Store(store).close()
         typer.echo("\n".join(estimate(campaign, workers)), err=not check)
         if check:
             return

@@ -185,7 +185,7 @@ def fit(
         timeout: the seconds after which a run is ended; None waits for ever.
     """
     seconds, at_a_time = budgets.seconds(budget), checked_workers(workers)
-    _check_timeout(timeout, campaign)
+    check_timeout(timeout, campaign)
     first = campaign.with_counts(1, 0)
     runs = Store(store)
     try:
@@ -225,7 +225,7 @@ def run(
         confidence: the chance that none of a problem's calls is false.
     """
     at_a_time = checked_workers(workers)
-    _check_timeout(timeout, campaign)
+    check_timeout(timeout, campaign)
     check_levels(margin, confidence)
     runs = Store(store)
     try:
@@ -244,7 +244,8 @@ def checked_workers(workers: int | None) -> int:
     return os.cpu_count() or 1 if workers is None else workers
 
 
-def _check_timeout(timeout: float | None, campaign: Campaign) -> None:
+def check_timeout(timeout: float | None, campaign: Campaign) -> None:
+    """Refuse a time that cannot be, or that nobody could keep."""
     if timeout is None:
         return
     if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
