@@ -8,9 +8,12 @@ import pytest
 import torch
 
 from polyak.lab import spec as spec_module
+from polyak.lab.campaign import Campaign
+from polyak.lab.entries import entries
 from polyak.lab.errors import LabError
 from polyak.lab.history import commit_of, describe, described, restore
 from polyak.lab.problem import Problem
+from polyak.lab.problems import load
 from polyak.lab.report import summarize
 from polyak.lab.store import Store, Stored
 from tests.lab.conftest import campaign_of, quadratic, record_of, run_here
@@ -101,3 +104,10 @@ def test_the_commit_of_a_folder(tmp_path):
     assert outside == "" and commit_of(tmp_path) == head[:12]
     (tmp_path / "train.py").write_text("2\n")
     assert commit_of(tmp_path) == f"{head[:12]}, changed since"
+
+
+def test_data_of_the_users_is_no_code_with_a_commit(tmp_path):
+    (tmp_path / "book.txt").write_bytes(bytes(range(32, 127)) * 200)
+    loaded = load(f"textfile:{tmp_path / 'book.txt'}")
+    campaign = Campaign([loaded], entries(("sgd",)), 1, 1)
+    assert describe(campaign, "polyak compare")["problems"][0]["commit"] == ""

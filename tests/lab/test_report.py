@@ -210,3 +210,21 @@ def test_errors_are_grouped():
 def test_a_description_survives_the_store():
     described = synthetic.described(3)
     assert Described.from_json(json.loads(json.dumps(described.to_json()))) == described
+
+
+def test_a_run_on_another_seed_that_an_error_ended_says_nothing_of_its_setting():
+    described, records = one()
+    again = next(r for r in records if r.method == "sgd" and r.split == "validation" and r.seed == 2)
+    lost = replace(again, status="crashed", metric=None, detail={"error": "killed"})
+    method = named(summary(described, [lost if r is again else r for r in records]), "sgd")
+    assert list(method.chosen.validation) == [0, 1] and (len(method.failures), method.runs) == (1, 17)
+
+
+def test_warnings_are_about_the_setting_that_was_reported():
+    described, records = one()
+    others = [r for r in records if r.method == "sgd" and r.split == "validation" and r.seed == 0]
+    worst = min(others, key=lambda r: r.metric)
+    inner = replace(worst, setting={"lr": 9.9e-2, "weight_decay": 0.01, "betas": [0.9, 0.99]})
+    moved = [replace(r, setting=inner.setting) if r.method == "sgd" and r.split == "test" else r for r in records]
+    warnings = summary(described, [inner if r is worst else r for r in moved]).warnings
+    assert any(w.startswith("sgd: lr 0.099 lies at the upper end") for w in warnings)
