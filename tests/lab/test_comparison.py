@@ -89,7 +89,7 @@ def here(tmp_path, monkeypatch):
 
 
 def command(
-    *problems, methods="sgd,adamw", trials=2, seeds=2, steps=20, workers=2, store="runs.db", report="report.html"
+    *problems, methods="adamw,lion", trials=2, seeds=2, steps=20, workers=2, store="runs.db", report="report.html"
 ):
     numbers = {"methods": methods, "trials": trials, "seeds": seeds, "steps": steps, "workers": workers}
     options = {**numbers, "store": store, "report": report}
