@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from polyak.aot.build import build, missing_compiler, text, trace
+from polyak.aot.build import UnsafeCompiler, build, missing_compiler, text, trace
 from polyak.aot.cache import Shelf, temporary
 from polyak.aot.kernel import Kernel
 from polyak.aot.report import first_line, note, progress, say_once
@@ -253,6 +253,9 @@ def _make(source: Source, program: Any, key: str, cancelled: threading.Event, ma
         with progress(f"compiling {source.name} (once on this machine)"):
             try:
                 build(source, program, package, many=many)
+            except UnsafeCompiler as error:
+                _state.no_compiler = str(error)
+                raise
             except Exception:  # perhaps as the compiler lacks what the CPU has, which takes 16 s to find out
                 if cancelled.wait(GRACE):
                     raise _Cancelled from None

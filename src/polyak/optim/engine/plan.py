@@ -200,7 +200,7 @@ class GroupPlan:
             first = unit.first
             if first.index in done:
                 continue
-            if self._calls and first.one_call:
+            if self._calls and first.one_call and not unit.gathered:
                 g = self.grads[first.index]
                 complete = complete and g is not None
                 if g is None or self._call(first, g, _of(moments, first)):
