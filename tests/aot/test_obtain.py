@@ -273,7 +273,9 @@ def test_code_with_a_cxx_library_of_its_own_is_never_loaded(builder, fresh, real
         raise build.UnsafeCompiler("set CXX to another")
 
     builder.before = refuse
-    with pytest.warns(RuntimeWarning, match="is not compiled .UnsafeCompiler: set CXX to another.: polyak runs") as said:
+    with pytest.warns(
+        RuntimeWarning, match="is not compiled .UnsafeCompiler: set CXX to another.: polyak runs"
+    ) as said:
         assert aot.load(source()) is None
         assert aot.load(source(identity="another")) is None
     assert len(said) == len(builder.built) == 1
