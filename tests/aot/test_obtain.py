@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import warnings
+import zipfile
 
 import pytest
 import torch
@@ -128,10 +129,12 @@ def test_ctrl_c_ends_the_wait_and_leaves_nothing(builder, fresh):
         go_on.wait()
 
     builder.before = interrupted
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores SIGINT
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(KeyboardInterrupt):
             aot.load(source())
+    signal.signal(signal.SIGINT, before)
     worker = next(thread for thread in threading.enumerate() if thread.name == "polyak-aot")
     go_on.set()
     worker.join()
@@ -258,3 +261,23 @@ def test_keys_are_plain_text(builder):
     """JSON of the facts: a setting that is no JSON of its own is written as Python shows it."""
     assert len(source(settings=(("a", (1, None)), ("b", {2}))).key()) == 32
     assert json.dumps(source().key())
+
+
+def test_code_with_a_cxx_library_of_its_own_is_never_loaded(builder, fresh, real, tmp_path):
+    with zipfile.ZipFile(package := tmp_path / "package.pt2", "w") as archive:
+        archive.writestr("package/data/model.so", b"\x7fELF libc.so.6")
+    assert build.has_own_runtime(package)
+    assert not build.has_own_runtime(real)
+
+    def refuse():
+        raise build.UnsafeCompiler("set CXX to another")
+
+    builder.before = refuse
+    with pytest.warns(
+        RuntimeWarning, match="is not compiled .UnsafeCompiler: set CXX to another.: polyak runs"
+    ) as said:
+        assert aot.load(source()) is None
+        assert aot.load(source(identity="another")) is None
+    assert len(said) == len(builder.built) == 1
+    assert aot.failed() == "set CXX to another"
+    assert packages(fresh) == []

@@ -32,6 +32,5 @@ def test_the_trainer_in_mixed_precision(dtype):
     model = cifar_resnet(20, 2).cuda()
     trainer = LocalTrainer(model, lambda ps: torch.optim.SGD(ps, 0.05, momentum=0.9), 4, MAN(), autocast=dtype)
     first, *_, last = trainer.fit([(images, labels)], 20)
-    assert last.loss < first.loss
-    with torch.no_grad():
-        assert (model.eval()(images.cuda()).argmax(1).cpu() == labels).float().mean() > 0.9
+    assert last.loss < 0.1 * first.loss
+    assert last.accuracy > 0.9  # in training mode: 20 batches are too few for the statistics of batch normalization

@@ -19,6 +19,8 @@ import polyak.optim
 STEPS, HALF = 30, 15
 ADDED, INFINITE = 9, 11
 UNFROZEN = {"late": 6, "later": 20}
+KINDS = ("adamw", "cadamw", "adamp", "adan", "muon")
+"""One of each kind: elementwise, a sum over one tensor, over rows, over all tensors, a matrix function."""
 DOUBLE = (torch.float64, torch.float64)
 HALVES = (torch.float32, torch.bfloat16)
 

@@ -15,11 +15,9 @@ from torch import Tensor
 import polyak.optim
 from polyak.aot import failed
 from tests.optim.fresh import python
-from tests.optim.scenario import DOUBLE, HALF, HALVES, STEPS, Run
+from tests.optim.scenario import DOUBLE, HALF, HALVES, KINDS, STEPS, Run
 
 NAMES = polyak.optim.names()
-# One of each kind: elementwise, a sum over one tensor, over rows, over all tensors, a matrix function.
-KINDS = ("adamw", "cadamw", "adamp", "adan", "muon")
 # A kernel costs 10 s on a machine that has none yet: the others are compiled in the thorough runs.
 COMPILED = ("adamw", "cadamw", "adamp", "adan")
 QUICK = [(name, "batched", DOUBLE) for name in NAMES]

@@ -78,8 +78,15 @@ def test_a_compiled_step_needs_little(name: str, model: str) -> None:
     check(built(name, MODELS[model], "compiled"), "compiled")
 
 
-@pytest.mark.parametrize("execution", ["batched", "compiled"])
-@pytest.mark.parametrize("name", ["adamw", "muon"])
+@pytest.mark.parametrize(
+    ("name", "execution"),
+    [
+        ("adamw", "batched"),
+        ("adamw", "compiled"),
+        ("muon", "batched"),
+        pytest.param("muon", "compiled", marks=pytest.mark.slow),
+    ],
+)
 def test_half_precision_is_not_copied_to_single(name: str, execution: str) -> None:
     check(built(name, MODELS["large"], execution, torch.bfloat16), execution)
 

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import pickle
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.distributed.tensor import Shard
 
 from polyak.memory.averages import ema
 from polyak.optim import (
@@ -38,6 +40,8 @@ from polyak.optim import (
     factory,
     rules,
 )  # fmt: skip
+from polyak.optim.engine import intake, units
+from polyak.optim.engine.sharding import check_shards
 from polyak.optim.methods.ademamix import slow_beta
 
 SEEDS = st.integers(0, 2**31)
@@ -389,3 +393,43 @@ def test_an_optimizer_without_a_chain_is_refused():
 
 def test_explain_names_what_stands_behind_a_place():
     assert "adam[exp_avg: cautious] > descend" in CAdamW([nn.Parameter(torch.zeros(2))]).explain()
+
+
+def test_a_first_step_that_is_broken_off_while_it_compiles_has_written_nothing(monkeypatch):
+    """Whatever was compiled before: a small tensor's kernel is there, a large one's is not."""
+
+    def compiled(form, small, device):
+        if not small:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(units, "compiled", compiled)
+    weights = [nn.Parameter(torch.zeros(4)), nn.Parameter(torch.zeros(200, 200))]
+    for p in weights:
+        p.grad = torch.ones_like(p)
+    optimizer = AdamW(weights, lr=0.1, execution="compiled")
+    with pytest.raises(KeyboardInterrupt):
+        optimizer.step()
+    assert not any(p.any() for p in weights)
+    assert not any(state[key].any() for state in optimizer.state.values() for key in ("step", "exp_avg", "exp_avg_sq"))
+
+
+def test_shards_that_hold_no_whole_rows_or_memories_a_row_are_refused():
+    across = SimpleNamespace(placements=(Shard(1),))
+    for kind in ("rows", "columns"):
+        with pytest.raises(ValueError, match="w is sharded along dimension 1"):
+            check_shards(across, "w", {kind}, {"param"})
+    check_shards(across, "w", {"mean"}, {"param"})
+    check_shards(SimpleNamespace(placements=(Shard(0),)), "w", {"rows", "columns"}, {"param", "column"})
+    with pytest.raises(ValueError, match="w is sharded, and the method keeps a number a row of it"):
+        check_shards(SimpleNamespace(placements=(Shard(0),)), "w", set(), {"row"})
+
+
+def test_every_parameter_takes_part_in_the_verdict_on_a_first_step(monkeypatch):
+    """Ranks list the same parameters, whichever of them have a gradient."""
+    seen = []
+    monkeypatch.setattr(intake, "found_anywhere", lambda params, here: (seen.append((params, here)), ([], True))[1])
+    with_gradient, without = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))
+    with_gradient.grad = torch.zeros(2)
+    assert not intake.is_request_for_state([{"params": [without, with_gradient], "lr": 0.0}])
+    assert [[id(p) for p in params] for params, _ in seen] == [[id(without), id(with_gradient)]]
+    assert seen[0][1] == [False, False]

@@ -4,6 +4,7 @@ import pytest
 
 import polyak.optim
 from tests.devices import DEVICES
+from tests.optim.scenario import KINDS
 from tests.reproduce.run import EXECUTIONS, check
 from tests.reproduce.vector import RECORDED, Vector
 
@@ -11,9 +12,9 @@ BY_METHOD = {
     name: [v for v in polyak.optim.get(name).vectors if not v.startswith("torch.optim.")]
     for name in polyak.optim.names()
 }
-QUICK = {vectors[0] for vectors in BY_METHOD.values() if vectors}
+QUICK = {vectors[0] for name, vectors in BY_METHOD.items() if name in KINDS}
 CASES = [
-    # each kernel takes seconds to compile: the rest of them with the slow tests
+    # each kernel takes seconds to compile: one of each kind here, the rest with the slow tests
     pytest.param(name, execution, marks=[pytest.mark.slow] * (execution == "compiled" and name not in QUICK))
     for name in sorted({v for vectors in BY_METHOD.values() for v in vectors})
     for execution in EXECUTIONS

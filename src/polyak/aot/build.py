@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,6 +84,9 @@ def build(
         target: the file, whose name ends in ``.pt2``.
         many: it is one of many, so headers are compiled for all of them first (16 s, then each takes 4 s less).
         trusting: take it that the C++ compiler knows the CPU's instructions, which torch else tries out for 16 s.
+
+    Raises:
+        UnsafeCompiler: if what the compiler makes would end the process that loads it.
     """
     from torch._inductor import aoti_compile_and_package
 
@@ -91,6 +95,27 @@ def build(
         aoti_compile_and_package(
             program, package_path=str(target), inductor_configs=_options(source, many=many, trusting=trusting)
         )
+    if has_own_runtime(target):
+        raise UnsafeCompiler(
+            "the C++ compiler puts a C++ library of its own into what it makes, which crashes beside torch's: "
+            "set CXX to another"
+        )
+
+
+class UnsafeCompiler(RuntimeError):
+    """What a compiler makes must not be loaded."""
+
+
+def has_own_runtime(package: Path) -> bool:
+    """Whether a package's code needs no C++ library, as it was linked with one.
+
+    Two C++ libraries in one process mix up each other's locales, and torch's loader, which uses them, crashes.
+    """
+    if sys.platform != "linux":
+        return False
+    with zipfile.ZipFile(package) as archive:
+        libraries = [archive.read(name) for name in archive.namelist() if name.endswith(".so")]
+    return any(b"libstdc++.so" not in code and b"libc++.so" not in code for code in libraries)
 
 
 def _options(source: Source, *, many: bool, trusting: bool) -> dict[str, Any]:

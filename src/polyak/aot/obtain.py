@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from polyak.aot.build import build, missing_compiler, text, trace
+from polyak.aot.build import UnsafeCompiler, build, missing_compiler, text, trace
 from polyak.aot.cache import Shelf, temporary
 from polyak.aot.kernel import Kernel
 from polyak.aot.report import first_line, note, progress, say_once
@@ -247,11 +247,15 @@ class _Waiting:
 
 def _make(source: Source, program: Any, key: str, cancelled: threading.Event, many: bool) -> Kernel:
     """Compile and keep; in the user's folder if that can be, else in this process's."""
+    many = many or _state.made >= MANY
     with TemporaryDirectory(prefix="polyak-") as work:
         package = Path(work) / "package.pt2"
         with progress(f"compiling {source.name} (once on this machine)"):
             try:
-                build(source, program, package, many=many or _state.made >= MANY)
+                build(source, program, package, many=many)
+            except UnsafeCompiler as error:
+                _state.no_compiler = str(error)
+                raise
             except Exception:  # perhaps as the compiler lacks what the CPU has, which takes 16 s to find out
                 if cancelled.wait(GRACE):
                     raise _Cancelled from None

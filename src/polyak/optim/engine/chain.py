@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +15,19 @@ from polyak.optim.engine.context import Context, Dialogue, Flow, Memories, Place
 from polyak.optim.engine.rule import Options, Rule, Slot
 
 
+class _Look(NamedTuple):
+    """What a run on a small tensor shows: the questions, and whether a rule reads the number of elements."""
+
+    questions: tuple[Question, ...]
+    counts: bool
+
+
 @dataclass(frozen=True)
 class Chain:
     """Rules applied one after the other; the last writes the weight."""
 
     rules: tuple[Rule, ...]
-    _questions: list[tuple[Question, ...]] = field(default_factory=list, compare=False, repr=False)
-    _counts: list[bool] = field(default_factory=list, compare=False, repr=False)
+    _looks: list[_Look] = field(default_factory=list, compare=False, repr=False)
     _parts: dict[tuple[Rule, ...], Chain] = field(default_factory=dict, compare=False, repr=False)
 
     def __iter__(self) -> Iterator[Rule]:
@@ -102,7 +108,7 @@ class Chain:
 
     def questions(self, h: Options) -> tuple[Question, ...]:
         """What the chain asks, found by running it on a 2 x 2 tensor."""
-        if not self._questions:
+        if not self._looks:
             one = torch.ones(2, 2, dtype=torch.float64, device="cpu")
             shapes: dict[Any, Tensor] = {"scalar": one[0, 0], "row": one[:, :1], "column": one[:1]}
             memories = {s.name: shapes.get(s.shape, one) for s in self.slots}
@@ -113,19 +119,18 @@ class Chain:
             inputs = {name: one[0, 0] if name == "loss" else one for name in self.inputs}
             recorder = _Recorder(4 * one[0, 0], torch.float64, inputs=inputs)
             self.run(Flow(one, one, one, one), memories, as_tensors, recorder)
-            self._questions.append(tuple(recorder.asked))
-            self._counts.append(recorder.counts)
-        return self._questions[0]
+            self._looks.append(_Look(tuple(recorder.asked), recorder.counts))
+        return self.known_questions
 
     @property
     def known_questions(self) -> tuple[Question, ...]:
         """What :meth:`questions` has found before."""
-        return self._questions[0]
+        return self._looks[0].questions
 
     @property
     def counts(self) -> bool:
         """Whether a rule reads the number of elements, known once :meth:`questions` was asked."""
-        return self._counts[0]
+        return self._looks[0].counts
 
 
 class _Recorder(Dialogue):

@@ -61,6 +61,11 @@ class Question:
         return self.kind not in ("total", "matrix")
 
 
+def outside(questions: Sequence[Question], inside: bool) -> list[Question]:
+    """The questions that a kernel is told the answers of; ``inside``: it finds those of one tensor by itself."""
+    return [q for q in questions if not (inside and q.is_local)]
+
+
 class Rows(NamedTuple):
     """Sums over rows (``tensor.shape[0]`` rows): per row, over the whole tensor, and ``worst`` of a row function."""
 

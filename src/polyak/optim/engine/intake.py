@@ -61,12 +61,11 @@ def is_request_for_state(groups: Sequence[dict[str, Any]]) -> bool:
     rates = [group["lr"] for group in groups if "lr" in group]
     if not rates or any(float(lr) != 0 for lr in rates):
         return False
-    grads = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-    if any(g.layout is not torch.strided or holds_nothing(g) for g in grads):
+    listed = [p for group in groups for p in group["params"]]
+    if any(g.layout is not torch.strided or holds_nothing(g) for p in listed if (g := p.grad) is not None):
         return False
-    listed = [p for group in groups for p in group["params"] if p.grad is not None]
-    # a rank whose part is zero must not leave the others waiting for its sums
-    return not found_anywhere(listed, [bool(local(g).any()) for g in grads])[1]
+    # a rank whose part is zero, or has no gradient, must not leave the others waiting for its sums
+    return not found_anywhere(listed, [p.grad is not None and bool(local(p.grad).any()) for p in listed])[1]
 
 
 def materialized(params: ParamsT, owner: str) -> Any:

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from polyak.aot import Array, Source
 from polyak.memory.codecs import BLOCK
 from polyak.optim.engine.chain import Chain
-from polyak.optim.engine.context import Asked, Dialogue, Flow, Rows
+from polyak.optim.engine.context import Asked, Dialogue, Flow, Rows, outside
 from polyak.optim.engine.keeping import Kept, Layout, Rounding, write_weight
 from polyak.optim.engine.rule import Rule
 
@@ -112,7 +112,6 @@ class _InSingle(TorchFunctionMode):
 
     def __init__(self, exact: Sequence[Tensor], single: Sequence[Tensor]) -> None:
         super().__init__()
-        self._exact = exact  # keeps the ids
         self._single = {id(t): instead for t, instead in zip(exact, single, strict=True)}
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -162,8 +161,7 @@ def signature(form: Form) -> Iterator[Array]:
         yield Array(form.weight, whole)
     for _ in form.chain.inputs:
         yield Array(torch.float64)
-    outside = [q for q in form.chain.known_questions if not (form.inside and q.is_local)]
-    for question in outside[: form.level]:
+    for question in outside(form.chain.known_questions, form.inside)[: form.level]:
         yield from _answer_arrays(question.kind, question.width, high(form.weight), whole)
 
 
@@ -185,11 +183,9 @@ def _unpacked(form: Form, tensors: list[Tensor]) -> list[Any]:
     """The inverse of :func:`pack`, for all answers brought."""
     answers: list[Any] = []
     left = list(tensors)
-    for question in form.chain.known_questions:
+    for question in outside(form.chain.known_questions, form.inside):
         if not left:
             break
-        if form.inside and question.is_local:
-            continue
         width = question.width
         if question.kind == "rows":
             answers.append(Rows(tuple(left[:width]), tuple(left[width : 2 * width]), left[2 * width]))

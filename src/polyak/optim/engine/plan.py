@@ -14,6 +14,7 @@ from polyak import aot
 from polyak.optim.engine import units
 from polyak.optim.engine.calls import Call, Line, lines
 from polyak.optim.engine.chain import Chain
+from polyak.optim.engine.context import outside
 from polyak.optim.engine.keeping import Keeping
 from polyak.optim.engine.member import SMALL, STEP, Member, holds_nothing, is_sharded, local, name_of
 from polyak.optim.engine.rule import Options
@@ -184,8 +185,7 @@ class GroupPlan:
             first = unit.first
             if not unit.gathered and first.is_compilable and (g := self.grads[first.index]) is not None:
                 names, inside = _of(moments, first).names, not first.sharded
-                outside = [q for q in first.questions if not (inside and q.is_local)]
-                for level in (None, *range(len(outside))):
+                for level in (None, *range(len(outside(first.questions, inside)))):
                     form = units.form_of(first, names, g.dtype, self.mode.maximize, inside, level)
                     units.compiled(form, first.numel <= SMALL, first.value.device)
         self._is_prepared = True
@@ -200,7 +200,7 @@ class GroupPlan:
             first = unit.first
             if first.index in done:
                 continue
-            if self._calls and first.one_call:
+            if self._calls and first.one_call and not unit.gathered:
                 g = self.grads[first.index]
                 complete = complete and g is not None
                 if g is None or self._call(first, g, _of(moments, first)):

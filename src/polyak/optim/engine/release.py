@@ -178,7 +178,7 @@ def release_gradients(
 
     Raises:
         ValueError: if a chain needs all gradients at once (with the reason), parameters are sharded and their sums
-            or checks cross ranks, or parameters of the optimizer are none of the model's.
+            or checks cross ranks, parameters of the optimizer are none of the model's, or it is released already.
     """
     if clip_value is not None and not clip_value > 0:
         raise ValueError(f"release_gradients: clip_value must be positive, got {clip_value!r}")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polyak import aot
 from polyak.optim.engine.chain import Chain
-from polyak.optim.engine.context import Question
+from polyak.optim.engine.context import Question, outside
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.sharding import ShardedSums, localize, matrix_of_shards, sums_of_shards
 from polyak.optim.engine.units import Mode, Moment, Piece, Unit, Waiting, answer_local, solve_stack
@@ -30,8 +30,7 @@ def run(unit: Unit, grads: Sequence[Tensor], moment: Moment, mode: Mode) -> Run:
     pieces = unit.pieces(grads, mode, moment.names) if grads else []
     answers: list[list[Any]] = [[] for _ in pieces]
     inside = pieces[0].inside if pieces else False
-    outside = [q for q in unit.first.questions if not (inside and q.is_local)]
-    for level, question in enumerate(outside):
+    for level, question in enumerate(outside(unit.first.questions, inside)):
         terms = [p.terms(question, moment, own, level) for p, own in zip(pieces, answers, strict=True)]
         if question.kind == "total" or unit.sharded:
             if unit.gathered:

@@ -26,6 +26,8 @@ SLICE = 12 * 1024
 """Elements at a time without a compiler, where every operation makes an array."""
 RUN = {"cpu": 20 * 1024, "cuda": 2**22}
 """Elements that are gathered: on a CPU what stays in cache."""
+DEAR = {"cuda"}
+"""Devices on which a launch is so dear that tensors are gathered for compiled kernels, too."""
 
 Answers = list[Any]
 _compiled: WeakKeyDictionary[Chain, dict[tuple[Any, ...], Callable[[list[Tensor]], Any] | None]] = WeakKeyDictionary()
@@ -255,7 +257,7 @@ def _key(member: Member, compiled: bool) -> tuple[Any, ...] | None:
     alone = any(q.is_local for q in member.questions) or member.chain.counts
     elementwise = not alone and not member.chain.inputs
     only_arrays = member.layout == "flat" and all(slot.shape == "param" for slot in member.chain.slots)
-    dear = not compiled or member.value.device.type != "cpu"
+    dear = not compiled or member.value.device.type in DEAR
     small = 0 < member.numel <= SMALL and member.value.device.type in RUN
     return ("flat", *same) if elementwise and only_arrays and dear and small and not member.draws else None
 

@@ -26,8 +26,6 @@ def cautious(scale: MaskScale = "mean", floor: float = 1e-3, opposed: float = 0.
     Raises:
         ValueError: unknown ``scale``, ``opposed`` outside [0, 1], ``floor`` not positive.
     """
-    if scale not in ("mean", "count", "none"):
-        raise ValueError(f"cautious: scale must be one of ['mean', 'count', 'none'], got {scale!r}")
     if not 0 <= opposed <= 1:
         raise ValueError(f"cautious: opposed must be in [0, 1], got {opposed!r}")
     if not floor > 0:
