@@ -1,0 +1,117 @@
+"""``polyak compare``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polyak.lab import terminal
+from polyak.lab.budget import estimate
+from polyak.lab.commands.app import app
+from polyak.lab.comparison import METHODS, SEEDS, STORE, TRIALS, check_timeout, checked_workers, fit, plan, run
+from polyak.lab.described import CONFIDENCE, check_levels
+from polyak.lab.errors import BadInput
+from polyak.lab.problems import BUILTIN, FROM_FILES
+from polyak.lab.results import check_report_path, write_report
+from polyak.lab.store import Store
+
+
+@app.command()
+def compare(
+    problems: Annotated[
+        list[str],
+        typer.Argument(
+            help=f"{', '.join(BUILTIN)}, your data as {', '.join(f'{name}:path' for name in FROM_FILES)}, "
+            "or your own as path/to/file.py:function."
+        ),
+    ],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="The methods, separated by commas: see `polyak list`, or a dotted name such as torch.optim.AdamW, "
+            "or your own as path/to/file.py:function."
+        ),
+    ] = ",".join(METHODS),
+    space: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Where to look for a setting: lr=1e-5:1e-1:log (a range, here a logarithmic one), momentum=0.8,0.9 "
+            "(choices), or of one method alone torch.optim.AdamW.lr=1e-4:1e-2:log. May be repeated."
+        ),
+    ] = None,
+    fix: Annotated[
+        list[str] | None, typer.Option(help="A value that is not searched: momentum=0.9. May be repeated.")
+    ] = None,
+    reference: Annotated[
+        str | None, typer.Option(help="The method that the others are compared to; by default the first.")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(help=f"Tuning runs of each method. [default: {TRIALS}]")] = None,
+    seeds: Annotated[
+        int | None, typer.Option(help=f"Runs of each method at its best setting. [default: {SEEDS}]")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="A time, such as 30m or 2h, that says how many trials and seeds there are.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of a run, instead of the problem's own number.")] = None,
+    tuning_seed: Annotated[
+        int, typer.Option(help="Another number does everything again, with other trials and other seeds.")
+    ] = 0,
+    margin: Annotated[
+        float | None,
+        typer.Option(help="The difference of the metric that does not matter; by default what seeds make of it."),
+    ] = None,
+    confidence: Annotated[float, typer.Option(help="The chance that no call on a problem is false.")] = CONFIDENCE,
+    timeout: Annotated[float | None, typer.Option(help="Seconds after which a run is ended.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Only look at the problems: whether they run, and how long it would take.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option(help="Runs made at a time; by default one for each core.")] = None,
+    store: Annotated[Path, typer.Option(help="The file that keeps the runs.")] = STORE,
+    report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("polyak-report.html"),
+) -> None:
+    """Tune each method with the same budget, then judge it on data that tuning never read.
+
+    Stop it at any moment: the same command goes on where it was.
+    """
+    workers = checked_workers(workers)
+    check_report_path(report, store)
+    check_levels(margin, confidence)
+    if budget is not None and (trials is not None or seeds is not None):
+        given = "--trials" if seeds is None else "--seeds"
+        raise BadInput(f"--budget and {given} contradict each other: a budget says how many there are; leave one out")
+    if check and budget is not None:
+        raise BadInput("--check makes no run and --budget learns from the first ones how many fit; leave one out")
+    names = [name.strip() for name in methods.split(",") if name.strip()]
+    campaign = plan(
+        problems, names, trials, seeds, steps,
+        spaces=space or (), fixes=fix or (), reference=reference, tuning_seed=tuning_seed,
+    )  # fmt: skip
+    try:
+        if budget is not None:
+            campaign = fit(campaign, budget, store, workers, timeout=timeout)
+            typer.echo(f"{budget}: {campaign.trials} trials and {campaign.seeds} seeds of each method", err=True)
+        if not check:  # what cannot be is said before anything else
+            check_timeout(timeout, campaign)
+            Store(store).close()
+        typer.echo("\n".join(estimate(campaign, workers)), err=not check)
+        if check:
+            return
+        with terminal.LiveProgress(campaign) as progress:
+            command = shlex.join(["polyak", *sys.argv[1:]])
+            found = run(campaign, store, workers, progress, timeout, command, margin, confidence)
+    except KeyboardInterrupt:
+        typer.echo(f"stopped; the ended runs are in {store}, and the same command goes on from there", err=True)
+        raise typer.Exit(130) from None
+    write_report(found, report)
+    terminal.print_report(found, terminal.console())
+    typer.echo(f"report: {report}    runs: {store}")
+    if found.errors:
+        terminal.print_errors(found, terminal.console(stderr=True))
+    for problem in found.empty():
+        typer.echo(f"{problem}: no method came to a result", err=True)
+    if found.errors or found.empty():
+        raise typer.Exit(1)
