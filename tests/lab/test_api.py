@@ -38,7 +38,7 @@ def test_a_problem_object_runs_in_this_process(store):
     found = compare(problem, ["sgd", "torch.optim.AdamW"], trials=2, seeds=2, store=store, watcher=seen)
     assert seen.here == [True] * 8 and seen.steps[-1] == (30, 30) and torch.get_num_threads() == threads
     elsewhere = campaign_of(problem, methods=("sgd", "torch.optim.AdamW"), trials=2, seeds=2)
-    assert found.to_json() == report_of(elsewhere, run_here(elsewhere)).to_json()
+    assert found.verdict() == report_of(elsewhere, run_here(elsewhere)).to_json()
     again = Seen()
     compare(problem, ["sgd", "torch.optim.AdamW"], trials=2, seeds=2, store=store, watcher=again)
     assert again.here == [False] * 8  # the same object is the same problem,
@@ -49,7 +49,7 @@ def test_a_problem_object_runs_in_this_process(store):
 
 def test_problems_may_be_mixed(store):
     found = compare([quadratic(), "rosenbrock"], "sgd", trials=1, seeds=1, steps=5, store=store)
-    assert [problem.described.problem for problem in found.problems] == ["quadratic", "rosenbrock"]
+    assert [problem.described.problem for problem in found.report.problems] == ["quadratic", "rosenbrock"]
 
 
 def test_options_reach_the_runs(store):
@@ -57,7 +57,7 @@ def test_options_reach_the_runs(store):
         quadratic(), ["sgd", "adamw"], trials=2, seeds=1, store=store,
         spaces=["lr=0.01:0.02"], fixes=["weight_decay=0.001"], reference="adamw",
     )  # fmt: skip
-    for method in found.problems[0].methods:
+    for method in found.report.problems[0].methods:
         assert 0.01 <= method.setting["lr"] <= 0.02 and method.setting["weight_decay"] == 0.001
     opened = Store(store, read_only=True)
     assert opened.campaigns()[0].description["reference"] == "adamw"
@@ -87,7 +87,7 @@ def test_bad_input_is_refused_before_anything_runs(problems, methods, more, word
 
 def test_margin_and_confidence_reach_the_verdict(store):
     arguments = {"trials": 1, "seeds": 2, "store": store}
-    wide = compare(quadratic(), ["sgd", "adamw"], **arguments, margin=1e9, confidence=0.9).problems[0]
+    wide = compare(quadratic(), ["sgd", "adamw"], **arguments, margin=1e9, confidence=0.9).report.problems[0]
     assert (wide.margin, wide.described.confidence, wide.methods[1].judgement.call) == (1e9, 0.9, "equivalent")
     for wrong, words in (
         ({"margin": -1.0}, "margin must be"),
@@ -110,7 +110,7 @@ def test_a_function_is_run_by_workers_and_found_again(store):
     first, again = Seen(), Seen()
     for seen in (first, again):
         found = compare(quadratic, "sgd", trials=1, seeds=1, store=store, workers=1, watcher=seen, timeout=100)
-    assert found.problems[0].described.problem == "quadratic" and (first.here, again.here) == ([True] * 2, [False] * 2)
+    assert found.report.problems[0].described.problem == "quadratic" and (first.here, again.here) == ([True] * 2, [False] * 2)
 
 
 def test_a_budget_is_fitted_by_first_trials_and_again_alike(store):
@@ -177,7 +177,7 @@ import polyak.lab
 from tests.lab.conftest import quadratic
 
 found = polyak.lab.compare(quadratic(), ["sgd", "adamw"], trials=1, seeds=1, store="runs.db")
-print([method.method for method in found.problems[0].methods])
+print([method.method for method in found.report.problems[0].methods])
 """
 
 

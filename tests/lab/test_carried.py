@@ -54,8 +54,8 @@ def notebook(text, folder):
 
 def test_a_problem_of_a_notebook_is_compared(tmp_path):
     text = """
-report = compare(problem, "sgd", trials=1, seeds=3, store="runs.db", workers=1)
-print(*report.problems[0].methods[0].metrics)
+found = compare(problem, "sgd", trials=1, seeds=3, store="runs.db", workers=1)
+print(*found.report.problems[0].methods[0].metrics.values())
 """
     assert notebook(text, tmp_path) == ["3.0", "6.0", "9.0"]
 

@@ -286,8 +286,8 @@ def problem():
         return 1.0 + seed
     return Problem(name="mine", train=train, metric="m", higher_is_better=False)
 
-report = compare(f"{__file__}:problem", "sgd", trials=1, seeds=2, store="runs.db", workers=2)
-print("medians", [method.median for method in report.problems[0].methods])
+found = compare(f"{__file__}:problem", "sgd", trials=1, seeds=2, store="runs.db", workers=2)
+print("medians", [method.median for method in found.report.problems[0].methods])
 """
 
 

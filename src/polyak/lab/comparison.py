@@ -19,7 +19,7 @@ from polyak.lab.files import stop_if_loading
 from polyak.lab.history import describe, described
 from polyak.lab.problem import Problem
 from polyak.lab.problems import LoadedProblem, load
-from polyak.lab.report import Report, summarize
+from polyak.lab.results import Results
 from polyak.lab.runner import Watcher, make_runs
 from polyak.lab.spec import Record, RunSpec
 from polyak.lab.store import Store
@@ -78,12 +78,15 @@ def compare(
     timeout: float | None = None,
     margin: float | None = None,
     confidence: float = CONFIDENCE,
-) -> Report:
+) -> Results:
     """Tune each method with the same budget, then judge it on data that tuning never read.
 
     ::
 
         found = polyak.lab.compare("digits-cnn", ["adamw", "torch.optim.AdamW"], spaces=["lr=1e-4:1e-2:log"])
+        print(found)  # the verdict, a sentence for each problem
+        found.table()
+        found.save("report.html")
 
     Problems that are given by name, by file or as a function that returns one, of a notebook too, are run by workers
     and found again in the store. A :class:`Problem` itself is known to this process alone: then all runs are made in
@@ -210,7 +213,7 @@ def run(
     command: str = "",
     margin: float | None = None,
     confidence: float = CONFIDENCE,
-) -> Report:
+) -> Results:
     """Make the runs that ``store`` does not have yet, and summarize all of them.
 
     Args:
@@ -232,7 +235,7 @@ def run(
         told = describe(campaign, command, margin, confidence)
         runs.begin(campaign.identity, told)
         noting = _Noting(runs, campaign.identity, watcher or Unwatched())
-        return summarize(described(told), make_runs(campaign, runs, at_a_time, noting, timeout))
+        return Results(described(told), make_runs(campaign, runs, at_a_time, noting, timeout))
     finally:
         runs.close()
 

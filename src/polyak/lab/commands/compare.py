@@ -102,7 +102,7 @@ def compare(
             return
         with terminal.LiveProgress(campaign) as progress:
             command = shlex.join(["polyak", *sys.argv[1:]])
-            found = run(campaign, store, workers, progress, timeout, command, margin, confidence)
+            found = run(campaign, store, workers, progress, timeout, command, margin, confidence).report
     except KeyboardInterrupt:
         typer.echo(f"stopped; the ended runs are in {store}, and the same command goes on from there", err=True)
         raise typer.Exit(130) from None
