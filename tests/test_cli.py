@@ -155,6 +155,7 @@ def test_a_check_says_how_long_it_would_take_and_runs_nothing(tmp_path):
     assert (done.returncode, done.stderr, list(tmp_path.iterdir())) == (0, "", [])
 
 
+@pytest.mark.slow
 def test_a_problem_without_any_result_is_exit_code_1(tmp_path):
     arguments = ["--methods", "sgd", "--fix", "lr=1e30", "--trials", "1", "--seeds", "1", "--workers", "1"]
     done = polyak("compare", "rosenbrock", *arguments, cwd=tmp_path)
@@ -162,6 +163,7 @@ def test_a_problem_without_any_result_is_exit_code_1(tmp_path):
     assert "s a run, 2 runs, about" in done.stderr.splitlines()[0] and (tmp_path / "polyak-report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_damaged_run_is_named_and_left_out(tmp_path):
     arguments = ["--methods", "adamw", "--trials", "1", "--seeds", "1", "--steps", "5", "--workers", "1"]
     assert polyak("compare", "rosenbrock", *arguments, cwd=tmp_path).returncode == 0
@@ -176,6 +178,7 @@ def test_a_damaged_run_is_named_and_left_out(tmp_path):
     assert polyak("report", "polyak-runs.db", cwd=tmp_path).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_report_is_there_before_the_table_is_printed(tmp_path):
     arguments = ["--methods", "adamw", "--trials", "1", "--seeds", "1", "--steps", "5", "--workers", "1"]
     command = [sys.executable, "-m", "polyak.cli", "compare", "rosenbrock", *arguments]

@@ -174,6 +174,7 @@ def killed_at_random(here, kills):
     return hits
 
 
+@pytest.mark.slow
 def test_killed_three_times(here):
     assert killed_at_random(here, 3) >= 2
 
@@ -183,6 +184,7 @@ def test_killed_at_twenty_random_moments(here):
     assert killed_at_random(here, 20) >= 10
 
 
+@pytest.mark.slow
 def test_a_killed_command_leaves_no_worker_behind(here):
     process = start(command("slow.py:problem", steps=10_000))
     wait_until(lambda: len(children(process.pid)) >= 2)
@@ -213,6 +215,7 @@ def test_ctrl_c_keeps_what_is_done_and_says_so(here):
     assert runs and {run.status for run in runs} <= {"finished", "diverged"}  # claims were given back
 
 
+@pytest.mark.slow
 def test_two_commands_on_one_store_share_the_work(here):
     """Each is at work before the other's first run ends."""
     both = [start(command("meeting.py:problem", trials=4, report=f"{name}.html")) for name in "ab"]
@@ -224,6 +227,7 @@ def test_two_commands_on_one_store_share_the_work(here):
     assert min(made) > 0
 
 
+@pytest.mark.slow
 def test_crashes_and_failures_do_not_stop_the_others(here):
     arguments = command("rosenbrock", "tricky.py:problem", methods="adamw", seeds=4)
     first = polyak(*arguments)
@@ -242,6 +246,7 @@ def test_crashes_and_failures_do_not_stop_the_others(here):
     assert again == {1, 2, 3}  # what failed is tried again by the next command, the rest is kept
 
 
+@pytest.mark.slow
 def test_a_full_disk_while_running(here):
     polyak(*command("rosenbrock", trials=1, seeds=1))
     kept, page = ended(here / "runs.db"), (here / "report.html").read_text()
@@ -259,6 +264,7 @@ def test_a_full_disk_while_running(here):
     assert not list(here.glob(".report*"))
 
 
+@pytest.mark.slow
 def test_a_disk_that_has_no_room_for_the_report(here):
     arguments = command("rosenbrock", methods="sgd,adam,adamw,lion", trials=1, seeds=1, steps=300)
     assert polyak(*arguments).returncode == 0
