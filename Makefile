@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-METHODS := sgd,adamw,adan,lion,muon,cadamw
+METHODS := adamw,sgd,adan,lion,muon,cadamw
 PEERS := build/peers
 TEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 

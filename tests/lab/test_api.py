@@ -110,7 +110,8 @@ def test_a_function_is_run_by_workers_and_found_again(store):
     first, again = Seen(), Seen()
     for seen in (first, again):
         found = compare(quadratic, "sgd", trials=1, seeds=1, store=store, workers=1, watcher=seen, timeout=100)
-    assert found.report.problems[0].described.problem == "quadratic" and (first.here, again.here) == ([True] * 2, [False] * 2)
+    assert found.report.problems[0].described.problem == "quadratic"
+    assert (first.here, again.here) == ([True] * 2, [False] * 2)
 
 
 def test_a_budget_is_fitted_by_first_trials_and_again_alike(store):

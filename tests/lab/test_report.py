@@ -62,6 +62,7 @@ def test_the_interface_that_stays():
     found = summarize([described], {record.key: record for record in [*records[:-1], lost]}).to_json()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert set(found) == {"digits"} and found["digits"]["reference"] == "adamw"
+    assert found["digits"]["best"] in found["digits"]["methods"]
     assert set(found["digits"]["methods"]) == {"adamw", "sgd", "muon"}
     wanted = ["difference", "low", "high", "probability_of_improvement", "call", "seeds", "setting", "failures"]
     for method in found["digits"]["methods"].values():

@@ -25,7 +25,7 @@ from polyak.lab.spec import Record, RunSpec
 from polyak.lab.store import Store
 
 TRIALS, SEEDS = 10, 5
-METHODS = ("sgd", "adamw", "adan", "lion", "muon", "cadamw")
+METHODS = ("adamw", "sgd", "adan", "lion", "muon", "cadamw")
 STORE = Path("polyak-runs.db")
 
 Given = str | Problem | Callable[[], Problem]  # a problem, as it may be given

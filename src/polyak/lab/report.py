@@ -29,13 +29,15 @@ class ProblemReport:
     described: Described
     methods: list[MethodReport]
     margin: float
+    best: str | None
     sentence: str
     warnings: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """The stable interface: the reference, and for every method how it compares and what it was run with."""
+        """The stable interface: the reference, the method to use, and how every method compares, with its setting."""
         return {
             "reference": self.described.reference,
+            "best": self.best,
             "methods": {method.method: _judged(method, self.described) for method in self.methods},
         }
 
@@ -112,7 +114,7 @@ def _problem_report(described: Described, records: list[Record]) -> ProblemRepor
     verdict = _judge(described, methods, made)
     methods.sort(key=lambda m: (_place(described, m), m.target_step or math.inf))
     sentence = verdict.sentence(_notes(methods, verdict.best))
-    return ProblemReport(described, methods, verdict.margin, sentence, _warnings(verdict))
+    return ProblemReport(described, methods, verdict.margin, verdict.best, sentence, _warnings(verdict))
 
 
 def _warnings(verdict: Verdict) -> list[str]:
