@@ -15,7 +15,7 @@ def test_agreement(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     script = importlib.import_module("lab_demo")
     rows = [{"best": best, "calls": {"lion": call}} for best, call in (("a", "worse"), ("b", "worse"), ("a", "better"))]
-    assert script.agreement(rows) == {"of": 3, "best": ("a", 2), "calls": {"lion": ("worse", 2)}}
+    assert script.agreement(rows) == {"of": 3, "best": ["a", 2], "calls": {"lion": ("worse", 2)}}
 
 
 @pytest.mark.slow
