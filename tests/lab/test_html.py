@@ -10,6 +10,7 @@ import pytest
 import polyak
 from polyak.lab import html
 from polyak.lab.report import summarize
+from polyak.lab.statistics import profile_score
 from polyak.lab.svg import shortened
 from tests.lab import synthetic
 
@@ -111,6 +112,10 @@ def test_several_problems_have_an_overview_and_a_profile():
     report = summarize(both, records)
     text = html.render(report)
     assert "All problems" in Page(text).text and 'data-chart="profile"' in text
+    scores = re.findall(r'<td data-label="profile score">([\d.]+)</td>', text)
+    assert [float(s) for s in scores] == [
+        pytest.approx(profile_score(report.profiles[m]), abs=1e-3) for m in report.methods
+    ]
     assert text.count('<p class="verdict">') == 2 and Page(text).open == []
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -12,12 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from polyak.lab.campaign import Campaign
 from polyak.lab.contenders import Contender
 from polyak.lab.described import CONFIDENCE, Described, dimension
 from polyak.lab.errors import LabError
+from polyak.lab.machine import machine
 from polyak.lab.problems import LoadedProblem, Problem
 from polyak.lab.spec import Record
 from polyak.lab.store import Stored
@@ -65,14 +62,6 @@ def described(told: Mapping[str, Any]) -> list[Described]:
         Described(**{n: one[n] for n in of_problem}, **words, date=date, methods=tuple(told["methods"]), spaces=spaces)
         for one in told["problems"]
     ]
-
-
-def machine() -> str:
-    """This machine in words."""
-    parts = [platform.node(), platform.platform(terse=True), f"{os.cpu_count()} cores"]
-    if torch.cuda.is_available():
-        parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
-    return ", ".join(parts)
 
 
 def commit_of(folder: Path) -> str:

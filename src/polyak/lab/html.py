@@ -15,6 +15,7 @@ from polyak.lab.loops import BLOW_UP, RUNNING
 from polyak.lab.method_report import MethodReport
 from polyak.lab.problem import WARMUP
 from polyak.lab.report import ProblemReport, Report
+from polyak.lab.statistics import profile_score
 from polyak.lab.svg import Figure, asset
 
 GENERATOR = '<meta name="generator" content="polyak '
@@ -150,7 +151,11 @@ def _overview(report: Report) -> dict[str, Any] | None:
     rows = []
     for method in report.methods:
         found = [next((m for m in p.methods if m.method == method), None) for p in report.problems]
-        rows.append((method, *("–" if m is None else table.number(m.median) for m in found)))
+        rows.append([method, *("–" if m is None else table.number(m.median) for m in found)])
+    if report.profiles:
+        headings.append("profile score")
+        for row in rows:
+            row.append(table.number(profile_score(report.profiles[row[0]]), 3) if row[0] in report.profiles else "–")
     made = _rows(headings, [""] * len(headings), rows, report)
     return {"table": made, "profile": figures.profile(report) if report.profiles else None}
 

@@ -110,7 +110,8 @@ def _problem_report(described: Described, records: list[Record]) -> ProblemRepor
     made = {m: [r for r in records if r.method == m] for m in described.methods}
     methods = [method_report(described, method, runs) for method, runs in made.items()]
     verdict = _judge(described, methods, made)
-    methods.sort(key=lambda m: (_place(described, m), m.target_step or math.inf))
+    places = {ranked.method: place for place, ranked in enumerate(verdict.ranking)}
+    methods.sort(key=lambda m: (places.get(m.method, _place(described, m)), m.target_step or math.inf))
     sentence = verdict.sentence(_notes(methods, verdict.best))
     return ProblemReport(described, methods, verdict.margin, sentence, _warnings(verdict))
 
