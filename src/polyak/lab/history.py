@@ -105,6 +105,12 @@ class Restored:
         """How many runs, at most, are still to be made."""
         return self.campaign.total - len(self.records) if self.campaign.due(self.records) else 0
 
+    @property
+    def unfinished(self) -> str:
+        """What is missing, in words; empty where nothing is."""
+        few = f"up to {self.missing} of {self.campaign.total} runs are missing"
+        return f"the comparison has not ended, {few}" if self.missing else ""
+
 
 def restore(stored: Stored) -> Restored:
     """A comparison and its runs so far.

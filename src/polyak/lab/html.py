@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,13 @@ HEAD = 4096  # bytes of a file within which a page says that it is one
 Cell = dict[str, str]
 
 
-def render(report: Report, refresh: float | None = None) -> str:
+def render(report: Report, refresh: float | None = None, progress: Sequence[str] = ()) -> str:
     """The report as one HTML page.
 
     Args:
         report: what to show.
         refresh: for a page that a server renders anew: after how many seconds it asks for itself again.
+        progress: what is missing and how far it is, where the comparison has not ended.
     """
     described = [problem.described for problem in report.problems]
     words = {
@@ -42,6 +44,7 @@ def render(report: Report, refresh: float | None = None) -> str:
         "script": asset("page.js"),
         "data": _data(report),
         "refresh": refresh,
+        "progress": progress,
     }
     content = {
         "problems": [_section(problem, report) for problem in report.problems],
@@ -51,6 +54,13 @@ def render(report: Report, refresh: float | None = None) -> str:
         "rules": list(_rules(report)),
     }
     return str(_template().render(**words, **content))
+
+
+def notice(words: str, refresh: float) -> str:
+    """A page of a few words, in place of a report that cannot be made now; it asks for itself again."""
+    return (
+        f'<!doctype html><meta http-equiv="refresh" content="{refresh:g}"><title>polyak</title><p>{escape(words)}</p>'
+    )
 
 
 def is_report(path: Path) -> bool:
@@ -84,6 +94,7 @@ def _section(problem: ProblemReport, report: Report) -> dict[str, Any]:
         "description": f"{described.description}{steps}{target}",
         "warnings": problem.warnings,
         "results": _columns(table.results(problem), problem, report),
+        "slowest": table.slowest(problem),
         "costs": _columns(table.costs(problem), problem, report),
         "settings": _rows(["setting", "validation of that setting"], ["left", ""], table.chosen(problem), report),
         "lost": _rows(["reason", "runs"], ["left", ""], table.failures(problem), report),
