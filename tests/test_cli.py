@@ -3,9 +3,11 @@
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
@@ -94,6 +96,7 @@ def test_runs_lists_every_run(tmp_path):
         (["train.py:problm"], ["'problm'", "did you mean problem"]),
         (["rosenbrock", "--report", "nowhere/report.html"], ["no folder 'nowhere'"]),
         (["rosenbrock", "--report", "."], ["is a folder"]),
+        (["rosenbrock", "--port", "70000"], ["a live page needs a port from 0 to 65535, got 70000"]),
         (["rosenbrock", "--trials", "0"], ["trials must be at least 1, got 0"]),
         (["rosenbrock", "--seeds", "-3"], ["seeds must be at least 1, got -3"]),
         (["rosenbrock", "--steps", "0"], ["steps must be at least 1, got 0"]),
@@ -238,3 +241,31 @@ def test_app_is_there_for_programs():
     assert isinstance(cli.app, Typer)
     with pytest.raises(AttributeError):
         _ = cli.no_such_thing
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+def test_the_live_page_of_a_comparison_and_of_its_store(tmp_path, is_running):
+    """It ends with the comparison, or with Ctrl-C."""
+    trials = "6" if is_running else "1"
+    words = ["compare", "rosenbrock", "--methods", "adamw", "--trials", trials, "--seeds", "1", "--workers", "1"]
+    if is_running:
+        words.append("--live")
+    else:
+        assert polyak(*words, cwd=tmp_path).returncode == 0
+        words = ["report", "polyak-runs.db", "--port", "0"]
+    command = [sys.executable, "-m", "polyak.cli", *words]
+    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    try:
+        url = next(line.split()[-1] for line in process.stderr if line.startswith("live page: "))
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            page = answer.read().decode()
+        assert "rosenbrock" in page
+        assert ("runs are missing" in page) == ('data-refresh="2.0"' in page) == is_running
+        if not is_running:
+            process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
