@@ -12,7 +12,9 @@ import urllib.request
 import pytest
 
 from polyak import cli, optim
-from tests.lab.conftest import polyak, report_data
+from polyak.lab.history import describe
+from polyak.lab.store import Store
+from tests.lab.conftest import campaign_of, polyak, quadratic, report_data
 
 
 @pytest.fixture
@@ -243,29 +245,42 @@ def test_app_is_there_for_programs():
         _ = cli.no_such_thing
 
 
-@pytest.mark.parametrize("is_running", [True, False])
-def test_the_live_page_of_a_comparison_and_of_its_store(tmp_path, is_running):
-    """It ends with the comparison, or with Ctrl-C."""
-    trials = "6" if is_running else "1"
-    words = ["compare", "rosenbrock", "--methods", "adamw", "--trials", trials, "--seeds", "1", "--workers", "1"]
-    if is_running:
-        words.append("--live")
-    else:
-        assert polyak(*words, cwd=tmp_path).returncode == 0
-        words = ["report", "polyak-runs.db", "--port", "0"]
-    command = [sys.executable, "-m", "polyak.cli", *words]
-    process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+def live_page_of(folder, *words, until_interrupted):
+    """The page that a command serves, which has said where on standard error and ends with exit code 0."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "polyak.cli", *words],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+    )
     try:
         url = next(line.split()[-1] for line in process.stderr if line.startswith("live page: "))
         with urllib.request.urlopen(url, timeout=60) as answer:
             page = answer.read().decode()
-        assert "rosenbrock" in page
-        assert ("runs are missing" in page) == ('data-refresh="2.0"' in page) == is_running
-        if not is_running:
+        if until_interrupted:
             process.send_signal(signal.SIGINT)
         process.stderr.read()
         assert process.wait(60) == 0
+        return page
     finally:
         process.kill()
         process.wait()
         process.stderr.close()
+
+
+def test_the_live_page_of_a_comparison_ends_with_it(tmp_path):
+    words = ["compare", "rosenbrock", "--methods", "adamw", "--trials", "6", "--seeds", "1", "--workers", "1", "--live"]
+    page = live_page_of(tmp_path, *words, until_interrupted=False)
+    assert "rosenbrock" in page and "runs are missing" in page and 'data-refresh="2.0"' in page
+
+
+def test_the_live_page_of_a_store_ends_with_ctrl_c(tmp_path):
+    campaign = campaign_of(quadratic())
+    store = Store(tmp_path / "runs.db")
+    store.begin(campaign.identity, describe(campaign, "polyak compare"))
+    store.close()
+    page = live_page_of(tmp_path, "report", "runs.db", "--port", "0", until_interrupted=True)
+    assert "the comparison has not ended, up to 10 of 10 runs are missing" in page
+    assert 'data-refresh="2.0"' in page and not (tmp_path / "polyak-report.html").exists()
