@@ -87,10 +87,14 @@ def _section(problem: ProblemReport, report: Report) -> dict[str, Any]:
         "" if described.target is None else f" Target: validation {described.metric} {table.number(described.target)}."
     )
     steps = f" {described.steps} steps a run." if described.steps else ""
+    lead, _, others = problem.sentence.partition("; ")
+    if not lead.startswith("use "):  # nothing is recommended, so all of it is needed
+        lead, others = problem.sentence, ""
     return {
         "name": described.problem,
         "metric": described.metric,
-        "sentence": problem.sentence,
+        "lead": f"{lead};" if others else lead,
+        "others": others,
         "description": f"{described.description}{steps}{target}",
         "warnings": problem.warnings,
         "results": _columns(table.results(problem), problem, report),

@@ -155,7 +155,7 @@ class Verdict:
             return f"no method can be recommended: none has a test result on {self.problem}"
         best, *others = self.ranking
         note = f", {notes[best.method]}," if best.method in notes else ""
-        said = f"{self.reference}, the reference, came to no result; "
+        said = f"the reference {self.reference} came to no result; "
         said += f"{'of the others ' if others else ''}{best.method}{note} has "
         said += f"{'the best' if others else 'a'} mean test {self.metric} of {best.words}"
         if others:
