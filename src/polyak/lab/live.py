@@ -79,7 +79,8 @@ class LivePage:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if kind is None and time.monotonic() - self._asked < 2 * EVERY:  # who looks is to see the end
-            self._due, self._is_last = 0.0, True
+            with self._lock:  # a page under way is not the last one
+                self._due, self._is_last = 0.0, True
             self._last_given.wait(2 * EVERY)
         self._server.shutdown()
         self._server.server_close()
