@@ -3,14 +3,18 @@
 import json
 import os
 import re
+import signal
 import sqlite3
 import subprocess
 import sys
+import urllib.request
 
 import pytest
 
 from polyak import cli, optim
-from tests.lab.conftest import polyak, report_data
+from polyak.lab.history import describe
+from polyak.lab.store import Store
+from tests.lab.conftest import campaign_of, polyak, quadratic, report_data
 
 
 @pytest.fixture
@@ -94,6 +98,7 @@ def test_runs_lists_every_run(tmp_path):
         (["train.py:problm"], ["'problm'", "did you mean problem"]),
         (["rosenbrock", "--report", "nowhere/report.html"], ["no folder 'nowhere'"]),
         (["rosenbrock", "--report", "."], ["is a folder"]),
+        (["rosenbrock", "--port", "70000"], ["a live page needs a port from 0 to 65535, got 70000"]),
         (["rosenbrock", "--trials", "0"], ["trials must be at least 1, got 0"]),
         (["rosenbrock", "--seeds", "-3"], ["seeds must be at least 1, got -3"]),
         (["rosenbrock", "--steps", "0"], ["steps must be at least 1, got 0"]),
@@ -241,3 +246,44 @@ def test_app_is_there_for_programs():
     assert isinstance(cli.app, Typer)
     with pytest.raises(AttributeError):
         _ = cli.no_such_thing
+
+
+def live_page_of(folder, *words, until_interrupted):
+    """The page that a command serves, which has said where on standard error and ends with exit code 0."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "polyak.cli", *words],
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job ignores it
+    )
+    try:
+        url = next(line.split()[-1] for line in process.stderr if line.startswith("live page: "))
+        with urllib.request.urlopen(url, timeout=60) as answer:
+            page = answer.read().decode()
+        if until_interrupted:
+            process.send_signal(signal.SIGINT)
+        process.stderr.read()
+        assert process.wait(60) == 0
+        return page
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+
+
+def test_the_live_page_of_a_comparison_ends_with_it(tmp_path):
+    words = ["compare", "rosenbrock", "--methods", "adamw", "--trials", "6", "--seeds", "1", "--workers", "1", "--live"]
+    page = live_page_of(tmp_path, *words, until_interrupted=False)
+    assert "rosenbrock" in page and "runs are missing" in page and 'data-refresh="2.0"' in page
+
+
+def test_the_live_page_of_a_store_ends_with_ctrl_c(tmp_path):
+    campaign = campaign_of(quadratic())
+    store = Store(tmp_path / "runs.db")
+    store.begin(campaign.identity, describe(campaign, "polyak compare"))
+    store.close()
+    page = live_page_of(tmp_path, "report", "runs.db", "--port", "0", until_interrupted=True)
+    assert "the comparison has not ended, up to 10 of 10 runs are missing" in page
+    assert 'data-refresh="2.0"' in page and not (tmp_path / "polyak-report.html").exists()

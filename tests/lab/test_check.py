@@ -9,6 +9,7 @@ from torch import nn
 from polyak.lab.check import fingerprint, firsts, look_here
 from polyak.lab.entries import entries
 from polyak.lab.errors import BadInput
+from polyak.lab.loops import StopRun
 from polyak.lab.train import EVALUATIONS
 from tests.lab.conftest import quadratic
 from tests.lab.test_loops import by_hand, own, small
@@ -65,6 +66,15 @@ def test_a_loss_that_fails_at_once_and_one_that_fails_later():
 
     with pytest.raises(BadInput, match="quadratic fails with sgd: RuntimeError: only here"):
         look_here(quadratic(loss=loss), firsts(entries(["sgd", "adamw"])), 30)
+
+
+@pytest.mark.parametrize("part", ["loss", "evaluate", "build_model"])
+def test_a_stop_that_a_part_raises_is_one_line(part):
+    def stop(*_):
+        raise StopRun("enough")
+
+    with pytest.raises(BadInput, match=r"quadratic fails: StopRun: enough .*: return the metric to end it early"):
+        look_here(quadratic(**{part: stop}), firsts(entries(["sgd"])), 30)
 
 
 def test_a_loop_of_ones_own_is_run_to_its_test():

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from polyak.declare import Range
-from polyak.lab.evidence import Evidence, Trial, choose, evidence_warnings, expected_validation
+from polyak.lab.evidence import Evidence, Trial, evidence_warnings, expected_validation, ranking
 
 
 def trials(*validations, settings=None):
@@ -29,9 +29,9 @@ def trials(*validations, settings=None):
         ([], None, None),
     ],
 )
-def test_choose(validations, higher, lower):
-    assert choose(trials(*validations), True) == higher
-    assert choose(trials(*validations), False) == lower
+def test_the_first_of_a_ranking(validations, higher, lower):
+    assert next(iter(ranking(trials(*validations), True)), None) == higher
+    assert next(iter(ranking(trials(*validations), False)), None) == lower
 
 
 def test_expected_validation_by_hand():

@@ -87,7 +87,7 @@ def test_what_is_told_of_a_comparison(tmp_path):
     for spec in campaign.due({}):
         store.claim(spec)
         outcome = record_of(spec, quadratic())
-        assert outcome.status == "finished"
+        assert outcome.status == "finished" and outcome.detail["machine"] == told["machine"]
     assert store.campaigns()[0].description == json.loads(json.dumps(told))
     store.close()
 

@@ -10,6 +10,7 @@ import pytest
 import polyak
 from polyak.lab import html
 from polyak.lab.report import summarize
+from polyak.lab.statistics import profile_score
 from polyak.lab.svg import shortened
 from tests.lab import synthetic
 
@@ -111,6 +112,10 @@ def test_several_problems_have_an_overview_and_a_profile():
     report = summarize(both, records)
     text = html.render(report)
     assert "All problems" in Page(text).text and 'data-chart="profile"' in text
+    scores = re.findall(r'<td data-label="profile score">([\d.]+)</td>', text)
+    assert [float(s) for s in scores] == [
+        pytest.approx(profile_score(report.profiles[m]), abs=1e-3) for m in report.methods
+    ]
     assert text.count('<p class="verdict">') == 2 and Page(text).open == []
 
 
@@ -130,6 +135,18 @@ def test_a_page_that_follows_a_comparison_asks_for_itself(many):
     described, records = many
     assert 'data-refresh="2.0"' in rendered(described, records, refresh=2.0)
     assert "data-refresh=" not in rendered(described, records).split("<script")[0]
+
+
+def test_what_is_missing_and_what_was_slow_is_said():
+    described = synthetic.described(2, target=0.9999)
+    records = synthetic.records(described, lost=False)
+    for key, r in records.items():
+        timing = {**r.detail["timing"], "total_seconds": 90.0 if r.seed == 5 else 2.0}
+        records[key] = replace(r, detail={**r.detail, "timing": timing, "target_step": None})
+    text = Page(rendered(described, records, progress=["up to 3 runs are <missing>"])).text
+    assert "up to 3 runs are <missing>" in text
+    assert "the slowest run took 90 s, 47 times the median of its method's: " in text
+    assert "met the target, validation accuracy 0.9999; the nearest came to 0." in text
 
 
 def test_a_page_is_known_from_other_files(page, tmp_path):

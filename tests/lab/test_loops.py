@@ -202,6 +202,19 @@ def test_a_script_that_exits_is_a_failed_run():
     assert run(train).detail["reason"].startswith("SystemExit: no data here")
 
 
+def test_a_stop_that_the_problem_raises_itself_is_a_failed_run_and_says_what_to_do():
+    def train(make_optimizer, seed, report, split):
+        small(make_optimizer)
+        report(3, 0.5)
+        raise StopRun("enough")
+
+    outcome = run(train)
+    assert (outcome.status, outcome.metric, outcome.detail["step"]) == ("failed", None, 3)
+    reason = outcome.detail["reason"]
+    assert reason.startswith("StopRun: enough (line ") and "\n" not in reason
+    assert reason.endswith("; report() alone ends a run so: return the metric to end it early")
+
+
 def test_the_generators_are_seeded():
     drawn = []
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from polyak.lab import table
 from polyak.lab.described import Described
 from polyak.lab.report import summarize
 from tests.lab import synthetic
@@ -229,3 +230,59 @@ def test_warnings_are_about_the_setting_that_was_reported():
     moved = [replace(r, setting=inner.setting) if r.method == "sgd" and r.split == "test" else r for r in records]
     warnings = summary(described, [inner if r is worst else r for r in moved]).warnings
     assert any(w.startswith("sgd: lr 0.099 lies at the upper end") for w in warnings)
+
+
+def taking(records, seconds):
+    """The same runs, which took so long by method and number."""
+    made, counts = [], {}
+    for record in records:
+        number = counts[record.method] = counts.get(record.method, -1) + 1
+        timing = {**record.detail.get("timing", {}), "total_seconds": seconds(record.method, number)}
+        made.append(replace(record, detail={**record.detail, "timing": timing}))
+    return made
+
+
+def test_the_slowest_run_is_named_where_it_took_far_longer_than_its_method_s_others():
+    described, records = one(2)
+    # sgd always takes long: that is no news. One run of adamw does, by what is not compiling.
+    slow = taking(records, lambda method, n: 100.0 if method == "sgd" else 32.1 if n == 14 else 2.1)
+    found = summary(described, slow).slowest
+    last = [r for r in records if r.method == "adamw"][14]
+    assert (found.method, found.split, found.seed, found.setting) == ("adamw", "test", last.seed, last.setting)
+    assert (found.seconds, found.times) == (pytest.approx(32.0), pytest.approx(16.0))
+    words = table.slowest(summary(described, slow))
+    said = f"the slowest run took 32 s, 16 times the median of its method's: adamw, test seed {last.seed}, lr="
+    assert words.startswith(said)
+
+
+@pytest.mark.parametrize("seconds", [lambda method, n: 2.0 + n / 10, lambda method, n: 0.2 + (n == 3), lambda *_: None])
+def test_no_run_is_named_for_a_little(seconds):
+    described, records = one(2)
+    problem = summary(described, taking(records, seconds))
+    assert problem.slowest is None and table.slowest(problem) == ""
+
+
+@pytest.mark.parametrize("higher", [True, False])
+def test_a_target_that_nobody_met_is_said(higher):
+    described, records = one(2, higher_is_better=higher, target=0.9999 if higher else 1e-6)
+    missed = [replace(r, detail={**r.detail, "target_step": None}) for r in records]
+    curves = [v for r in missed if r.split == "test" for _, v in r.detail["validation"]]
+    nearest = max(curves) if higher else min(curves)
+    said = f"the target, validation accuracy {described.target:.4g}; the nearest came to {nearest:.4g}"
+    first = summary(described, missed).warnings[0]
+    assert first == f"no run at a chosen setting met {said}"
+    assert not any("met the target" in w for w in summary(replace(described, target=None), missed).warnings)
+    met = replace(missed[-1], detail={**missed[-1].detail, "target_step": 8})
+    assert not any("the nearest" in w for w in summary(described, [*missed[:-1], met]).warnings)
+
+
+def test_a_reference_without_a_result_leaves_the_order_of_the_others():
+    described, records = one(4)
+    lost = [replace(r, status="diverged", metric=None, detail={}) if r.method == "adamw" else r for r in records]
+    problem = summary(described, lost)
+    order = [m.method for m in problem.methods]
+    means = {m.method: sum(m.metrics.values()) / 5 for m in problem.methods if m.method != "adamw"}
+    assert order == [*sorted(means, key=means.get, reverse=True), "adamw"]
+    rate = named(problem, order[0]).setting["lr"]
+    said = f"the reference adamw came to no result; of the others {order[0]}, lr {rate:.2g}, has the best mean test"
+    assert problem.sentence.startswith(said)

@@ -80,3 +80,22 @@ def test_chosen_settings_say_what_tuning_saw(problem):
 )
 def test_number(value, digits, text):
     assert table.number(value, digits) == text
+
+
+def test_a_method_without_a_result_says_why():
+    described = synthetic.described(2)
+    records = synthetic.records(described, lost=False)
+    trials = {key: r for key, r in records.items() if r.split == "validation"}
+    ends = {
+        "pending": trials,
+        "diverged": {key: replace(r, status="diverged", metric=None, detail={}) for key, r in trials.items()},
+        "failed": {
+            key: replace(r, status="failed", metric=None, detail={}) if r.split == "test" else r
+            for key, r in records.items()
+        },
+    }
+    for word, made in ends.items():
+        problem = summarize([described], made).problems[0]
+        assert [table.results(problem)[0].text(method) for method in problem.methods] == [word] * 2
+    empty = summarize([described], {}).problems[0]
+    assert [table.results(empty)[0].text(method) for method in empty.methods] == ["pending"] * 2

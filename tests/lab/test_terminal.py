@@ -1,11 +1,12 @@
 """The terminal: nothing is cut at 80 columns, nothing is read as markup, and progress says what is left."""
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
 
-from polyak.lab import table, terminal
+from polyak.lab import table
 from polyak.lab.report import summarize
 from polyak.lab.spec import Record, RunSpec
 from polyak.lab.terminal import LiveProgress, console, print_errors, print_report
@@ -105,7 +106,7 @@ def test_without_a_terminal_each_run_is_a_line():
 
 def test_a_terminal_shows_how_far_each_run_is(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("polyak.lab.pace.time.monotonic", lambda: now[0])
     out = Console(file=io.StringIO(), width=80, force_terminal=True)
     progress = LiveProgress(Plan(), out)
     progress.began(spec(0))
@@ -113,12 +114,18 @@ def test_a_terminal_shows_how_far_each_run_is(monkeypatch):
     progress.progress(spec(0), 50, 100)
     tasks = {task.description: task for task in progress._bars.tasks}
     run = tasks["digits [/] adamw[x] tuning seed 0"]
-    assert (run.completed, run.total, run.fields["note"]) == (50, 100, "step 50/100, 0:10")
+    assert (run.completed, run.total, run.fields["note"]) == (50, 100, "step 50/100")
     assert tasks["all runs"].fields["note"] == "0/4, 0:10, about 1:10 to go"  # 3.5 of 4 runs, 20 s each
     progress.ended(record(spec(0), 0.5), here=True)
     assert [task.description for task in progress._bars.tasks] == ["all runs"]
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (75.9, "1:15"), (3661, "1:01:01")])
-def test_clock(seconds, text):
-    assert terminal.clock(seconds) == text
+def test_what_was_slow_and_a_target_that_nobody_met_are_told():
+    described = synthetic.described(2, target=0.9999)
+    records = synthetic.records(described, lost=False)
+    for key, r in records.items():
+        timing = {**r.detail["timing"], "total_seconds": 90.0 if r.seed == 5 else 2.0}
+        records[key] = replace(r, detail={**r.detail, "timing": timing, "target_step": None})
+    text = squeezed(printed(described, records))
+    assert "theslowestruntook90s,47timesthemedianofitsmethod's:" in text
+    assert "!norunatachosensettingmetthetarget,validationaccuracy0.9999;thenearestcameto0." in text

@@ -215,9 +215,32 @@ def test_a_method_none_of_whose_trials_finished_is_worse():
 def test_a_reference_without_a_result_is_not_recommended():
     lost = verdict(runs("a", [None] * 5), runs("b", [None] * 5))
     assert lost.best is None
-    assert lost.sentence() == "no method can be recommended: a has no test result on digits"
+    assert lost.sentence() == "no method can be recommended: none has a test result on digits"
     assert lost.warnings == ("diverged on 5 of 5 seeds",)
-    assert verdict(runs("a", [None] * 5), runs("b", BASE)).sentence() == "use b; b is better than a"
+    alone = verdict(runs("a", [None] * 5), runs("b", BASE))
+    assert alone.judgements[0].call == "better" and alone.best == "b"
+    said = "the reference a came to no result; b has a mean test accuracy of 0.91 (a ranking, no comparison: "
+    assert alone.sentence().startswith(said)
+
+
+@pytest.mark.parametrize("reference", [runs("a", [None] * 5), runs("a", [], trials=((None,),)), runs("a", [])])
+@pytest.mark.parametrize("higher", [True, False])
+def test_where_the_reference_has_no_result_the_others_are_ranked(reference, higher):
+    # The first of them in the list is not the best, and who diverged comes after who never did.
+    others = [
+        runs("b", moved(0.1)),
+        runs("c", moved(0.2)),
+        runs("d", [9.0, None]),
+        runs("e", []),
+        runs("f", [-9.0, None]),
+    ]
+    found = verdict(reference, *others, higher_is_better=higher)
+    order = "cbdf" if higher else "bcfd"
+    assert [one.method for one in found.ranking] == list(order) and found.best == order[0]
+    sentence = found.sentence({order[0]: "lr 0.1"})
+    best = 1.11 if higher else 1.01
+    assert f"of the others {order[0]}, lr 0.1, has the best mean test accuracy of {best:.3g}, then come" in sentence
+    assert "d 9 (1 of 2 seeds)" in sentence and "better" not in sentence
 
 
 def test_one_method_is_compared_with_nothing():

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 
 from polyak.lab import search
 from polyak.lab.contenders import Contender, found_again
-from polyak.lab.errors import BadInput, LabError, in_one_line
-from polyak.lab.loops import Outcome, Run, StopRun
+from polyak.lab.errors import BadInput, LabError
+from polyak.lab.loops import Outcome, Run, StopRun, why
 from polyak.lab.pool import ask
 from polyak.lab.problem import Problem
 from polyak.lab.problems import LoadedProblem
@@ -105,8 +105,8 @@ def look_here(problem: Problem, firsts: Sequence[First], steps: int | None) -> L
         return _look_at_parts(problem, firsts, steps)
     except LabError:
         raise
-    except (Exception, SystemExit) as error:
-        raise BadInput(f"{problem.name} fails: {in_one_line(error)}") from error
+    except (Exception, SystemExit, StopRun) as error:
+        raise BadInput(f"{problem.name} fails: {why(error)}") from error
 
 
 def _look_at_parts(problem: Problem, firsts: Sequence[First], steps: int) -> Look:

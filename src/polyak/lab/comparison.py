@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from polyak.lab.entries import entries
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.files import stop_if_loading
 from polyak.lab.history import describe, described
+from polyak.lab.live import LivePage, port_of
+from polyak.lab.pace import Pace
 from polyak.lab.problem import Problem
 from polyak.lab.problems import LoadedProblem, load
 from polyak.lab.results import Results
@@ -45,19 +48,22 @@ class Unwatched:
 
 
 class _Noting:
-    """Tells the store which runs a comparison has, and passes everything on."""
+    """Tells the store which runs a comparison has, counts them, and passes everything on."""
 
-    def __init__(self, store: Store, identity: str, watcher: Watcher) -> None:
-        self._store, self._identity, self._watcher = store, identity, watcher
+    def __init__(self, store: Store, identity: str, watcher: Watcher, pace: Pace) -> None:
+        self._store, self._identity, self._watcher, self.pace = store, identity, watcher, pace
 
     def began(self, spec: RunSpec) -> None:
+        self.pace.began(spec)
         self._watcher.began(spec)
 
     def progress(self, spec: RunSpec, step: int, steps: int | None) -> None:
+        self.pace.progress(spec, step, steps)
         self._watcher.progress(spec, step, steps)
 
     def ended(self, record: Record, here: bool) -> None:
         self._store.note(self._identity, record.key, record.problem)
+        self.pace.ended(record, here)
         self._watcher.ended(record, here)
 
 
@@ -78,6 +84,7 @@ def compare(
     timeout: float | None = None,
     margin: float | None = None,
     confidence: float = CONFIDENCE,
+    live: bool | int = False,
 ) -> Results:
     """Tune each method with the same budget, then judge it on data that tuning never read.
 
@@ -109,15 +116,17 @@ def compare(
         margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
             seeds.
         confidence: the chance that none of a problem's calls is false.
+        live: serve the page on 127.0.0.1 while the comparison runs, on this port or, with True, on any that is free.
 
     Raises:
         BadInput: something asked for does not exist or cannot be.
     """
+    port_of(live)
     made = plan(
         problems, methods, trials, seeds, steps,
         spaces=spaces, fixes=fixes, reference=reference, tuning_seed=tuning_seed,
     )  # fmt: skip
-    return run(made, Path(store), workers, watcher, timeout, "polyak.lab.compare", margin, confidence)
+    return run(made, Path(store), workers, watcher, timeout, "polyak.lab.compare", margin, confidence, live)
 
 
 def plan(
@@ -213,6 +222,7 @@ def run(
     command: str = "",
     margin: float | None = None,
     confidence: float = CONFIDENCE,
+    live: bool | int = False,
 ) -> Results:
     """Make the runs that ``store`` does not have yet, and summarize all of them.
 
@@ -226,18 +236,27 @@ def run(
         margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
             seeds.
         confidence: the chance that none of a problem's calls is false.
+        live: serve the page on 127.0.0.1 meanwhile, on this port or, with True, on any that is free.
     """
-    at_a_time = checked_workers(workers)
+    at_a_time, port = checked_workers(workers), port_of(live)
     check_timeout(timeout, campaign)
     check_levels(margin, confidence)
     runs = Store(store)
     try:
         told = describe(campaign, command, margin, confidence)
         runs.begin(campaign.identity, told)
-        noting = _Noting(runs, campaign.identity, watcher or Unwatched())
-        return Results(described(told), make_runs(campaign, runs, at_a_time, noting, timeout))
+        noting = _Noting(runs, campaign.identity, watcher or Unwatched(), Pace(campaign))
+        with nullcontext() if port is None else _page(store, port, campaign, noting.pace):
+            records = make_runs(campaign, runs, at_a_time, noting, timeout)
+        return Results(described(told), records)
     finally:
         runs.close()
+
+
+def _page(store: Path, port: int, campaign: Campaign, pace: Pace) -> LivePage:
+    """The live page of this comparison, whatever others the store has."""
+    identity = campaign.identity
+    return LivePage(store, port, lambda opened: opened.campaigns(identity)[0], pace)
 
 
 def checked_workers(workers: int | None) -> int:

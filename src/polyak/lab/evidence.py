@@ -45,7 +45,7 @@ class Evidence:
         trials: the tuning runs.
         finals: the test metric by seed, at the setting that was chosen.
         scores: where the problem gives them, the score of every single test example, by seed: their mean is the metric.
-        chosen: the index of the trial whose setting the finals have; ``None`` for the one that :func:`choose` picks.
+        chosen: the index of the trial whose setting the finals have; ``None`` for the first of :func:`ranking`.
     """
 
     method: str
@@ -81,11 +81,6 @@ def ranking(trials: Sequence[Trial], higher_is_better: bool) -> list[int]:
         if any(math.isfinite(goodness(value, higher_is_better)) for value in trial.validation)
     ]
     return sorted(usable, key=key)
-
-
-def choose(trials: Sequence[Trial], higher_is_better: bool) -> int | None:
-    """The index of the trial to report, or ``None`` where none finished."""
-    return next(iter(ranking(trials, higher_is_better)), None)
 
 
 def expected_validation(trials: Sequence[Trial], k: int, higher_is_better: bool) -> float | None:

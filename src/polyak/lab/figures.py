@@ -11,6 +11,7 @@ from polyak.lab.lines import BANDS, BOTTOM, LEFT, PLOT, TOP, Series, axis_ends, 
 from polyak.lab.method_report import MethodReport, TrialReport
 from polyak.lab.palette import Style
 from polyak.lab.report import ProblemReport, Report
+from polyak.lab.statistics import SCORED
 from polyak.lab.svg import (
     Figure,
     Scale,
@@ -147,7 +148,8 @@ def profile(report: Report) -> Figure:
         for name, corners in report.profiles.items()
     ]
     title, x = "Performance profile", "steps to target, as a multiple of the best method's"
-    words = "The share of problems on which a method met the target within a multiple of the soonest method's steps."
+    words = "The share of problems on which a method met the target within a multiple of the soonest method's steps. "
+    words += f"The score is the area under it from 1 to {SCORED:g}, over that width."
     return Figure("profile", title, words, lines(title, series, x, True, ends=(0.0, 1.02)))
 
 

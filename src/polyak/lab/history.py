@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -12,12 +10,11 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from polyak.lab.campaign import Campaign
 from polyak.lab.contenders import Contender
 from polyak.lab.described import CONFIDENCE, Described, dimension
 from polyak.lab.errors import LabError
+from polyak.lab.machine import machine
 from polyak.lab.problems import LoadedProblem, Problem
 from polyak.lab.spec import Record
 from polyak.lab.store import Stored
@@ -67,14 +64,6 @@ def described(told: Mapping[str, Any]) -> list[Described]:
     ]
 
 
-def machine() -> str:
-    """This machine in words."""
-    parts = [platform.node(), platform.platform(terse=True), f"{os.cpu_count()} cores"]
-    if torch.cuda.is_available():
-        parts.append(f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(0)}")
-    return ", ".join(parts)
-
-
 def commit_of(folder: Path) -> str:
     """The commit of the code in a folder, marked where files have changed since; empty where there is none."""
     git = shutil.which("git")
@@ -115,6 +104,12 @@ class Restored:
     def missing(self) -> int:
         """How many runs, at most, are still to be made."""
         return self.campaign.total - len(self.records) if self.campaign.due(self.records) else 0
+
+    @property
+    def unfinished(self) -> str:
+        """What is missing, in words; empty where nothing is."""
+        few = f"up to {self.missing} of {self.campaign.total} runs are missing"
+        return f"the comparison has not ended, {few}" if self.missing else ""
 
 
 def restore(stored: Stored) -> Restored:

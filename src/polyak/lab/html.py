@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from polyak.lab.loops import BLOW_UP, RUNNING
 from polyak.lab.method_report import MethodReport
 from polyak.lab.problem import WARMUP
 from polyak.lab.report import ProblemReport, Report
+from polyak.lab.statistics import profile_score
 from polyak.lab.svg import Figure, asset
 
 GENERATOR = '<meta name="generator" content="polyak '
@@ -23,12 +25,13 @@ HEAD = 4096  # bytes of a file within which a page says that it is one
 Cell = dict[str, str]
 
 
-def render(report: Report, refresh: float | None = None) -> str:
+def render(report: Report, refresh: float | None = None, progress: Sequence[str] = ()) -> str:
     """The report as one HTML page.
 
     Args:
         report: what to show.
         refresh: for a page that a server renders anew: after how many seconds it asks for itself again.
+        progress: what is missing and how far it is, where the comparison has not ended.
     """
     described = [problem.described for problem in report.problems]
     words = {
@@ -41,6 +44,7 @@ def render(report: Report, refresh: float | None = None) -> str:
         "script": asset("page.js"),
         "data": _data(report),
         "refresh": refresh,
+        "progress": progress,
     }
     content = {
         "problems": [_section(problem, report) for problem in report.problems],
@@ -50,6 +54,13 @@ def render(report: Report, refresh: float | None = None) -> str:
         "rules": list(_rules(report)),
     }
     return str(_template().render(**words, **content))
+
+
+def notice(words: str, refresh: float) -> str:
+    """A page of a few words, in place of a report that cannot be made now; it asks for itself again."""
+    return (
+        f'<!doctype html><meta http-equiv="refresh" content="{refresh:g}"><title>polyak</title><p>{escape(words)}</p>'
+    )
 
 
 def is_report(path: Path) -> bool:
@@ -76,13 +87,18 @@ def _section(problem: ProblemReport, report: Report) -> dict[str, Any]:
         "" if described.target is None else f" Target: validation {described.metric} {table.number(described.target)}."
     )
     steps = f" {described.steps} steps a run." if described.steps else ""
+    lead, _, others = problem.sentence.partition("; ")
+    if not lead.startswith("use "):  # nothing is recommended, so all of it is needed
+        lead, others = problem.sentence, ""
     return {
         "name": described.problem,
         "metric": described.metric,
-        "sentence": problem.sentence,
+        "lead": f"{lead};" if others else lead,
+        "others": others,
         "description": f"{described.description}{steps}{target}",
         "warnings": problem.warnings,
         "results": _columns(table.results(problem), problem, report),
+        "slowest": table.slowest(problem),
         "costs": _columns(table.costs(problem), problem, report),
         "settings": _rows(["setting", "validation of that setting"], ["left", ""], table.chosen(problem), report),
         "lost": _rows(["reason", "runs"], ["left", ""], table.failures(problem), report),
@@ -150,7 +166,11 @@ def _overview(report: Report) -> dict[str, Any] | None:
     rows = []
     for method in report.methods:
         found = [next((m for m in p.methods if m.method == method), None) for p in report.problems]
-        rows.append((method, *("–" if m is None else table.number(m.median) for m in found)))
+        rows.append([method, *("–" if m is None else table.number(m.median) for m in found)])
+    if report.profiles:
+        headings.append("profile score")
+        for row in rows:
+            row.append(table.number(profile_score(report.profiles[row[0]]), 3) if row[0] in report.profiles else "–")
     made = _rows(headings, [""] * len(headings), rows, report)
     return {"table": made, "profile": figures.profile(report) if report.profiles else None}
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from polyak.lab.contenders import Contender, state_bytes
-from polyak.lab.errors import BadInput
+from polyak.lab.errors import BadInput, in_one_line
 from polyak.lab.problem import Metrics, Problem, number
 from polyak.lab.spec import Bars
 from polyak.lab.stopping import hopeless
@@ -31,7 +31,13 @@ CURVE_POINTS = 60  # of the training loss
 
 
 class StopRun(BaseException):
-    """Ends a run early. No ``Exception``, so that a loop's own handlers let it pass."""
+    """Ends a run early. No ``Exception``, so that a loop's own handlers let it pass. Only ``report`` raises it."""
+
+
+def why(error: BaseException) -> str:
+    """What a problem raised, in one line."""
+    hint = "; report() alone ends a run so: return the metric to end it early" if isinstance(error, StopRun) else ""
+    return in_one_line(error) + hint
 
 
 @dataclass
@@ -203,6 +209,11 @@ class Run:
     def _check_weights(self) -> None:
         if not all(bool(torch.isfinite(p).all()) for each in self.optimizers for p in parameters_of(each.optimizer)):
             self.stop("diverged", "weights are not finite")
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run was ended early, whatever its loop still does."""
+        return self._end is not None
 
     def stop(self, status: str, reason: str) -> None:
         """End the run, for good."""

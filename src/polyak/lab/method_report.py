@@ -20,6 +20,8 @@ Curve = list[list[float]]  # rows of step, median, lowest, highest
 Setting = dict[str, Any]
 
 BUDGETS = 30  # numbers of trials for which the expected validation metric is told
+SLOW = 3.0
+SLOW_SECONDS = 1.0  # less than this over the median is no news
 SOUND = ("finished", "stopped")  # a hopeless trial is stopped on purpose, with the metric so far
 
 
@@ -123,6 +125,38 @@ def method_report(described: Described, method: str, runs: list[Record]) -> Meth
         runs=len(runs),
         timing=_timing(finals, runs),
     )
+
+
+@dataclass(frozen=True)
+class SlowRun:
+    """A run that took far longer than the others of its method: how long, and how many times their median."""
+
+    method: str
+    setting: Setting
+    split: str
+    seed: int
+    seconds: float
+    times: float
+
+
+def slowest(runs: Iterable[Record]) -> SlowRun | None:
+    """The longest of the runs that took :data:`SLOW` times the median of their method's; None where none did.
+
+    What compiling took is left out, and so are runs that ended early.
+    """
+    taken: dict[str, list[tuple[float, Record]]] = {}
+    for run in runs:
+        timing = run.detail.get("timing", {})
+        if run.status == "finished" and timing.get("total_seconds") is not None:
+            seconds = timing["total_seconds"] - (timing.get("compile_seconds") or 0.0)
+            taken.setdefault(run.method, []).append((seconds, run))
+    found = []
+    for method, rows in taken.items():
+        seconds, run = max(rows, key=lambda row: row[0])
+        middle = median([each for each, _ in rows])
+        if seconds > SLOW * middle and seconds - middle > SLOW_SECONDS:
+            found.append(SlowRun(method, run.setting, run.split, run.seed, seconds, seconds / middle))
+    return max(found, key=lambda run: run.seconds, default=None)
 
 
 def reported(runs: list[Record]) -> list[Record]:

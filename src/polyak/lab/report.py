@@ -7,13 +7,13 @@ problem file.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from polyak.lab.described import Described
 from polyak.lab.evidence import Evidence
-from polyak.lab.method_report import MethodReport, method_report, reported
+from polyak.lab.method_report import MethodReport, SlowRun, method_report, reported, slowest
 from polyak.lab.spec import LOST, Record, Records, versions
 from polyak.lab.statistics import performance_profile
 from polyak.lab.verdict import Verdict, judge
@@ -32,6 +32,7 @@ class ProblemReport:
     best: str | None
     sentence: str
     warnings: list[str]
+    slowest: SlowRun | None
 
     def to_json(self) -> dict[str, Any]:
         """The stable interface: the reference, the method to use, and how every method compares, with its setting."""
@@ -112,9 +113,21 @@ def _problem_report(described: Described, records: list[Record]) -> ProblemRepor
     made = {m: [r for r in records if r.method == m] for m in described.methods}
     methods = [method_report(described, method, runs) for method, runs in made.items()]
     verdict = _judge(described, methods, made)
-    methods.sort(key=lambda m: (_place(described, m), m.target_step or math.inf))
+    places = {ranked.method: place for place, ranked in enumerate(verdict.ranking)}
+    methods.sort(key=lambda m: (places.get(m.method, _place(described, m)), m.target_step or math.inf))
     sentence = verdict.sentence(_notes(methods, verdict.best))
-    return ProblemReport(described, methods, verdict.margin, verdict.best, sentence, _warnings(verdict))
+    warnings = [*_unmet(described, methods), *_warnings(verdict)]
+    return ProblemReport(described, methods, verdict.margin, verdict.best, sentence, warnings, slowest(records))
+
+
+def _unmet(described: Described, methods: list[MethodReport]) -> Iterator[str]:
+    """That nobody met the target, and how near the nearest came."""
+    curves = [row for m in methods for row in m.validation_curve]
+    if described.target is None or not curves or any(m.reached for m in methods):
+        return
+    nearest = max(row[3] for row in curves) if described.higher_is_better else min(row[2] for row in curves)
+    target, metric = f"{described.target:.4g}", described.metric
+    yield f"no run at a chosen setting met the target, validation {metric} {target}; the nearest came to {nearest:.4g}"
 
 
 def _warnings(verdict: Verdict) -> list[str]:

@@ -107,10 +107,16 @@ def check_report_path(path: Path, store: Path | None = None) -> None:
     check_free(path, html.is_report, "report")
 
 
-def write_report(report: Report, path: Path) -> None:
-    """Write the page, whole or not at all; an existing file is replaced only if it is such a page."""
+def write_report(report: Report, path: Path, progress: Sequence[str] = ()) -> None:
+    """Write the page, whole or not at all; an existing file is replaced only if it is such a page.
+
+    Args:
+        report: what to show.
+        path: where.
+        progress: what is missing, where the comparison has not ended.
+    """
     check_report_path(path)
-    page = html.render(report)
+    page = html.render(report, progress=progress)
 
     def write(temporary: Path) -> None:
         temporary.write_text(page, encoding="utf-8")

@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
+SCORED = 4.0
+"""The multiple of the best method's cost up to which a profile is scored, as in AlgoPerf."""
+
 
 def median(values: Sequence[float]) -> float:
     """The middle value, or the mean of the two middle ones."""
@@ -56,7 +59,7 @@ def performance_profile(costs: Mapping[str, Sequence[float]]) -> dict[str, list[
     return profiles
 
 
-def profile_score(profile: Sequence[tuple[float, float]], largest: float = 4.0) -> float:
+def profile_score(profile: Sequence[tuple[float, float]], largest: float = SCORED) -> float:
     """AlgoPerf's score: the area under a profile from ratio 1 to ``largest``, over that width; between 0 and 1."""
     ends = [ratio for ratio, _ in profile[1:]] + [math.inf]
     area = sum(

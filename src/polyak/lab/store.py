@@ -180,12 +180,17 @@ class Store:
         with self._explained("write"):
             self._db.execute("INSERT OR IGNORE INTO members VALUES (?, ?, ?)", (identity, key, problem))
 
-    def campaigns(self) -> list[Stored]:
-        """The comparisons that were made with this store, the last one last; none in a store of version 1."""
+    def campaigns(self, identity: str | None = None) -> list[Stored]:
+        """The comparisons that were made with this store, the last one last; none in a store of version 1.
+
+        Args:
+            identity: of the only one that is wanted.
+        """
         with self._explained("read"):
             if _version(self._db) < 2:
                 return []
-            rows = self._db.execute("SELECT identity, description FROM campaigns ORDER BY began").fetchall()
+            query = "SELECT identity, description FROM campaigns WHERE identity = coalesce(?, identity) ORDER BY began"
+            rows = self._db.execute(query, (identity,)).fetchall()
         found = []
         for identity, text in rows:
             try:

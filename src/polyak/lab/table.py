@@ -6,7 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from polyak.lab.budget import in_words
 from polyak.lab.method_report import MethodReport
+from polyak.lab.pace import phase
 from polyak.lab.report import ProblemReport
 from polyak.lab.verdict import Judgement
 
@@ -100,6 +102,15 @@ def failures(problem: ProblemReport) -> list[tuple[str, str, int]]:
     return rows
 
 
+def slowest(problem: ProblemReport) -> str:
+    """The run that took far longer than others of its method, in words; empty where none did."""
+    run = problem.slowest
+    if run is None:
+        return ""
+    which = f"{run.method}, {phase(run.split, run.seed)}, {setting(run.setting)}"
+    return f"the slowest run took {in_words(run.seconds)}, {run.times:.2g} times the median of its method's: {which}"
+
+
 def error_title(error: dict[str, Any], count: int) -> str:
     """The heading of an error in :meth:`~polyak.lab.report.Report.distinct_errors`."""
     others = f" and {count - 1} more" if count > 1 else ""
@@ -108,6 +119,9 @@ def error_title(error: dict[str, Any], count: int) -> str:
 
 def _metric(method: MethodReport) -> str:
     if not method.metrics:
+        is_tuned = any(trial.first is not None for trial in method.trials)
+        if not method.failures or (is_tuned and all(each.tuning for each in method.failures)):
+            return "pending"
         return "failed" if any(each.status != "diverged" for each in method.failures) else "diverged"
     middle, *ends = (
         number(value, digits) if value is not None else "diverged"

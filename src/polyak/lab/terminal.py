@@ -6,33 +6,24 @@ users, so every text is printed as it is and never read as markup.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from types import TracebackType
-from typing import Protocol
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
 from polyak.lab import table
 from polyak.lab.method_report import MethodReport
+from polyak.lab.pace import Pace, Planned, phase
 from polyak.lab.report import ProblemReport, Report
 from polyak.lab.spec import Record, RunSpec
 
 WIDTH_WITHOUT_TERMINAL = 140
 BARS = 16  # runs under way that get a bar of their own
 CALL_STYLES = {"better": "bold green", "worse": "red"}
-
-
-class Planned(Protocol):
-    """Whoever knows how many runs a comparison has; the number may change while it runs."""
-
-    @property
-    def total(self) -> int:
-        """How many runs there are, those that have ended among them."""
 
 
 def console(stderr: bool = False) -> Console:
@@ -51,14 +42,11 @@ class LiveProgress:
 
     def __init__(self, plan: Planned, out: Console | None = None) -> None:
         self._console = out or console(stderr=True)
-        self._plan = plan
-        self._found = self._made = 0
-        self._begin = time.monotonic()
-        self._began: dict[str, float] = {}
-        self._share: dict[str, float] = {}
+        self._plan, self._pace = plan, Pace(plan)
         self._bars = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
+            TimeElapsedColumn(),  # goes on where a run hangs
             TextColumn("{task.fields[note]}", style="dim", markup=False),
             console=self._console,
             transient=True,
@@ -73,64 +61,40 @@ class LiveProgress:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._bars.stop()
-        if self._found:
-            self._console.print(f"{self._found} runs were in the store already, {self._made} were made now")
+        if self._pace.found:
+            self._console.print(f"{self._pace.found} runs were in the store already, {self._pace.made} were made now")
 
     def began(self, spec: RunSpec) -> None:
         """Show a run that has begun."""
-        self._began[spec.key], self._share[spec.key] = time.monotonic(), 0.0
+        run = self._pace.began(spec)
         if len(self._tasks) < BARS:
-            title = f"{spec.problem} {spec.method} {_phase(spec.split, spec.seed)}"
-            self._tasks[spec.key] = self._bars.add_task(title, total=spec.steps, note="")
+            self._tasks[spec.key] = self._bars.add_task(run.title, total=spec.steps, note="")
 
     def progress(self, spec: RunSpec, step: int, steps: int | None) -> None:
         """Show how far a run is; of so many steps, where that is known."""
-        self._share[spec.key] = step / steps if steps else 0.0
+        self._pace.progress(spec, step, steps)
         if spec.key in self._tasks:
-            seconds = time.monotonic() - self._began[spec.key]
-            note = f"step {step}{f'/{steps}' if steps else ''}, {clock(seconds)}"
+            note = self._pace.under_way[spec.key].place
             self._bars.update(self._tasks[spec.key], completed=step, total=steps, note=note)
-        self._bars.update(self._all, note=self._time_left())
+        self._bars.update(self._all, note=self._pace.words())
 
     def ended(self, record: Record, here: bool) -> None:
         """Move the bars on."""
-        self._found, self._made = self._found + (not here), self._made + here
-        self._share.pop(record.key, None)
-        begin = self._began.pop(record.key, None)
+        run = self._pace.ended(record, here)
         if (task := self._tasks.pop(record.key, None)) is not None:
             self._bars.remove_task(task)
-        done = self._found + self._made
-        self._bars.update(self._all, completed=done, total=self._plan.total, note=self._time_left())
+        self._bars.update(self._all, completed=self._pace.done, total=self._plan.total, note=self._pace.words())
         if here and self._bars.disable:
-            self._say(record, None if begin is None else time.monotonic() - begin)
-
-    def _time_left(self) -> str:
-        """Counts the runs under way by the share of their steps that is done."""
-        done, total, seconds = self._found + self._made, self._plan.total, time.monotonic() - self._begin
-        worked = self._made + sum(self._share.values())
-        if not worked:
-            return f"{done}/{total}"
-        left = max(0.0, total - self._found - worked) * seconds / worked
-        return f"{done}/{total}, {clock(seconds)}, about {clock(left)} to go"
+            self._say(record, None if run is None else run.seconds)
 
     def _say(self, record: Record, seconds: float | None) -> None:
         outcome = record.detail.get("reason", record.status) if record.metric is None else table.number(record.metric)
         took = "" if seconds is None else f", {seconds:.1f} s"
         text = (
-            f"[{self._time_left()}] {record.problem} {record.method} {_phase(record.split, record.seed)} "
+            f"[{self._pace.words()}] {record.problem} {record.method} {phase(record.split, record.seed)} "
             f"({table.setting(record.setting)}{took}): {outcome}"
         )
         self._console.print(Text(text), soft_wrap=True)
-
-
-def _phase(split: str, seed: int) -> str:
-    return f"tuning seed {seed}" if split == "validation" else f"test seed {seed}"
-
-
-def clock(seconds: float) -> str:
-    """Seconds as ``m:ss`` or ``h:mm:ss``."""
-    minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02}" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def print_report(report: Report, out: Console) -> None:
@@ -163,6 +127,8 @@ def _print_notes(problem: ProblemReport, out: Console) -> None:
     if lost:
         out.print(Text("runs that came to nothing", style="dim"))
         out.print(_rows(lost))
+    if slow := table.slowest(problem):
+        out.print(Text(slow, style="dim"))
 
 
 def print_errors(report: Report, out: Console) -> None:

@@ -7,7 +7,6 @@ other.
 from __future__ import annotations
 
 import itertools
-import platform
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from polyak.lab.contenders import Contender, found_again
-from polyak.lab.errors import LabError, in_one_line
-from polyak.lab.loops import Outcome, Run, StopRun, spread
+from polyak.lab.errors import LabError
+from polyak.lab.loops import Outcome, Run, StopRun, spread, why
+from polyak.lab.machine import machine
 from polyak.lab.problem import SCHEDULES, MakeOptimizer, Metrics, Problem, ReportProgress, Train
 from polyak.lab.seeding import seed_everything
 from polyak.lab.spec import Bars, RunSpec
@@ -70,12 +70,13 @@ def run(under_way: Run, seed: int, split: str) -> Outcome:
     try:
         train = train_function(under_way.problem, under_way.steps)
         outcome = under_way.outcome(train(under_way.make_optimizer, seed, under_way.report, split), split)
-    except StopRun:
-        outcome = under_way.stopped()
-    except (Exception, SystemExit) as error:
-        reason = {"reason": in_one_line(error), "step": under_way.step}
-        outcome = Outcome("failed", detail={"error": traceback.format_exc(), **reason})
-    outcome.detail["machine"] = f"{platform.node()} ({platform.machine()})"
+    except (Exception, SystemExit, StopRun) as error:
+        if isinstance(error, StopRun) and under_way.is_over:
+            outcome = under_way.stopped()
+        else:
+            reason = {"reason": why(error), "step": under_way.step}
+            outcome = Outcome("failed", detail={"error": traceback.format_exc(), **reason})
+    outcome.detail["machine"] = machine()
     return outcome
 
 

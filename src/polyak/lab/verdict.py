@@ -23,12 +23,12 @@ from typing import TYPE_CHECKING, Any
 
 from polyak.lab.described import CONFIDENCE, Space, check_levels
 from polyak.lab.errors import BadInput, require, suggestion
-from polyak.lab.evidence import Call, Evidence, Trial, choose, evidence_warnings, expected_validation
+from polyak.lab.evidence import Call, Evidence, Trial, evidence_warnings, expected_validation
 
 if TYPE_CHECKING:
     from polyak.lab.pairs import Pair
 
-__all__ = ["Call", "Evidence", "Judgement", "Trial", "Verdict", "choose", "expected_validation", "judge"]
+__all__ = ["Call", "Evidence", "Judgement", "Ranked", "Trial", "Verdict", "expected_validation", "judge"]
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,28 @@ class Judgement:
 
 
 @dataclass(frozen=True)
+class Ranked:
+    """A method among others, without a comparison.
+
+    Attributes:
+        method: its name.
+        mean: its mean test metric over the runs that did not diverge.
+        seeds: how many these are.
+        diverged: how many did.
+    """
+
+    method: str
+    mean: float
+    seeds: int
+    diverged: int
+
+    @property
+    def words(self) -> str:
+        """The mean, and on how many seeds where that is not all."""
+        return f"{self.mean:.3g}" + (f" ({self.seeds} of {self.seeds + self.diverged} seeds)" if self.diverged else "")
+
+
+@dataclass(frozen=True)
 class Verdict:
     """All methods against the reference.
 
@@ -78,6 +100,8 @@ class Verdict:
         confidence: of all calls together.
         judgements: one for each method but the reference, in the order they came.
         warnings: what to know of the reference.
+        ranking: where the reference came to no result, the other methods that have one, the best first: by the share of
+            seeds that did not diverge, then by the mean of these.
     """
 
     problem: str
@@ -89,14 +113,17 @@ class Verdict:
     confidence: float
     judgements: tuple[Judgement, ...]
     warnings: tuple[str, ...] = ()
+    ranking: tuple[Ranked, ...] = ()
 
     @property
     def best(self) -> str | None:
         """The method to use: the one with the largest difference of those called better, else the reference."""
+        if self.reference_value is None:
+            return self.ranking[0].method if self.ranking else None
         better = [one for one in self.judgements if one.call == "better"]
         if better:  # of infinite differences, which only diverged runs of the reference make, the first
             return max(better, key=lambda one: math.inf if one.difference is None else one.difference).method
-        return None if self.reference_value is None else self.reference
+        return self.reference
 
     def sentence(self, notes: Mapping[str, str] | None = None) -> str:
         """The verdict in one sentence.
@@ -105,8 +132,9 @@ class Verdict:
             notes: words to add to a method, such as its setting or the time of a step.
         """
         notes = notes or {}
-        if self.best is None:
-            return f"no method can be recommended: {self.reference} has no test result on {self.problem}"
+        if self.reference_value is None:
+            return self._without_reference(notes)
+        assert self.best is not None
         note = notes.get(self.best)
         parts = [f"use {self.best}" + (f", {note}" if note else "")]
         for call in ("better", "equivalent", "worse", "unsettled"):
@@ -120,6 +148,19 @@ class Verdict:
             elif others:
                 parts.append(self._group(call, others, notes))
         return "; ".join(parts)
+
+    def _without_reference(self, notes: Mapping[str, str]) -> str:
+        """A plain ranking, where there is nothing that the methods could be compared with."""
+        if not self.ranking:
+            return f"no method can be recommended: none has a test result on {self.problem}"
+        best, *others = self.ranking
+        note = f", {notes[best.method]}," if best.method in notes else ""
+        said = f"the reference {self.reference} came to no result; "
+        said += f"{'of the others ' if others else ''}{best.method}{note} has "
+        said += f"{'the best' if others else 'a'} mean test {self.metric} of {best.words}"
+        if others:
+            said += f", then come {', '.join(f'{each.method} {each.words}' for each in others)}"
+        return f"{said} (a ranking, no comparison: name another reference for that)"
 
     def _group(self, call: str, group: Sequence[Judgement], notes: Mapping[str, str]) -> str:
         """Several methods with the same call: their names, and what is to be known of each."""
@@ -199,7 +240,19 @@ def judge(
         confidence=confidence,
         judgements=tuple(judgements),
         warnings=tuple(evidence_warnings(base, higher_is_better, spaces.get(reference, {}))),
+        ranking=() if finite else _ranking(others, higher_is_better),
     )
+
+
+def _ranking(methods: Sequence[Evidence], higher_is_better: bool) -> tuple[Ranked, ...]:
+    """The methods with a result, the best first."""
+    found = []
+    for one in methods:
+        finite = [float(value) for value in one.finals.values() if value is not None and math.isfinite(value)]
+        if finite:
+            found.append(Ranked(one.method, fmean(finite), len(finite), len(one.finals) - len(finite)))
+    sign = -1 if higher_is_better else 1
+    return tuple(sorted(found, key=lambda one: (one.diverged / (one.seeds + one.diverged), sign * one.mean)))
 
 
 def _check(evidence: Sequence[Evidence], reference: str, margin: float | None, confidence: float) -> None:

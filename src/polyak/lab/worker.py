@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from polyak.lab.check import LookRequest, fingerprint, look_here
-from polyak.lab.errors import LabError, in_one_line
-from polyak.lab.loops import Outcome
+from polyak.lab.errors import LabError
+from polyak.lab.loops import Outcome, StopRun, why
 from polyak.lab.pool import Progress, Refused
 from polyak.lab.problems import LoadedProblem, load
 from polyak.lab.spec import RunSpec
@@ -119,8 +119,8 @@ class _Room:
         if known.mark is None:
             try:
                 known.mark = fingerprint(known.loaded.problem)
-            except (Exception, SystemExit) as error:
-                raise LabError(f"{spec.problem} fails: {in_one_line(error)}") from error
+            except (Exception, SystemExit, StopRun) as error:
+                raise LabError(f"{spec.problem} fails: {why(error)}") from error
         if known.mark != spec.fingerprint:
             raise LabError(
                 f"{spec.problem} is not the same in every process: its data, splits, initial weights or first losses "

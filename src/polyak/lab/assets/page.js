@@ -171,9 +171,15 @@ async function follow(seconds) {
     if (page.getElementById("report").textContent !== document.getElementById("report").textContent) {
       for (const part of ["main", "#report"]) document.querySelector(part).replaceWith(page.querySelector(part));
       start();
+    } else {
+      const [old, fresh] = [document, page].map((one) => one.getElementById("progress"));
+      if (old && fresh) old.replaceWith(fresh);
+      else old?.remove();
     }
     if (!page.body.dataset.refresh) return;
-  } catch { /* the server may be busy, or gone: the page stays as it is */ }
+  } catch { // the page stays as it is
+    document.getElementById("progress")?.replaceChildren(create("li", "The comparison does not answer: it has ended or was stopped. This is what was known last."));
+  }
   follow(seconds);
 }
 

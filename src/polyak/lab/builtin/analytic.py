@@ -24,7 +24,13 @@ class _Point(nn.Module):
         self.point = nn.Parameter(start)
 
 
-def _problem(name: str, start: Callable[[int], Tensor], function: Callable[[Tensor], Tensor], text: str) -> Problem:
+def _problem(
+    name: str,
+    start: Callable[[int], Tensor],
+    function: Callable[[Tensor], Tensor],
+    text: str,
+    clip: float | None = None,
+) -> Problem:
     def batches(seed: int) -> Iterator[None]:
         return itertools.repeat(None)
 
@@ -43,6 +49,7 @@ def _problem(name: str, start: Callable[[int], Tensor], function: Callable[[Tens
         target=1e-2,
         steps=500,
         description=text,
+        clip=clip,
     )
 
 
@@ -58,7 +65,8 @@ def rosenbrock() -> Problem:
         return (1 - x) ** 2 + 100 * (y - x**2) ** 2
 
     text = "The Rosenbrock valley in two variables, from points around (-1.5, 2); the minimum is 0."
-    return _problem("rosenbrock", start, function, text)
+    text += " Gradients are clipped to norm 1: on the walls they are so long that plain SGD would leave for good."
+    return _problem("rosenbrock", start, function, text, clip=1.0)
 
 
 def illconditioned() -> Problem:

@@ -15,6 +15,7 @@ from polyak.lab.commands.app import app
 from polyak.lab.comparison import METHODS, SEEDS, STORE, TRIALS, check_timeout, checked_workers, fit, plan, run
 from polyak.lab.described import CONFIDENCE, check_levels
 from polyak.lab.errors import BadInput
+from polyak.lab.live import port_of
 from polyak.lab.problems import BUILTIN, FROM_FILES
 from polyak.lab.results import check_report_path, write_report
 from polyak.lab.store import Store
@@ -69,6 +70,12 @@ def compare(
     check: Annotated[
         bool, typer.Option("--check", help="Only look at the problems: whether they run, and how long it would take.")
     ] = False,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve the report on 127.0.0.1 while the comparison runs.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(help="Where --live serves; one that is in use is left for a free one.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Runs made at a time; by default one for each core.")] = None,
     store: Annotated[Path, typer.Option(help="The file that keeps the runs.")] = STORE,
     report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("polyak-report.html"),
@@ -80,6 +87,8 @@ def compare(
     workers = checked_workers(workers)
     check_report_path(report, store)
     check_levels(margin, confidence)
+    served = live if port is None else port
+    port_of(served)  # what cannot be is refused before anything runs
     if budget is not None and (trials is not None or seeds is not None):
         given = "--trials" if seeds is None else "--seeds"
         raise BadInput(f"--budget and {given} contradict each other: a budget says how many there are; leave one out")
@@ -102,7 +111,7 @@ def compare(
             return
         with terminal.LiveProgress(campaign) as progress:
             command = shlex.join(["polyak", *sys.argv[1:]])
-            found = run(campaign, store, workers, progress, timeout, command, margin, confidence).report
+            found = run(campaign, store, workers, progress, timeout, command, margin, confidence, served).report
     except KeyboardInterrupt:
         typer.echo(f"stopped; the ended runs are in {store}, and the same command goes on from there", err=True)
         raise typer.Exit(130) from None

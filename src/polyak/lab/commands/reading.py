@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -19,9 +20,10 @@ from polyak.lab import export, terminal
 from polyak.lab.commands.app import app
 from polyak.lab.errors import BadInput
 from polyak.lab.history import restore
+from polyak.lab.live import LivePage, port_of
 from polyak.lab.report import summarize
 from polyak.lab.results import check_report_path, write_report
-from polyak.lab.store import Store
+from polyak.lab.store import Store, Stored
 from polyak.lab.table import number, setting
 
 
@@ -43,20 +45,25 @@ def report_again(
     number: Annotated[
         int, typer.Option("--comparison", help="Which one, where a store has several: 1 is the first, -1 the last.")
     ] = -1,
+    live: Annotated[
+        bool, typer.Option("--live", help="Serve the page on 127.0.0.1 until Ctrl-C instead, while runs are added.")
+    ] = False,
+    port: Annotated[
+        int | None, typer.Option(help="Where --live serves; one that is in use is left for a free one.")
+    ] = None,
 ) -> None:
     """Report on a comparison, ended or not, by what the store knows, without the problem's file; nothing is run."""
-    if form is ReportForm.html:
+    page = port_of(live if port is None else port)
+    if form is ReportForm.html and page is None:
         check_report_path(report, store)
     with _reading(store) as opened:
-        stored = opened.campaigns()
-    if not stored:
-        raise BadInput(f"the store {str(store)!r} tells of no comparison; `polyak runs` lists what is in it")
-    if not 1 <= abs(number) <= len(stored):
-        raise BadInput(f"--comparison must be from 1 to {len(stored)}, or -1 for the last, got {number}")
-    known = restore(stored[number - 1 if number > 0 else number])
+        stored = _numbered(opened, number)
+    if page is not None:
+        _serve(store, page, stored.identity)
+        return
+    known = restore(stored)
     if known.missing:
-        few = f"up to {known.missing} of {known.campaign.total} runs are missing"
-        typer.echo(f"the comparison has not ended, {few}; run: {known.command}", err=True)
+        typer.echo(f"{known.unfinished}; run: {known.command}", err=True)
     if form is ReportForm.csv:
         export.write_csv(known.records.values(), sys.stdout)
         return
@@ -64,8 +71,24 @@ def report_again(
     if form is ReportForm.json:
         typer.echo(json.dumps(found.to_json(), indent=2))
         return
-    write_report(found, report)
+    write_report(found, report, [known.unfinished] if known.missing else [])
     typer.echo(f"report: {report}")
+
+
+def _numbered(opened: Store, number: int) -> Stored:
+    """The comparison that a number means: 1 is the first of a store, -1 the last."""
+    stored = opened.campaigns()
+    if not stored:
+        raise BadInput(f"the store {str(opened.path)!r} tells of no comparison; `polyak runs` lists what is in it")
+    if not 1 <= abs(number) <= len(stored):
+        raise BadInput(f"--comparison must be from 1 to {len(stored)}, or -1 for the last, got {number}")
+    return stored[number - 1 if number > 0 else number]
+
+
+def _serve(store: Path, port: int, identity: str) -> None:
+    """Serve the page until Ctrl-C."""
+    with suppress(KeyboardInterrupt), LivePage(store, port, lambda opened: opened.campaigns(identity)[0]):
+        threading.Event().wait()
 
 
 @contextmanager
