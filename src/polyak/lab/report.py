@@ -28,14 +28,27 @@ class ProblemReport:
 
     described: Described
     methods: list[MethodReport]
-    margin: float
+    verdict: Verdict
     sentence: str
     warnings: list[str]
 
+    @property
+    def margin(self) -> float:
+        """Differences up to here do not matter."""
+        return self.verdict.margin
+
     def to_json(self) -> dict[str, Any]:
-        """The stable interface: the reference, and for every method how it compares and what it was run with."""
+        """The stable interface: the reference, and for every method how it compares and what it was run with.
+
+        Beside them the verdict's sentence, the confidence of the intervals, the number of looks that it allows for,
+        and of a self-test the names that were called different from the reference (else null).
+        """
         return {
             "reference": self.described.reference,
+            "sentence": self.sentence,
+            "confidence": self.described.confidence,
+            "looks": self.described.looks,
+            "self_test": [one.method for one in self.verdict.different] if self.described.self_test else None,
             "methods": {method.method: _judged(method, self.described) for method in self.methods},
         }
 
@@ -111,8 +124,8 @@ def _problem_report(described: Described, records: list[Record]) -> ProblemRepor
     methods = [method_report(described, method, runs) for method, runs in made.items()]
     verdict = _judge(described, methods, made)
     methods.sort(key=lambda m: (_place(described, m), m.target_step or math.inf))
-    sentence = verdict.sentence(_notes(methods, verdict.best))
-    return ProblemReport(described, methods, verdict.margin, sentence, _warnings(verdict))
+    words = verdict.self_test() if described.self_test else verdict.sentence(_notes(methods, verdict.best))
+    return ProblemReport(described, methods, verdict, words, _warnings(verdict))
 
 
 def _warnings(verdict: Verdict) -> list[str]:

@@ -104,6 +104,12 @@ class LiveProgress:
         if here and self._bars.disable:
             self._say(record, None if begin is None else time.monotonic() - begin)
 
+    def grew(self, plan: Planned, why: str) -> None:
+        """Take it that there are more runs now, and say why."""
+        self._plan = plan
+        self._console.print(Text(why), soft_wrap=True)
+        self._bars.update(self._all, total=plan.total, note=self._time_left())
+
     def _time_left(self) -> str:
         """Counts the runs under way by the share of their steps that is done."""
         done, total, seconds = self._found + self._made, self._plan.total, time.monotonic() - self._begin
@@ -149,6 +155,8 @@ def print_report(report: Report, out: Console) -> None:
         if described.target is not None:
             out.print(Text(f"target: validation {described.metric} {table.number(described.target)}", style="dim"))
         out.print(_rows((name, setting, f"validation {seen}") for name, setting, seen in table.chosen(problem)))
+        if described.looking:
+            out.print(Text(described.looking, style="dim"))
         _print_notes(problem, out)
         out.print()
 

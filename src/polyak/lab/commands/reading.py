@@ -57,6 +57,8 @@ def report_again(
     if known.missing:
         few = f"up to {known.missing} of {known.campaign.total} runs are missing"
         typer.echo(f"the comparison has not ended, {few}; run: {known.command}", err=True)
+    elif known.may_grow:
+        typer.echo(f"the comparison has not ended, more seeds may be needed; run: {known.command}", err=True)
     if form is ReportForm.csv:
         export.write_csv(known.records.values(), sys.stdout)
         return
