@@ -99,7 +99,7 @@ def test_what_is_settled_gets_no_seeds(store):
 def test_it_stops_at_the_most_seeds(store):
     found = cleared(noisy(Adan=0.5), store, ("sgd", "adan"), most_seeds=7)
     assert seeds(found) == {"sgd": 7, "adan": 7}
-    assert found.problems[0].methods[1].judgement.call == "unsettled"
+    assert found.to_json()["noisy"]["methods"]["adan"]["call"] == "unsettled"
 
 
 def test_a_method_without_any_result_gets_no_seeds(store):
