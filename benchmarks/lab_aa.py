@@ -74,7 +74,12 @@ def repeat(planned: Campaign, tuning_seed: int, store: Path, workers: int) -> di
         kept = ("call", "difference", "low", "high")
         calls[str(seeds)] = {name: found[names[1].name][name] for name in kept}
     one_setting = settings[names[0].name] == settings[names[1].name]
-    return {"tuning_seed": tuning_seed, "calls": dict(sorted(calls.items())), "settings": settings, "one_setting": one_setting}
+    return {
+        "tuning_seed": tuning_seed,
+        "calls": dict(sorted(calls.items())),
+        "settings": settings,
+        "one_setting": one_setting,
+    }
 
 
 def arguments() -> argparse.Namespace:
