@@ -23,6 +23,11 @@ def table(row: Row) -> str:
             f"  {same['seeds']:>5} {same['called']:>13.1%} {same['equivalent']:>12.1%} "
             f"{six.get(same['seeds'], ''):>20} {two['better']:>13.1%}"
         )
+    same, two = row["clear"]["same"], row["clear"]["two"]
+    lines.append(
+        f"  until clear: A/A called in {same['called']:.1%} with {same['seeds']:.3g} seeds, "
+        f"2 SD found in {two['better']:.1%} with {two['seeds']:.3g}"
+    )
     return "\n".join(lines)
 
 
@@ -38,7 +43,7 @@ def goals(report: Row) -> list[str]:
     lines = []
     for row in report["worlds"]:
         name = row["world"]["name"]
-        worst = max(one["called"] for kind in ("same", "six") for one in row[kind])
+        worst = max(one["called"] for one in (*row["same"], *row["six"], row["clear"]["same"]))
         power = next(one["better"] for one in row["two"] if one["seeds"] == 8)
         found = [one["better"] for one in row["two"]]
         rises = all(before <= after for before, after in pairwise(found))

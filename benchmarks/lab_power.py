@@ -4,10 +4,11 @@
 
 Simulates comparisons: every method draws its own random trials, tunes on noisy validation, runs its best three trials
 on more tuning seeds, and runs the chosen setting on the test seeds; polyak.lab.verdict judges. Nothing is trained.
-Three questions, in a few worlds that differ in how much the setting matters and in what runs on one seed share:
+Four questions, in a few worlds that differ in how much the setting matters and in what runs on one seed share:
 
 - A/A: one method under two names, and under six. How often is one called better or worse?
 - Power: two methods, one better by two standard deviations of its seeds. How often is it called better?
+- Until clear: the same two, where seeds are added from 5 up to 40 after at most four looks, as `--until-clear` does.
 - Intervals: how often do Student's t and BCa intervals of a mean contain it?
 
 Prints tables, and writes JSON and the curves as a picture.
@@ -29,6 +30,10 @@ import numpy as np
 import scipy
 from scipy import stats
 
+from polyak.lab.campaign import Campaign
+from polyak.lab.clear import MOST_SEEDS, after_look, level
+from polyak.lab.described import CONFIDENCE
+from polyak.lab.entries import entries
 from polyak.lab.evidence import Evidence, Trial, choose
 from polyak.lab.verdict import judge
 
@@ -129,6 +134,28 @@ def rates(world: World, repeats: int, names: int = 2, shift: float = 0.0, counts
     ]
 
 
+def cleared(world: World, repeats: int, shift: float = 0.0) -> dict[str, float]:
+    """How often a method is called better or worse than the first where looks add seeds, and how many seeds that takes.
+
+    The repeats are those of :func:`rates`.
+    """
+    names = ("sgd", "adamw")  # any two will do
+    found = np.zeros(3)
+    for repeat in range(repeats):
+        simulation = Simulation(world, np.random.default_rng([repeat, len(names)]), MOST_SEEDS)
+        methods = [simulation.evidence(name, shift if i else 0.0) for i, name in enumerate(names)]
+        grown: Campaign | None = Campaign([], entries(names), TRIALS, SEEDS[0], most_seeds=MOST_SEEDS)
+        look = 0
+        while grown is not None:
+            campaign, look = grown, look + 1
+            seen = [first(one, campaign.seeds_at("simulated", one.method)) for one in methods]
+            verdict = judge("simulated", "value", True, names[0], seen, confidence=level(campaign, CONFIDENCE))
+            grown = after_look(campaign, [verdict], look)
+        calls = {one.call for one in verdict.judgements}
+        found += bool(calls & {"better", "worse"}), "better" in calls, len(seen[0].finals)
+    return dict(zip(("called", "better", "seeds"), map(float, found / repeats), strict=True))
+
+
 def coverage(repeats: int) -> list[dict[str, Any]]:
     """How often 95 % intervals contain the mean of the distribution that values come from."""
     draw = {
@@ -176,6 +203,7 @@ def main() -> None:
             "same": rates(world, args.repeats),
             "six": rates(world, args.repeats, names=6, counts=SEEDS_OF_SIX),
             "two": rates(world, args.repeats, shift=2.0),
+            "clear": {"same": cleared(world, args.repeats), "two": cleared(world, args.repeats, shift=2.0)},
         }
         report["worlds"].append(row)
         print(_lab_power_report.table(row), flush=True)

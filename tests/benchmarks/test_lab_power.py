@@ -52,6 +52,17 @@ def test_a_few_repeats_of_both(power):
     assert found[1]["better"] >= 0.7
 
 
+@pytest.mark.slow
+def test_looking_several_times_does_not_call_more(power):
+    for world in power.WORLDS[:2]:
+        assert power.cleared(world, 200)["called"] <= 0.05
+
+
+def test_seeds_are_added_where_a_difference_is_open(power):
+    same, found = power.cleared(power.WORLDS[0], 30), power.cleared(power.WORLDS[0], 30, shift=2.0)
+    assert same["called"] <= 0.1 < 0.4 <= found["better"] and 5 < found["seeds"] <= 40
+
+
 def test_t_intervals_of_few_values_cover_what_bca_does_not(power):
     rows = {(row["values"], row["seeds"]): row for row in power.coverage(400)}
     assert rows["normal", 5]["t"] >= 0.93 > rows["normal", 5]["bca"] + 0.03
@@ -65,5 +76,6 @@ def test_the_script(tmp_path):
     report = json.loads(path.read_text())
     assert report["repeats"] == 1
     assert [row["seeds"] for row in report["worlds"][0]["same"]] == [5, 6, 8, 9, 12, 20]
+    assert report["worlds"][0]["clear"]["same"]["seeds"] >= 5 and "until clear: A/A called in" in done.stdout
     root = ElementTree.fromstring(path.with_suffix(".svg").read_text())
     assert len([one for one in root.iter() if one.tag.endswith("polyline")]) == 2 * len(report["worlds"])

@@ -71,7 +71,7 @@ def test_the_estimate_is_by_the_looks():
 
 
 def judged(problem, **calls):
-    rows = [SimpleNamespace(method=m, call=call, more_seeds=more) for m, (call, more) in calls.items()]
+    rows = [SimpleNamespace(method=m, call=call, seeds=5, more_seeds=more) for m, (call, more) in calls.items()]
     return SimpleNamespace(problem=problem, judgements=rows)
 
 

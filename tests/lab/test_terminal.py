@@ -104,6 +104,20 @@ def test_without_a_terminal_each_run_is_a_line():
     assert lines[2] == "1 runs were in the store already, 2 were made now"
 
 
+def test_a_comparison_that_grows_is_told_with_its_reason_and_total():
+    class More:
+        total = 9
+
+    out = Console(file=io.StringIO(), width=60)
+    with LiveProgress(Plan(), out) as progress:
+        progress.ended(record(spec(0), 0.5), here=True)
+        progress.grew(More(), "look 1 of at most 4: [a] on digits: 5 -> 12 seeds (not settled)")
+        progress.ended(record(spec(1), 0.4), here=True)
+    lines = out.file.getvalue().splitlines()
+    assert lines[0].startswith("[1/4, ") and lines[2].startswith("[2/9, ")
+    assert lines[1] == "look 1 of at most 4: [a] on digits: 5 -> 12 seeds (not settled)"
+
+
 def test_a_terminal_shows_how_far_each_run_is(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("polyak.lab.pace.time.monotonic", lambda: now[0])

@@ -112,6 +112,10 @@ class Judged(Protocol):
         """Better, worse, equivalent or unsettled."""
 
     @property
+    def seeds(self) -> int:
+        """How many seeds both the method and the reference have."""
+
+    @property
     def more_seeds(self) -> int | None:
         """About how many more seeds would settle it, where that is known."""
 
@@ -132,7 +136,7 @@ def more_seeds(verdicts: Iterable[Judging], campaign: Campaign, cap: int) -> dic
     """The seeds to have, by problem and method, where the call is open and more would settle it; empty: stop.
 
     Differences are paired, so the reference gets as many seeds as the method that gets most. At most the number so far
-    is added at a time, since an estimate from few seeds is a rough one.
+    is added at a time, since an estimate from few seeds is a rough one. A method without any result gets none.
 
     Args:
         verdicts: one for each problem.
@@ -143,7 +147,7 @@ def more_seeds(verdicts: Iterable[Judging], campaign: Campaign, cap: int) -> dic
     for verdict in verdicts:
         for one in verdict.judgements:
             now = campaign.seeds_at(verdict.problem, one.method)
-            if one.call == "unsettled" and one.more_seeds and now < cap:
+            if one.call == "unsettled" and one.seeds and one.more_seeds and now < cap:
                 wanted[verdict.problem, one.method] = min(now + one.more_seeds, 2 * now, cap)
     for problem, method in list(wanted):
         place = problem, campaign.reference

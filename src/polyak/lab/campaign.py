@@ -56,6 +56,7 @@ class Campaign:
         reference: the name of the method that others are compared to; by default the first.
         tuning_seed: another one gives other trials and other seeds throughout, as if everything were done again.
         tried: the settings of the trials by method, where they are known already; by default they are searched.
+        most_seeds: how many seeds a method may come to where more of them decide; by default none are added.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Campaign:
         reference: str | None = None,
         tuning_seed: int = 0,
         tried: Mapping[str, list[search.Setting]] | None = None,
+        most_seeds: int | None = None,
     ) -> None:
         self.problems, self.contenders = problems, {contender.name: contender for contender in contenders}
         self.methods = list(self.contenders)
@@ -79,7 +81,7 @@ class Campaign:
             raise BadInput(f"the reference {self.reference!r} is none of the methods; {known}")
         self.trials, self.seeds, self.steps = trials, seeds, steps
         self.reruns = reruns_for(trials) if reruns is None else reruns
-        self.tuning_seed = tuning_seed
+        self.tuning_seed, self.most_seeds = tuning_seed, most_seeds
         self.more_seeds: dict[Place, int] = {}
         self.tried = tried if tried is not None else {c.name: self._search(c) for c in contenders}
         self._trial_specs = {
@@ -109,12 +111,17 @@ class Campaign:
     ) -> Campaign:
         return Campaign(
             problems, list(self.contenders.values()), trials, seeds, self.steps,
-            reference=self.reference, tuning_seed=self.tuning_seed, tried=tried,
+            reference=self.reference, tuning_seed=self.tuning_seed, tried=tried, most_seeds=self.most_seeds,
         )  # fmt: skip
 
     def seeds_at(self, problem: str, method: str) -> int:
         """How many runs at the chosen setting there are for a method on a problem."""
         return self.more_seeds.get((problem, method), self.seeds)
+
+    def test_seeds(self, problem: str, method: str) -> range:
+        """The seeds of the runs at the chosen setting."""
+        first = SEED_STRIDE * self.tuning_seed + 1
+        return range(first, first + self.seeds_at(problem, method))
 
     def runs_at(self, problem: LoadedProblem, method: str) -> int:
         """How many runs there are, at most, for a method on a problem."""
@@ -127,7 +134,8 @@ class Campaign:
     def identity(self) -> str:
         """A name that a comparison of other runs does not have."""
         keys = [spec.key for specs in self._trial_specs.values() for spec in specs]
-        text = repr((keys, self.seeds, self.reruns, self.reference, self.tuning_seed))
+        added = () if self.most_seeds is None else (self.most_seeds,)
+        text = repr((keys, self.seeds, self.reruns, self.reference, self.tuning_seed, *added))
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 
     @property
@@ -196,8 +204,7 @@ class Campaign:
         best = self.best_trial(loaded, method, records)
         if best is None:
             return []
-        first = SEED_STRIDE * self.tuning_seed + 1
-        seeds = range(first, first + self.seeds_at(loaded.problem.name, method))
+        seeds = self.test_seeds(loaded.problem.name, method)
         return [self._spec(loaded, method, best.setting, seed, "test") for seed in seeds]
 
     def due(self, records: Records) -> list[RunSpec]:

@@ -13,8 +13,9 @@ from typing import Any
 from polyak.lab import budget as budgets
 from polyak.lab.campaign import Campaign
 from polyak.lab.check import look
+from polyak.lab.clear import MOST_SEEDS, GrowthWatcher, Looking, level, looks
 from polyak.lab.described import CONFIDENCE, check_levels
-from polyak.lab.entries import entries
+from polyak.lab.entries import entries, twins
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.files import stop_if_loading
 from polyak.lab.history import describe, described
@@ -66,6 +67,11 @@ class _Noting:
         self.pace.ended(record, here)
         self._watcher.ended(record, here)
 
+    def grew(self, plan: Campaign, why: str) -> None:
+        self.pace.grew(plan)
+        if isinstance(self._watcher, GrowthWatcher):
+            self._watcher.grew(plan, why)
+
 
 def compare(
     problems: Given | Sequence[Given],
@@ -78,6 +84,9 @@ def compare(
     fixes: Sequence[str] = (),
     reference: str | None = None,
     tuning_seed: int = 0,
+    until_clear: bool = False,
+    most_seeds: int | None = None,
+    self_test: int | None = None,
     store: Path | str = STORE,
     workers: int | None = None,
     watcher: Watcher | None = None,
@@ -109,9 +118,14 @@ def compare(
         fixes: values that are not searched, as ``--fix``: ``"momentum=0.9"``.
         reference: the method that others are compared to, by default the first.
         tuning_seed: another one does everything again with other trials and seeds.
+        until_clear: whether seeds are added, after the others, where a call is open and more would settle it. The
+            verdict is then looked at up to four times, each time at a level at which all looks hold together.
+        most_seeds: how many seeds a method may come to with ``until_clear``, 40 by default.
+        self_test: compares one method with itself under so many names, each tuned on its own: a difference that is
+            called is a false one.
         store: the SQLite file of runs; made where it does not exist.
         workers: how many runs are made at a time, by default one for each core. It changes no figure but times.
-        watcher: is told when runs begin, go on and end.
+        watcher: is told when runs begin, go on and end; where it has ``grew``, also of added seeds.
         timeout: the seconds after which a run is ended; None waits for ever.
         margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
             seeds.
@@ -125,6 +139,7 @@ def compare(
     made = plan(
         problems, methods, trials, seeds, steps,
         spaces=spaces, fixes=fixes, reference=reference, tuning_seed=tuning_seed,
+        until_clear=until_clear, most_seeds=most_seeds, self_test=self_test,
     )  # fmt: skip
     return run(made, Path(store), workers, watcher, timeout, "polyak.lab.compare", margin, confidence, live)
 
@@ -140,24 +155,49 @@ def plan(
     fixes: Sequence[str] = (),
     reference: str | None = None,
     tuning_seed: int = 0,
+    until_clear: bool = False,
+    most_seeds: int | None = None,
+    self_test: int | None = None,
 ) -> Campaign:
     """Check what is asked for, look at each problem and plan; the arguments are those of :func:`compare`."""
     stop_if_loading()
-    for name, value in (("trials", trials), ("seeds", seeds), ("steps", steps)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise BadInput(f"{name} must be at least 1, got {value!r}")
-    if isinstance(tuning_seed, bool) or not isinstance(tuning_seed, int) or tuning_seed < 0:
-        raise BadInput(f"tuning_seed must be an integer from 0, got {tuning_seed!r}")
+    trials, seeds = _counts(trials, seeds, steps, tuning_seed)
+    cap = _most_seeds(until_clear, most_seeds, seeds)
     contenders = entries(_listed(methods, "method"), spaces, fixes)
+    if self_test is not None:
+        contenders = twins(contenders, self_test)
     loaded = [load(each) for each in _listed(problems, "problem")]
     names = [each.problem.name for each in loaded]
     if len(set(names)) < len(names):
         raise BadInput(f"two problems have the same name: {', '.join(names)}")
     if not loaded:
         raise BadInput("name at least one problem and one method")
-    counts = (TRIALS if trials is None else trials, SEEDS if seeds is None else seeds)
-    asked = Campaign(loaded, contenders, *counts, steps, reference=reference, tuning_seed=tuning_seed)
+    asked = Campaign(
+        loaded, contenders, trials, seeds, steps, reference=reference, tuning_seed=tuning_seed, most_seeds=cap
+    )
     return asked.with_problems([_looked_at(asked, each) for each in loaded])
+
+
+def _counts(trials: int | None, seeds: int | None, steps: int | None, tuning_seed: int) -> tuple[int, int]:
+    """How many trials and seeds there are; refuses what cannot be."""
+    for name, value in (("trials", trials), ("seeds", seeds), ("steps", steps)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise BadInput(f"{name} must be at least 1, got {value!r}")
+    if isinstance(tuning_seed, bool) or not isinstance(tuning_seed, int) or tuning_seed < 0:
+        raise BadInput(f"tuning_seed must be an integer from 0, got {tuning_seed!r}")
+    return TRIALS if trials is None else trials, SEEDS if seeds is None else seeds
+
+
+def _most_seeds(until_clear: bool, most_seeds: int | None, seeds: int) -> int | None:
+    """How many seeds a method may come to; None where none are added."""
+    if not until_clear:
+        if most_seeds is not None:
+            raise BadInput(f"most_seeds, {most_seeds!r}, says how far until_clear goes; give both or leave it out")
+        return None
+    cap = MOST_SEEDS if most_seeds is None else most_seeds
+    if isinstance(cap, bool) or not isinstance(cap, int) or cap <= seeds:
+        raise BadInput(f"most_seeds must be above the number of seeds, {seeds}, got {cap!r}; until_clear adds seeds")
+    return cap
 
 
 def _looked_at(campaign: Campaign, loaded: LoadedProblem) -> LoadedProblem:
@@ -196,6 +236,8 @@ def fit(
         watcher: is told when runs begin, go on and end.
         timeout: the seconds after which a run is ended; None waits for ever.
     """
+    if campaign.most_seeds is not None:
+        raise BadInput("a budget ends after a time, until_clear when calls are settled; leave one out")
     seconds, at_a_time = budgets.seconds(budget), checked_workers(workers)
     check_timeout(timeout, campaign)
     first = campaign.with_counts(1, 0)
@@ -226,11 +268,13 @@ def run(
 ) -> Results:
     """Make the runs that ``store`` does not have yet, and summarize all of them.
 
+    With ``until_clear`` seeds are added, and runs made, until all is settled that seeds can settle.
+
     Args:
         campaign: what :func:`plan` returned.
         store: the SQLite file of runs; made where it does not exist.
         workers: how many runs are made at a time, by default one for each core.
-        watcher: is told when runs begin, go on and end.
+        watcher: is told when runs begin, go on and end; where it has ``grew``, also of added seeds.
         timeout: the seconds after which a run is ended; None waits for ever.
         command: what was typed, for the report.
         margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
@@ -243,12 +287,13 @@ def run(
     check_levels(margin, confidence)
     runs = Store(store)
     try:
-        told = describe(campaign, command, margin, confidence)
+        told = describe(campaign, command, margin, level(campaign, confidence), looks(campaign))
         runs.begin(campaign.identity, told)
         noting = _Noting(runs, campaign.identity, watcher or Unwatched(), Pace(campaign))
+        looking = Looking(runs, told, noting)
         with nullcontext() if port is None else _page(store, port, campaign, noting.pace):
-            records = make_runs(campaign, runs, at_a_time, noting, timeout)
-        return Results(described(told), records)
+            records = make_runs(campaign, runs, at_a_time, noting, timeout, looking)
+        return Results(described(looking.told), records)
     finally:
         runs.close()
 

@@ -38,6 +38,8 @@ class Described:
         commit: the version of the problem's own code, empty where there is none.
         machine: where the runs were made.
         confidence: the confidence of every interval.
+        looks: how often the verdict was looked at, at most, while seeds were added.
+        self_test: whether the methods are one under several names.
     """
 
     problem: str
@@ -55,6 +57,24 @@ class Described:
     commit: str = ""
     machine: str = ""
     confidence: float = CONFIDENCE
+    looks: int = 1
+    self_test: bool = False
+
+    @property
+    def percent(self) -> str:
+        """The confidence of every interval in words."""
+        return _percent(self.confidence)
+
+    @property
+    def looking(self) -> str:
+        """What several looks make of the confidence, in words; empty where there was one alone."""
+        if self.looks == 1:
+            return ""
+        together = _percent(1 - (1 - self.confidence) * self.looks)
+        return (
+            f"Seeds were added where calls were open, in at most {self.looks} looks; each is judged at {self.percent}, "
+            f"so that all looks hold together at {together}."
+        )
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able data from which :meth:`from_json` makes an equal object."""
@@ -68,6 +88,10 @@ class Described:
             for method, space in data["spaces"].items()
         }
         return cls(**{**data, "methods": tuple(data["methods"]), "spaces": spaces})
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g}%"
 
 
 def check_levels(margin: float | None, confidence: float) -> None:

@@ -13,6 +13,8 @@ from polyak.lab.contenders import Contender, resolve
 from polyak.lab.errors import BadInput, suggestion
 from polyak.lab.space import Given, corners, dimension, given, value
 
+TWIN_STRIDE = 1000  # between the tuning seeds of a method's names: no self-test repeats the tuning of another
+
 
 def entries(methods: Sequence[str], spaces: Sequence[str] = (), fixes: Sequence[str] = ()) -> list[Contender]:
     """The contenders of a comparison, each with its own name.
@@ -40,6 +42,25 @@ def entries(methods: Sequence[str], spaces: Sequence[str] = (), fixes: Sequence[
     for contender in chosen.values():
         _check(contender)
     return list(chosen.values())
+
+
+def twins(found: Sequence[Contender], names: int) -> list[Contender]:
+    """One method under several names, each with trials and tuning seeds of its own.
+
+    Args:
+        found: the method, alone.
+        names: how many.
+
+    Raises:
+        BadInput: there are several methods, or not two names.
+    """
+    if isinstance(names, bool) or not isinstance(names, int) or names < 2:
+        raise BadInput(f"self_test must be a number of names from 2, got {names!r}")
+    if len(found) > 1:
+        several = ", ".join(one.name for one in found)
+        raise BadInput(f"self_test compares one method with itself, got {several}; name one in methods")
+    named = _distinct([found[0]] * names)
+    return [replace(one, tuning_seed=TWIN_STRIDE * i) for i, one in enumerate(named)]
 
 
 def _distinct(found: list[Contender]) -> list[Contender]:

@@ -51,7 +51,7 @@ def forest(problem: ProblemReport) -> Figure:
         name = text(left - 8, middle + 4, method.method, "end", "name")
         called = text(left + PLOT + 6, middle + 4, _call(method, described.reference), "start", f"call {_word(method)}")
         parts.append(series_group(method.method, name, _interval(problem, method, x, middle), called))
-    words = f"Mean of pairs with the same seed, and its {described.confidence:.0%} interval. Small dots: each seed. "
+    words = f"Mean of pairs with the same seed, and its {described.percent} interval. Small dots: each seed. "
     words += f"Band: differences within {table.number(problem.margin)} do not matter."
     title = f"Difference to {described.reference}"
     return Figure("forest", title, words, picture(left + PLOT + right, height, f"{title}: {problem.sentence}", *parts))

@@ -23,7 +23,7 @@ GIT_SECONDS = 5.0
 
 
 def describe(
-    campaign: Campaign, command: str, margin: float | None = None, confidence: float = CONFIDENCE
+    campaign: Campaign, command: str, margin: float | None = None, confidence: float = CONFIDENCE, looks: int = 1
 ) -> dict[str, Any]:
     """All that is to be known of a comparison beside its runs, as JSON-able data.
 
@@ -32,6 +32,7 @@ def describe(
         command: what was typed, or the call that was made.
         margin: the difference that does not matter, where that was said.
         confidence: of every interval.
+        looks: how often, at most, the verdict is looked at while seeds are added.
     """
     return {
         "problems": [_problem(campaign, loaded) for loaded in campaign.problems],
@@ -42,7 +43,9 @@ def describe(
         "trials": campaign.trials,
         "reruns": campaign.reruns,
         "seeds": campaign.seeds,
-        "more_seeds": [[*place, count] for place, count in campaign.more_seeds.items()],
+        "most_seeds": campaign.most_seeds,
+        **seeds_so_far(campaign, may_grow=campaign.most_seeds is not None),
+        "looks": looks,
         "tuning_seed": campaign.tuning_seed,
         "margin": margin,
         "confidence": confidence,
@@ -52,10 +55,23 @@ def describe(
     }
 
 
+def seeds_so_far(campaign: Campaign, may_grow: bool) -> dict[str, Any]:
+    """The part of a description that changes while seeds are added.
+
+    Args:
+        campaign: the comparison as it is now.
+        may_grow: whether more seeds may still be added.
+    """
+    added = [[*place, count] for place, count in campaign.more_seeds.items()]
+    return {"more_seeds": added, "may_grow": may_grow}
+
+
 def described(told: Mapping[str, Any]) -> list[Described]:
     """What a report says of each problem of a comparison that :func:`describe` told of."""
     spaces = {method: {name: dimension(d) for name, d in space.items()} for method, space in told["spaces"].items()}
     words = {name: told[name] for name in ("reference", "margin", "confidence", "command", "machine")}
+    words["looks"] = told.get("looks", 1)  # earlier stores have no word for it
+    words["self_test"] = len(told["contenders"]) > 1 == len({one["reference"] for one in told["contenders"]})
     date = datetime.fromisoformat(told["date"]).strftime("%Y-%m-%d %H:%M")
     of_problem = ("problem", "description", "metric", "higher_is_better", "target", "steps", "commit")
     return [
@@ -93,12 +109,14 @@ class Restored:
         described: its problems, for the report.
         records: its runs so far.
         command: what was typed.
+        may_grow: whether it had not ended adding seeds.
     """
 
     campaign: Campaign
     described: list[Described]
     records: dict[str, Record]
     command: str
+    may_grow: bool
 
     @property
     def missing(self) -> int:
@@ -108,8 +126,9 @@ class Restored:
     @property
     def unfinished(self) -> str:
         """What is missing, in words; empty where nothing is."""
-        few = f"up to {self.missing} of {self.campaign.total} runs are missing"
-        return f"the comparison has not ended, {few}" if self.missing else ""
+        if self.missing:
+            return f"the comparison has not ended, up to {self.missing} of {self.campaign.total} runs are missing"
+        return "the comparison has not ended, more seeds may be needed" if self.may_grow else ""
 
 
 def restore(stored: Stored) -> Restored:
@@ -121,8 +140,10 @@ def restore(stored: Stored) -> Restored:
     told = stored.description
     try:
         campaign = _campaign(told)
-        records = {campaign.spec_of(record).key: _judged_now(campaign, record) for record in stored.runs}
-        return Restored(campaign, described(told), records, told["command"])
+        # Seeds that a command with another margin or confidence added to the same comparison are not this one's.
+        runs = [r for r in stored.runs if r.split != "test" or r.seed in campaign.test_seeds(r.problem, r.method)]
+        records = {campaign.spec_of(record).key: _judged_now(campaign, record) for record in runs}
+        return Restored(campaign, described(told), records, told["command"], told.get("may_grow", False))
     except (KeyError, TypeError, ValueError, StopIteration) as error:
         raise LabError(f"the store describes a comparison that cannot be read ({error!r})") from error
 
@@ -182,6 +203,7 @@ def _campaign(told: Mapping[str, Any]) -> Campaign:
         reference=told["reference"],
         tuning_seed=told["tuning_seed"],
         tried={one["name"]: [_tupled(setting) for setting in one["tried"]] for one in told["contenders"]},
+        most_seeds=told.get("most_seeds"),
     )
     return made.with_seeds({(problem, method): count for problem, method, count in told["more_seeds"]})
 

@@ -205,8 +205,10 @@ def _rules(report: Report) -> Iterable[str]:
     )
     yield (
         "Runs with the same seed start from the same weights and see the same batches; a difference to the reference "
-        f"is that of such pairs. All intervals of a problem hold together at {described.confidence:.0%}."
+        f"is that of such pairs. All intervals of a problem hold together at {described.percent}."
     )
+    if described.looking:
+        yield described.looking
     yield (
         "Better or worse: the interval leaves out 0. Equivalent: it lies within the margin. Unsettled: neither. "
         "A call says nothing about other problems, models or budgets."

@@ -105,7 +105,7 @@ class LivePage:
                 known = restore(self._find(runs))
             finally:
                 runs.close()
-            ends = self._is_last or not known.missing
+            ends = self._is_last or not known.unfinished
             report = summarize(known.described, known.records)
             progress = [] if ends else [known.unfinished, *self._under_way()]
             return html.render(report, refresh=None if ends else EVERY, progress=progress).encode()

@@ -74,6 +74,10 @@ class Pace:
         self.found, self.made = self.found + (not here), self.made + here
         return self.under_way.pop(record.key, None)
 
+    def grew(self, plan: Planned) -> None:
+        """There are more runs now."""
+        self._plan = plan
+
     @property
     def done(self) -> int:
         """How many runs have ended."""

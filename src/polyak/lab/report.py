@@ -28,17 +28,29 @@ class ProblemReport:
 
     described: Described
     methods: list[MethodReport]
-    margin: float
-    best: str | None
+    verdict: Verdict
     sentence: str
     warnings: list[str]
     slowest: SlowRun | None
 
+    @property
+    def margin(self) -> float:
+        """Differences up to here do not matter."""
+        return self.verdict.margin
+
     def to_json(self) -> dict[str, Any]:
-        """The stable interface: the reference, the method to use, and how every method compares, with its setting."""
+        """The stable interface: the reference, the method to use, and how every method compares, with its setting.
+
+        Beside them the verdict's sentence, the confidence of the intervals, the number of looks that it allows for,
+        and of a self-test the names that were called different from the reference (else null).
+        """
         return {
             "reference": self.described.reference,
-            "best": self.best,
+            "best": self.verdict.best,
+            "sentence": self.sentence,
+            "confidence": self.described.confidence,
+            "looks": self.described.looks,
+            "self_test": [one.method for one in self.verdict.different] if self.described.self_test else None,
             "methods": {method.method: _judged(method, self.described) for method in self.methods},
         }
 
@@ -115,9 +127,9 @@ def _problem_report(described: Described, records: list[Record]) -> ProblemRepor
     verdict = _judge(described, methods, made)
     places = {ranked.method: place for place, ranked in enumerate(verdict.ranking)}
     methods.sort(key=lambda m: (places.get(m.method, _place(described, m)), m.target_step or math.inf))
-    sentence = verdict.sentence(_notes(methods, verdict.best))
+    words = verdict.self_test() if described.self_test else verdict.sentence(_notes(methods, verdict.best))
     warnings = [*_unmet(described, methods), *_warnings(verdict)]
-    return ProblemReport(described, methods, verdict.margin, verdict.best, sentence, warnings, slowest(records))
+    return ProblemReport(described, methods, verdict, words, warnings, slowest(records))
 
 
 def _unmet(described: Described, methods: list[MethodReport]) -> Iterator[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Protocol
 
@@ -11,7 +12,7 @@ from polyak.lab.errors import LabError
 from polyak.lab.here import Here
 from polyak.lab.pool import Pool
 from polyak.lab.problem import Problem
-from polyak.lab.spec import LOST, Record, RunSpec
+from polyak.lab.spec import LOST, Record, Records, RunSpec
 from polyak.lab.store import Store
 
 POLL_SECONDS = 0.5  # how soon the end of another process's run is noticed
@@ -31,8 +32,20 @@ class Watcher(Protocol):
         """A run has ended: made just now (``here``) or found in the store."""
 
 
+Grow = Callable[[Campaign, Records], Campaign | None]
+
+
+def _stays(campaign: Campaign, records: Records) -> None:
+    """Adds nothing to a comparison that has ended."""
+
+
 def make_runs(
-    campaign: Campaign, store: Store, workers: int, watcher: Watcher, timeout: float | None = None
+    campaign: Campaign,
+    store: Store,
+    workers: int,
+    watcher: Watcher,
+    timeout: float | None = None,
+    grow: Grow = _stays,
 ) -> dict[str, Record]:
     """Make every missing run and return all records of the comparison; a run another process is at is awaited.
 
@@ -42,6 +55,7 @@ def make_runs(
         workers: how many runs are made at a time; a problem that only this process knows is run in it, alone.
         watcher: is told how they go.
         timeout: the seconds after which a run is ended, with the status "timeout"; None waits for ever.
+        grow: is given the comparison and its records when all runs are made; makes a larger one of it, or ends it.
 
     Raises:
         LabError: when a problem has changed, is not the same in every process, or fails systematically.
@@ -58,16 +72,20 @@ def make_runs(
         faults.note(records[spec.key])
 
     with Here(problems, watcher.progress) if is_here else Pool(workers, timeout, watcher.progress) as pool:
-        while due := campaign.due(records):
-            found = [(stored[spec.key], spec) for spec in due if spec.key in stored]
-            found = found or _hand_out(due, store, pool, watcher)
-            for record, spec in found:
-                note(record, spec, here=False)
-            if found:
-                continue  # they may have made other runs due
-            for spec, outcome in pool.ended(POLL_SECONDS):
-                note(store.finish(spec, outcome), spec, here=True)
-            store.renew()
+        grown: Campaign | None = campaign
+        while grown is not None:
+            campaign = grown
+            while due := campaign.due(records):
+                found = [(stored[spec.key], spec) for spec in due if spec.key in stored]
+                found = found or _hand_out(due, store, pool, watcher)
+                for record, spec in found:
+                    note(record, spec, here=False)
+                if found:
+                    continue  # they may have made other runs due
+                for spec, outcome in pool.ended(POLL_SECONDS):
+                    note(store.finish(spec, outcome), spec, here=True)
+                store.renew()
+            grown = grow(campaign, records)
     return records
 
 

@@ -38,7 +38,7 @@ def results(problem: ProblemReport) -> list[Column]:
         Column(f"test {described.metric}", "median over the seeds, and the lowest and highest of them", _metric),
         Column(
             f"difference to {described.reference}",
-            f"of pairs with the same seed, positive is better; in brackets the {described.confidence:.0%} interval",
+            f"of pairs with the same seed, positive is better; in brackets the {described.percent} interval",
             lambda m: _difference(m, described.reference),
         ),
         Column("call", f"better or worse, equivalent within {number(problem.margin)}, or not settled", call),

@@ -87,6 +87,13 @@ class LiveProgress:
         if here and self._bars.disable:
             self._say(record, None if run is None else run.seconds)
 
+    def grew(self, plan: Planned, why: str) -> None:
+        """Take it that there are more runs now, and say why."""
+        self._plan = plan
+        self._pace.grew(plan)
+        self._console.print(Text(why), soft_wrap=True)
+        self._bars.update(self._all, total=plan.total, note=self._pace.words())
+
     def _say(self, record: Record, seconds: float | None) -> None:
         outcome = record.detail.get("reason", record.status) if record.metric is None else table.number(record.metric)
         took = "" if seconds is None else f", {seconds:.1f} s"
@@ -113,6 +120,8 @@ def print_report(report: Report, out: Console) -> None:
         if described.target is not None:
             out.print(Text(f"target: validation {described.metric} {table.number(described.target)}", style="dim"))
         out.print(_rows((name, setting, f"validation {seen}") for name, setting, seen in table.chosen(problem)))
+        if described.looking:
+            out.print(Text(described.looking, style="dim"))
         _print_notes(problem, out)
         out.print()
 

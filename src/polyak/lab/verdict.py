@@ -125,6 +125,21 @@ class Verdict:
             return max(better, key=lambda one: math.inf if one.difference is None else one.difference).method
         return self.reference
 
+    @property
+    def different(self) -> tuple[Judgement, ...]:
+        """Those called better or worse."""
+        return tuple(one for one in self.judgements if one.call in ("better", "worse"))
+
+    def self_test(self) -> str:
+        """The verdict in one sentence where all methods are one: whether a difference was found that is none."""
+        begin = f"self-test: {len(self.judgements) + 1} names of one method; "
+        if self.best is None:
+            return f"{begin}nothing can be said: {self.reference} has no test result on {self.problem}"
+        if not self.different:
+            return f"{begin}called different: none, as it should be"
+        found = "; ".join(map(self._clause, self.different))
+        return f"{begin}called different: {found}, which is false"
+
     def sentence(self, notes: Mapping[str, str] | None = None) -> str:
         """The verdict in one sentence.
 

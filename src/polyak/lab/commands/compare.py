@@ -11,6 +11,7 @@ import typer
 
 from polyak.lab import terminal
 from polyak.lab.budget import estimate
+from polyak.lab.clear import MOST_SEEDS
 from polyak.lab.commands.app import app
 from polyak.lab.comparison import METHODS, SEEDS, STORE, TRIALS, check_timeout, checked_workers, fit, plan, run
 from polyak.lab.described import CONFIDENCE, check_levels
@@ -66,6 +67,16 @@ def compare(
         typer.Option(help="The difference of the metric that does not matter; by default what seeds make of it."),
     ] = None,
     confidence: Annotated[float, typer.Option(help="The chance that no call on a problem is false.")] = CONFIDENCE,
+    until_clear: Annotated[
+        bool, typer.Option("--until-clear", help="Then add seeds where a call is open and more would settle it.")
+    ] = False,
+    most_seeds: Annotated[
+        int | None, typer.Option(help=f"How many seeds --until-clear may come to. [default: {MOST_SEEDS}]")
+    ] = None,
+    self_test: Annotated[
+        int | None,
+        typer.Option(help="Compare one method with itself under so many names: a difference that is called is false."),
+    ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds after which a run is ended.")] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Only look at the problems: whether they run, and how long it would take.")
@@ -89,15 +100,15 @@ def compare(
     check_levels(margin, confidence)
     served = live if port is None else port
     port_of(served)  # what cannot be is refused before anything runs
-    if budget is not None and (trials is not None or seeds is not None):
-        given = "--trials" if seeds is None else "--seeds"
-        raise BadInput(f"--budget and {given} contradict each other: a budget says how many there are; leave one out")
-    if check and budget is not None:
-        raise BadInput("--check makes no run and --budget learns from the first ones how many fit; leave one out")
+    if budget is not None:
+        _refuse_beside_budget(trials, seeds, until_clear, check)
+    if check and until_clear:
+        raise BadInput("--check makes no run and --until-clear goes on making them; leave one out")
     names = [name.strip() for name in methods.split(",") if name.strip()]
     campaign = plan(
         problems, names, trials, seeds, steps,
         spaces=space or (), fixes=fix or (), reference=reference, tuning_seed=tuning_seed,
+        until_clear=until_clear, most_seeds=most_seeds, self_test=self_test,
     )  # fmt: skip
     try:
         if budget is not None:
@@ -109,6 +120,8 @@ def compare(
         typer.echo("\n".join(estimate(campaign, workers)), err=not check)
         if check:
             return
+        if campaign.most_seeds is not None:
+            typer.echo(f"then up to {campaign.most_seeds} seeds of a method, where they decide", err=True)
         with terminal.LiveProgress(campaign) as progress:
             command = shlex.join(["polyak", *sys.argv[1:]])
             found = run(campaign, store, workers, progress, timeout, command, margin, confidence, served).report
@@ -124,3 +137,14 @@ def compare(
         typer.echo(f"{problem}: no method came to a result", err=True)
     if found.errors or found.empty():
         raise typer.Exit(1)
+
+
+def _refuse_beside_budget(trials: int | None, seeds: int | None, until_clear: bool, check: bool) -> None:
+    """Refuse what contradicts a budget of time."""
+    if trials is not None or seeds is not None:
+        given = "--trials" if seeds is None else "--seeds"
+        raise BadInput(f"--budget and {given} contradict each other: a budget says how many there are; leave one out")
+    if until_clear:
+        raise BadInput("--budget ends after a time and --until-clear when calls are settled; leave one out")
+    if check:
+        raise BadInput("--check makes no run and --budget learns from the first ones how many fit; leave one out")

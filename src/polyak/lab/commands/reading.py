@@ -62,7 +62,7 @@ def report_again(
         _serve(store, page, stored.identity)
         return
     known = restore(stored)
-    if known.missing:
+    if known.unfinished:
         typer.echo(f"{known.unfinished}; run: {known.command}", err=True)
     if form is ReportForm.csv:
         export.write_csv(known.records.values(), sys.stdout)
@@ -71,7 +71,7 @@ def report_again(
     if form is ReportForm.json:
         typer.echo(json.dumps(found.to_json(), indent=2))
         return
-    write_report(found, report, [known.unfinished] if known.missing else [])
+    write_report(found, report, [known.unfinished] if known.unfinished else [])
     typer.echo(f"report: {report}")
 
 
