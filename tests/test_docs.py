@@ -1,12 +1,16 @@
-"""The generated files are up to date, and the worked example of docs/rules.md runs."""
+"""The generated files are up to date, the worked example of docs/rules.md runs, and Python in the pages is Python."""
 
+import ast
+import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/*.md"))]
 
 
 def run(*command: str) -> subprocess.CompletedProcess[str]:
@@ -26,3 +30,9 @@ def test_the_worked_example_of_a_rule_minimizes_its_loss() -> None:
     assert len(losses) == 3
     assert losses[0] < 1e-2
     assert abs(losses[0] - losses[1]) <= 1e-6 * losses[0]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_the_python_of_a_page_is_python(page: Path) -> None:
+    for indent, code in re.findall(r"^( *)```python\n(.*?)^\1```", page.read_text(), re.S | re.M):
+        ast.parse(textwrap.dedent(code), str(page))
