@@ -34,5 +34,5 @@ def test_the_worked_example_of_a_rule_minimizes_its_loss() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_python_of_a_page_is_python(page: Path) -> None:
-    for indent, code in re.findall(r"^( *)```python\n(.*?)^\1```", page.read_text(), re.S | re.M):
+    for _, code in re.findall(r"^( *)```python\n(.*?)^\1```", page.read_text(), re.S | re.M):
         ast.parse(textwrap.dedent(code), str(page))
