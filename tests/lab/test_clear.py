@@ -59,7 +59,7 @@ def store(tmp_path):
 
 def cleared(problem, store, methods=("sgd", "adamw", "lion"), **more):
     asked = {"trials": 1, "seeds": 5, "margin": 0.0, "until_clear": True, "store": store, **more}
-    return compare(problem, methods, **asked)
+    return compare(problem, methods, **asked).report
 
 
 def seeds(report):
@@ -124,7 +124,7 @@ def test_all_looks_share_the_error(store):
     )  # fmt: skip
     said = found.to_json()["noisy"]
     assert (said["confidence"], said["looks"], said["self_test"]) == (described.confidence, LOOKS, None)
-    plainly = compare(noisy(), ["sgd", "adamw"], trials=1, seeds=5, store=store).to_json()["noisy"]
+    plainly = compare(noisy(), ["sgd", "adamw"], trials=1, seeds=5, store=store).verdict()["noisy"]
     assert (plainly["confidence"], plainly["looks"]) == (0.95, 1)
 
 
@@ -177,7 +177,7 @@ def test_the_store_knows_the_added_seeds_and_the_level(store):
 def test_a_plain_comparison_and_one_with_another_margin_are_not_changed_by_the_added_seeds(store):
     problem = noisy()
     cleared(problem, store)
-    plainly = compare(problem, ["sgd", "adamw", "lion"], trials=1, seeds=5, store=store, margin=0.0)
+    plainly = compare(problem, ["sgd", "adamw", "lion"], trials=1, seeds=5, store=store, margin=0.0).report
     known = restored(store)
     assert summarize(known.described, known.records).to_json() == plainly.to_json()
     assert known.campaign.most_seeds is None and set(seeds(plainly).values()) == {5}

@@ -58,7 +58,7 @@ def test_the_page_follows_a_comparison_and_ends_with_it(tmp_path, capsys):
     assert progress_of(first)[0] == "the comparison has not ended, up to 7 of 8 runs are missing"
     assert progress_of(first)[1].startswith("1/8, 0:0")
     assert "none has a test result on quadratic" in first and first.count(">pending<") == 2
-    assert progress_of(last) == [] and found.problems[0].sentence in last
+    assert progress_of(last) == [] and found.report.problems[0].sentence in last
     with pytest.raises(urllib.error.URLError):
         asked(watcher.url)
 
@@ -130,7 +130,7 @@ def test_what_goes_wrong_is_on_the_page_and_stops_nothing(tmp_path, capsys, monk
     watcher = Asking(capsys)
     found = compare(quadratic(), ["sgd"], trials=1, seeds=1, store=tmp_path / "runs.db", watcher=watcher, live=True)
     assert "cannot be made now: RuntimeError: broken &lt;b&gt;" in watcher.pages[0]
-    assert found.problems[0].sentence.startswith("use sgd")
+    assert found.report.problems[0].sentence.startswith("use sgd")
 
 
 def test_only_this_machine_s_browser_gets_an_answer(begun):

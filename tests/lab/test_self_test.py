@@ -16,7 +16,7 @@ from tests.lab.test_terminal import printed
 
 
 def compared(tmp_path, problem=None, names=2, **more):
-    return compare(problem or quadratic(), "adamw", self_test=names, store=tmp_path / "runs.db", **more)
+    return compare(problem or quadratic(), "adamw", self_test=names, store=tmp_path / "runs.db", **more).report
 
 
 def told_apart(by=5.0):
@@ -90,9 +90,9 @@ def test_without_a_result_nothing_is_claimed(tmp_path):
 
 
 def test_an_ordinary_comparison_is_none(tmp_path):
-    found = compare(quadratic(), ["adamw", "sgd"], trials=1, seeds=2, store=tmp_path / "runs.db")
+    found = compare(quadratic(), ["adamw", "sgd"], trials=1, seeds=2, store=tmp_path / "runs.db").report
     assert not found.problems[0].described.self_test and found.to_json()["quadratic"]["self_test"] is None
-    alone = compare(quadratic(), "adamw", trials=1, seeds=1, store=tmp_path / "runs.db")
+    alone = compare(quadratic(), "adamw", trials=1, seeds=1, store=tmp_path / "runs.db").report
     assert alone.to_json()["quadratic"]["self_test"] is None
 
 
