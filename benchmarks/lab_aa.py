@@ -1,7 +1,7 @@
 """Twenty real comparisons of a method with itself: how often does the lab call a difference that is none?
 
     python benchmarks/lab_aa.py [--repeats 20] [--problem NAME] [--steps N] [--workers N] [--store FILE] [--json FILE]
-    python benchmarks/lab_aa.py --quick                          # two repeats of four steps a run
+    python benchmarks/lab_aa.py --quick                          # one repeat of four steps a run
 
 Each repeat is ``polyak compare diabetes-regression --methods adamw --self-test 2`` with a tuning seed of its own: two
 names of one method, each with its own ten trials and its own re-runs of the best three, judged on test seeds that no
@@ -91,11 +91,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--store", type=Path, default=STORE, help="default: build/lab_aa.db")
     parser.add_argument("--json", type=Path, default=RESULTS, help="default: benchmarks/results/lab_aa.json")
-    parser.add_argument("--quick", action="store_true", help="two repeats of four steps a run: a test of this script")
+    parser.add_argument("--quick", action="store_true", help="one repeat of four steps a run: a test of this script")
     args = parser.parse_args()
     args.trials = TRIALS
     if args.quick:
-        args.repeats, args.steps, args.trials = 2, 4, 2
+        args.repeats, args.steps, args.trials = 1, 4, 2
     return args
 
 

@@ -14,12 +14,12 @@ def test_miniature(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(results.read_text())
-    assert [row["tuning_seed"] for row in report["repeats"]] == [0, 1] and set(report["called"]) == {"5", "8"}
+    assert [row["tuning_seed"] for row in report["repeats"]] == [0] and set(report["called"]) == {"5", "8"}
     for row in report["repeats"]:
         assert set(row["settings"]) == {"adamw", "adamw (2)"} and set(row["calls"]) == {"5", "8"}
         assert row["one_setting"] == (row["settings"]["adamw"] == row["settings"]["adamw (2)"])
         assert not row["one_setting"] or {one["difference"] for one in row["calls"].values()} == {0.0}
-    assert "of 2 self-tests call a difference, 5% allowed" in done.stdout
+    assert "of 1 self-tests call a difference, 5% allowed" in done.stdout
 
 
 def test_twenty_real_self_tests_call_at_most_one_difference():
