@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +15,7 @@ from polyak.lab.entries import entries
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.files import stop_if_loading
 from polyak.lab.history import describe, described
+from polyak.lab.places import Places, kind
 from polyak.lab.problem import Problem
 from polyak.lab.problems import LoadedProblem, load
 from polyak.lab.report import Report, summarize
@@ -27,6 +26,7 @@ from polyak.lab.store import Store
 TRIALS, SEEDS = 10, 5
 METHODS = ("sgd", "adamw", "adan", "lion", "muon", "cadamw")
 STORE = Path("polyak-runs.db")
+HERE = Places()  # a worker for each core of this machine
 
 Given = str | Problem | Callable[[], Problem]  # a problem, as it may be given
 
@@ -76,6 +76,9 @@ def compare(
     workers: int | None = None,
     watcher: Watcher | None = None,
     timeout: float | None = None,
+    devices: str | Sequence[str] = (),
+    engine: str = "processes",
+    address: str | None = None,
     margin: float | None = None,
     confidence: float = CONFIDENCE,
 ) -> Report:
@@ -100,9 +103,13 @@ def compare(
         reference: the method that others are compared to, by default the first.
         tuning_seed: another one does everything again with other trials and seeds.
         store: the SQLite file of runs; made where it does not exist.
-        workers: how many runs are made at a time, by default one for each core. It changes no figure but times.
+        workers: how many runs are made at a time, by default one on each device or for each core. It changes no
+            figure but times.
         watcher: is told when runs begin, go on and end.
         timeout: the seconds after which a run is ended; None waits for ever.
+        devices: what runs are made on, such as ``["cuda:0", "cuda:1"]``; see :class:`~polyak.lab.places.Places`.
+        engine: ``"processes"`` of this machine, or ``"ray"``.
+        address: of a Ray cluster, ``"HOST:PORT"`` or ``"auto"``.
         margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
             seeds.
         confidence: the chance that none of a problem's calls is false.
@@ -110,11 +117,13 @@ def compare(
     Raises:
         BadInput: something asked for does not exist or cannot be.
     """
+    named = (devices,) if isinstance(devices, str) else tuple(devices)
+    places = Places(workers, timeout, named, engine, address)
     made = plan(
         problems, methods, trials, seeds, steps,
-        spaces=spaces, fixes=fixes, reference=reference, tuning_seed=tuning_seed,
+        spaces=spaces, fixes=fixes, reference=reference, tuning_seed=tuning_seed, places=places,
     )  # fmt: skip
-    return run(made, Path(store), workers, watcher, timeout, "polyak.lab.compare", margin, confidence)
+    return run(made, Path(store), places, watcher, "polyak.lab.compare", margin, confidence)
 
 
 def plan(
@@ -128,8 +137,12 @@ def plan(
     fixes: Sequence[str] = (),
     reference: str | None = None,
     tuning_seed: int = 0,
+    places: Places = HERE,
 ) -> Campaign:
-    """Check what is asked for, look at each problem and plan; the arguments are those of :func:`compare`."""
+    """Check what is asked for, look at each problem and plan.
+
+    The arguments are those of :func:`compare`; problems are looked at on the first device of ``places``.
+    """
     stop_if_loading()
     for name, value in (("trials", trials), ("seeds", seeds), ("steps", steps)):
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
@@ -145,13 +158,14 @@ def plan(
         raise BadInput("name at least one problem and one method")
     counts = (TRIALS if trials is None else trials, SEEDS if seeds is None else seeds)
     asked = Campaign(loaded, contenders, *counts, steps, reference=reference, tuning_seed=tuning_seed)
-    return asked.with_problems([_looked_at(asked, each) for each in loaded])
+    places.check(asked)
+    return asked.with_problems([_looked_at(asked, each, places.first) for each in loaded])
 
 
-def _looked_at(campaign: Campaign, loaded: LoadedProblem) -> LoadedProblem:
-    """A problem with what a look at it says."""
-    found = look(loaded, campaign.contenders.values(), campaign.steps)
-    return replace(loaded, fingerprint=found.fingerprint, seconds_per_run=found.seconds_per_run)
+def _looked_at(campaign: Campaign, loaded: LoadedProblem, device: str) -> LoadedProblem:
+    """A problem on a device, with what a look at it there says."""
+    found = look(loaded, campaign.contenders.values(), campaign.steps, device)
+    return replace(loaded, fingerprint=found.fingerprint, seconds_per_run=found.seconds_per_run, device=kind(device))
 
 
 def _listed(given: object, kind: str) -> list[Any]:
@@ -167,9 +181,8 @@ def fit(
     campaign: Campaign,
     budget: str,
     store: Path,
-    workers: int | None = None,
+    places: Places = HERE,
     watcher: Watcher | None = None,
-    timeout: float | None = None,
 ) -> Campaign:
     """The same comparison with as many trials and seeds as fit a time.
 
@@ -180,16 +193,15 @@ def fit(
         campaign: the comparison; its own counts do not matter.
         budget: a time such as ``30m``.
         store: the SQLite file of runs.
-        workers: how many runs are made at a time.
+        places: where runs are made.
         watcher: is told when runs begin, go on and end.
-        timeout: the seconds after which a run is ended; None waits for ever.
     """
-    seconds, at_a_time = budgets.seconds(budget), checked_workers(workers)
-    check_timeout(timeout, campaign)
+    seconds = budgets.seconds(budget)
+    places.check(campaign)
     first = campaign.with_counts(1, 0)
     runs = Store(store)
     try:
-        records = make_runs(first, runs, at_a_time, watcher or Unwatched(), timeout)
+        records = make_runs(first, runs, places, watcher or Unwatched())
     finally:
         runs.close()
     took = [budgets.whole_run(record) for record in records.values()]
@@ -197,16 +209,15 @@ def fit(
     if not known:
         errors = [str(record.detail.get("error", "")).strip().splitlines() for record in records.values()]
         raise LabError(f"no first trial came to an end, so there is nothing to plan by: {(errors[0] or ['?'])[-1]}")
-    found = budgets.counts(seconds, known, at_a_time)
+    found = budgets.counts(seconds, known, places.size)
     return campaign.with_counts(found.trials, found.seeds)
 
 
 def run(
     campaign: Campaign,
     store: Path,
-    workers: int | None = None,
+    places: Places = HERE,
     watcher: Watcher | None = None,
-    timeout: float | None = None,
     command: str = "",
     margin: float | None = None,
     confidence: float = CONFIDENCE,
@@ -216,39 +227,20 @@ def run(
     Args:
         campaign: what :func:`plan` returned.
         store: the SQLite file of runs; made where it does not exist.
-        workers: how many runs are made at a time, by default one for each core.
+        places: where runs are made.
         watcher: is told when runs begin, go on and end.
-        timeout: the seconds after which a run is ended; None waits for ever.
         command: what was typed, for the report.
         margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
             seeds.
         confidence: the chance that none of a problem's calls is false.
     """
-    at_a_time = checked_workers(workers)
-    check_timeout(timeout, campaign)
+    places.check(campaign)
     check_levels(margin, confidence)
     runs = Store(store)
     try:
         told = describe(campaign, command, margin, confidence)
         runs.begin(campaign.identity, told)
         noting = _Noting(runs, campaign.identity, watcher or Unwatched())
-        return summarize(described(told), make_runs(campaign, runs, at_a_time, noting, timeout))
+        return summarize(described(told), make_runs(campaign, runs, places, noting))
     finally:
         runs.close()
-
-
-def checked_workers(workers: int | None) -> int:
-    """How many runs are made at a time."""
-    if workers is not None and workers < 1:
-        raise BadInput(f"workers must be at least 1, got {workers}")
-    return os.cpu_count() or 1 if workers is None else workers
-
-
-def check_timeout(timeout: float | None, campaign: Campaign) -> None:
-    """Refuse a time that cannot be, or that nobody could keep."""
-    if timeout is None:
-        return
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-        raise BadInput(f"timeout must be a number of seconds above 0, got {timeout!r}")
-    if any(loaded.is_here for loaded in campaign.problems):
-        raise BadInput("timeout needs a worker that can be ended; give the function that returns the Problem instead")

@@ -9,7 +9,8 @@ from typing import Protocol
 from polyak.lab.campaign import Campaign
 from polyak.lab.errors import LabError
 from polyak.lab.here import Here
-from polyak.lab.pool import Pool
+from polyak.lab.places import Places
+from polyak.lab.pool import Pool, Told
 from polyak.lab.problem import Problem
 from polyak.lab.spec import LOST, Record, RunSpec
 from polyak.lab.store import Store
@@ -31,23 +32,19 @@ class Watcher(Protocol):
         """A run has ended: made just now (``here``) or found in the store."""
 
 
-def make_runs(
-    campaign: Campaign, store: Store, workers: int, watcher: Watcher, timeout: float | None = None
-) -> dict[str, Record]:
+def make_runs(campaign: Campaign, store: Store, places: Places, watcher: Watcher) -> dict[str, Record]:
     """Make every missing run and return all records of the comparison; a run another process is at is awaited.
 
     Args:
         campaign: what is to be made.
         store: where runs are found and kept.
-        workers: how many runs are made at a time; a problem that only this process knows is run in it, alone.
+        places: where they are made; a problem that only this process knows is run in it, alone.
         watcher: is told how they go.
-        timeout: the seconds after which a run is ended, with the status "timeout"; None waits for ever.
 
     Raises:
         LabError: when a problem has changed, is not the same in every process, or fails systematically.
     """
     problems = {loaded.reference: loaded.problem for loaded in campaign.problems}
-    is_here = any(loaded.is_here for loaded in campaign.problems)
     records: dict[str, Record] = {}
     stored = {record.key: record for record in store.settled()}
     faults = _Faults()
@@ -57,7 +54,7 @@ def make_runs(
         watcher.ended(records[spec.key], here)
         faults.note(records[spec.key])
 
-    with Here(problems, watcher.progress) if is_here else Pool(workers, timeout, watcher.progress) as pool:
+    with _pool(campaign, places, watcher.progress) as pool:
         while due := campaign.due(records):
             found = [(stored[spec.key], spec) for spec in due if spec.key in stored]
             found = found or _hand_out(due, store, pool, watcher)
@@ -69,6 +66,12 @@ def make_runs(
                 note(store.finish(spec, outcome), spec, here=True)
             store.renew()
     return records
+
+
+def _pool(campaign: Campaign, places: Places, told: Told) -> Pool | Here:
+    if any(loaded.is_here for loaded in campaign.problems):
+        return Here({loaded.reference: loaded.problem for loaded in campaign.problems}, told)
+    return Pool(places, told)
 
 
 def _as_named_now(record: Record, problem: Problem) -> Record:

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from polyak.lab.check import LookRequest, fingerprint, look_here
@@ -80,7 +80,7 @@ class _Room:
 
     def __init__(self, send: Callable[[Any], None]) -> None:
         self._send = send
-        self._known: dict[str, _Known] = {}
+        self._known: dict[tuple[str, str], _Known] = {}
 
     def answer(self, request: RunSpec | LookRequest) -> None:
         """Do what is asked, and say what it came to."""
@@ -90,16 +90,18 @@ class _Room:
             answer = Refused(str(error))
         self._send(answer)
 
-    def _load(self, reference: str) -> _Known:
-        if reference not in self._known:
-            self._known[reference] = _Known(load(reference))
-        return self._known[reference]
+    def _load(self, request: RunSpec | LookRequest) -> _Known:
+        place = request.reference, request.device
+        if place not in self._known:
+            loaded = load(request.reference)
+            self._known[place] = _Known(replace(loaded, problem=loaded.problem.on(request.device)))
+        return self._known[place]
 
     def _look(self, request: LookRequest) -> Any:
-        return look_here(self._load(request.reference).loaded.problem, request.firsts, request.steps)
+        return look_here(self._load(request).loaded.problem, request.firsts, request.steps)
 
     def _run(self, spec: RunSpec) -> Outcome:
-        known = self._load(spec.reference)
+        known = self._load(spec)
         if known.loaded.source(spec.split) != spec.source:
             raise LabError(f"{spec.reference} changed after the comparison had begun; start it again")
         if spec.fingerprint:

@@ -12,9 +12,10 @@ import typer
 from polyak.lab import terminal
 from polyak.lab.budget import estimate
 from polyak.lab.commands.app import app
-from polyak.lab.comparison import METHODS, SEEDS, STORE, TRIALS, check_timeout, checked_workers, fit, plan, run
+from polyak.lab.comparison import METHODS, SEEDS, STORE, TRIALS, fit, plan, run
 from polyak.lab.described import CONFIDENCE, check_levels
 from polyak.lab.errors import BadInput
+from polyak.lab.places import ENGINES, Places
 from polyak.lab.problems import BUILTIN, FROM_FILES
 from polyak.lab.results import check_report_path, write_report
 from polyak.lab.store import Store
@@ -69,7 +70,16 @@ def compare(
     check: Annotated[
         bool, typer.Option("--check", help="Only look at the problems: whether they run, and how long it would take.")
     ] = False,
-    workers: Annotated[int | None, typer.Option(help="Runs made at a time; by default one for each core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Runs made at a time; by default one on each device, or for each core.")
+    ] = None,
+    devices: Annotated[
+        str, typer.Option(help="What runs are made on: cuda:0,cuda:1 or cpu. By default problems choose.")
+    ] = "",
+    engine: Annotated[str, typer.Option(help=f"What makes the runs: {' or '.join(ENGINES)}.")] = ENGINES[0],
+    address: Annotated[
+        str | None, typer.Option(help="With --engine ray the cluster: HOST:PORT, or auto for one of this machine.")
+    ] = None,
     store: Annotated[Path, typer.Option(help="The file that keeps the runs.")] = STORE,
     report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("polyak-report.html"),
 ) -> None:
@@ -77,7 +87,7 @@ def compare(
 
     Stop it at any moment: the same command goes on where it was.
     """
-    workers = checked_workers(workers)
+    places = Places(workers, timeout, _split(devices), engine, address)
     check_report_path(report, store)
     check_levels(margin, confidence)
     if budget is not None and (trials is not None or seeds is not None):
@@ -85,24 +95,22 @@ def compare(
         raise BadInput(f"--budget and {given} contradict each other: a budget says how many there are; leave one out")
     if check and budget is not None:
         raise BadInput("--check makes no run and --budget learns from the first ones how many fit; leave one out")
-    names = [name.strip() for name in methods.split(",") if name.strip()]
     campaign = plan(
-        problems, names, trials, seeds, steps,
-        spaces=space or (), fixes=fix or (), reference=reference, tuning_seed=tuning_seed,
+        problems, _split(methods), trials, seeds, steps,
+        spaces=space or (), fixes=fix or (), reference=reference, tuning_seed=tuning_seed, places=places,
     )  # fmt: skip
     try:
         if budget is not None:
-            campaign = fit(campaign, budget, store, workers, timeout=timeout)
+            campaign = fit(campaign, budget, store, places)
             typer.echo(f"{budget}: {campaign.trials} trials and {campaign.seeds} seeds of each method", err=True)
         if not check:  # what cannot be is said before anything else
-            check_timeout(timeout, campaign)
             Store(store).close()
-        typer.echo("\n".join(estimate(campaign, workers)), err=not check)
+        typer.echo("\n".join(estimate(campaign, places.size)), err=not check)
         if check:
             return
         with terminal.LiveProgress(campaign) as progress:
             command = shlex.join(["polyak", *sys.argv[1:]])
-            found = run(campaign, store, workers, progress, timeout, command, margin, confidence)
+            found = run(campaign, store, places, progress, command, margin, confidence)
     except KeyboardInterrupt:
         typer.echo(f"stopped; the ended runs are in {store}, and the same command goes on from there", err=True)
         raise typer.Exit(130) from None
@@ -115,3 +123,7 @@ def compare(
         typer.echo(f"{problem}: no method came to a result", err=True)
     if found.errors or found.empty():
         raise typer.Exit(1)
+
+
+def _split(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(",") if name.strip())
