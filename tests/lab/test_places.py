@@ -14,7 +14,6 @@ from polyak.lab.errors import BadInput
 from polyak.lab.loops import Outcome
 from polyak.lab.places import VISIBLE, Places, environment, kind
 from polyak.lab.pool import Pool
-from polyak.lab.store import Store
 from tests.lab.conftest import campaign_of, quadratic
 
 
@@ -118,16 +117,16 @@ def problem():
 """
 
 
-def test_devices_reach_the_workers_and_the_runs(tmp_path, monkeypatch):
-    monkeypatch.delenv(VISIBLE, raising=False)
+def test_devices_reach_the_runs_and_the_workers(tmp_path):
     (tmp_path / "asks.py").write_text(FILE)
-    common = {"trials": 1, "seeds": 1, "store": tmp_path / "runs.db", "workers": 1}
-    for devices, hidden in (("cpu", 1.0), ((), 0.0)):  # runs on a named device are other runs
-        compare(f"{tmp_path}/asks.py:problem", "sgd", devices=devices, **common)
-        store = Store(tmp_path / "runs.db", read_only=True)
-        made = store.campaigns()[-1].runs
-        store.close()
-        assert [record.detail["metrics"]["hidden"] for record in made] == [hidden] * 2
+    places = Places(devices=("cpu",))
+    (spec,) = plan(f"{tmp_path}/asks.py:problem", "sgd", 1, 1, places=places).due({})
+    assert spec.device == "cpu"
+    with Pool(places) as pool:
+        pool.begin(spec)
+        while not (ended := pool.ended(60.0)):
+            pass
+    assert ended[0][1].detail["metrics"] == {"hidden": 1.0}  # GPUs
 
 
 def test_a_declared_problem_is_put_on_the_device():

@@ -197,7 +197,7 @@ class Pool:
             if self._told:
                 self._told(spec, word.step, word.steps)
         elif isinstance(word, _Gone):
-            return self._replace(worker, "crashed", *worker.last_words())
+            return self._crashed(worker)
         elif isinstance(word, Outcome) and spec is not None:
             worker.spec = None
             return [(spec, word)]
@@ -210,19 +210,28 @@ class Pool:
         return [w for w in busy if now - w.began > self._timeout + (LOADING_SECONDS if w.told is None else 0)]
 
     def _ended_late(self, worker: Worker) -> list[tuple[RunSpec, Outcome]]:
-        told = worker.told or Progress(0, None)
-        place = f"step {told.step}" if told.steps is None else f"step {told.step} of {told.steps}"
-        reason = f"it took longer than {self._timeout:g} s; it was last heard of at {place}"
-        return self._replace(worker, "timeout", reason, reason)
+        assert self._timeout is not None
+        return self._replace(worker, late(self._timeout, worker.told))
 
-    def _replace(self, worker: Worker, status: str, reason: str, error: str) -> list[tuple[RunSpec, Outcome]]:
+    def _crashed(self, worker: Worker) -> list[tuple[RunSpec, Outcome]]:
+        reason, error = worker.last_words()
+        step = worker.told.step if worker.told else 0
+        return self._replace(worker, Outcome("crashed", detail={"error": error, "reason": reason, "step": step}))
+
+    def _replace(self, worker: Worker, outcome: Outcome) -> list[tuple[RunSpec, Outcome]]:
         """Let go of a worker; what its run came to, if it had one."""
-        spec, step = worker.spec, worker.told.step if worker.told else 0
+        spec = worker.spec
         worker.stop()
         self._workers.remove(worker)
-        if spec is None:
-            return []
-        return [(spec, Outcome(status, detail={"error": error, "reason": reason, "step": step}))]
+        return [] if spec is None else [(spec, outcome)]
+
+
+def late(timeout: float, told: Progress | None) -> Outcome:
+    """What a run came to that took too long, and was last heard of there."""
+    step, steps = (told.step, told.steps) if told else (0, None)
+    place = f"step {step}" if steps is None else f"step {step} of {steps}"
+    reason = f"it took longer than {timeout:g} s; it was last heard of at {place}"
+    return Outcome("timeout", detail={"error": reason, "reason": reason, "step": step})
 
 
 def ask(request: Any, device: str = "", patience: float = math.inf) -> Any:

@@ -12,11 +12,14 @@ from polyak.lab.here import Here
 from polyak.lab.places import Places
 from polyak.lab.pool import Pool, Told
 from polyak.lab.problem import Problem
+from polyak.lab.ray_pool import RayPool
 from polyak.lab.spec import LOST, Record, RunSpec
 from polyak.lab.store import Store
 
 POLL_SECONDS = 0.5  # how soon the end of another process's run is noticed
 SYSTEMATIC = 3  # failures for one reason, before any run of a problem has come to something
+
+Hands = Pool | Here | RayPool  # what makes the runs
 
 
 class Watcher(Protocol):
@@ -68,10 +71,10 @@ def make_runs(campaign: Campaign, store: Store, places: Places, watcher: Watcher
     return records
 
 
-def _pool(campaign: Campaign, places: Places, told: Told) -> Pool | Here:
+def _pool(campaign: Campaign, places: Places, told: Told) -> Hands:
     if any(loaded.is_here for loaded in campaign.problems):
         return Here({loaded.reference: loaded.problem for loaded in campaign.problems}, told)
-    return Pool(places, told)
+    return RayPool(places, told) if places.engine == "ray" else Pool(places, told)
 
 
 def _as_named_now(record: Record, problem: Problem) -> Record:
@@ -99,7 +102,7 @@ class _Faults:
             raise LabError(f"{record.problem} fails in every run: {reason}")
 
 
-def _hand_out(due: list[RunSpec], store: Store, pool: Pool | Here, watcher: Watcher) -> list[tuple[Record, RunSpec]]:
+def _hand_out(due: list[RunSpec], store: Store, pool: Hands, watcher: Watcher) -> list[tuple[Record, RunSpec]]:
     """Begin as many of the due runs as there are idle workers; return those that another process has ended."""
     found: list[tuple[Record, RunSpec]] = []
     for spec in due:

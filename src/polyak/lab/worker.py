@@ -40,9 +40,9 @@ def main() -> None:
     torch.set_num_threads(1)
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(requests, waiting), daemon=True).start()
-    room = _Room(lambda answer: _send(answers, answer))
+    room = Room()
     while True:
-        room.answer(waiting.get())
+        room.answer(waiting.get(), lambda answer: _send(answers, answer))
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
@@ -75,20 +75,19 @@ class _Known:
     mark: str | None = None
 
 
-class _Room:
+class Room:
     """The problems that this process has loaded, and what it does with them."""
 
-    def __init__(self, send: Callable[[Any], None]) -> None:
-        self._send = send
+    def __init__(self) -> None:
         self._known: dict[tuple[str, str], _Known] = {}
 
-    def answer(self, request: RunSpec | LookRequest) -> None:
-        """Do what is asked, and say what it came to."""
+    def answer(self, request: RunSpec | LookRequest, send: Callable[[Any], None]) -> None:
+        """Do what is asked, and send how it goes and what it came to."""
         try:
-            answer: Any = self._look(request) if isinstance(request, LookRequest) else self._run(request)
+            answer: Any = self._look(request) if isinstance(request, LookRequest) else self._run(request, send)
         except LabError as error:
             answer = Refused(str(error))
-        self._send(answer)
+        send(answer)
 
     def _load(self, request: RunSpec | LookRequest) -> _Known:
         place = request.reference, request.device
@@ -100,7 +99,7 @@ class _Room:
     def _look(self, request: LookRequest) -> Any:
         return look_here(self._load(request).loaded.problem, request.firsts, request.steps)
 
-    def _run(self, spec: RunSpec) -> Outcome:
+    def _run(self, spec: RunSpec, send: Callable[[Any], None]) -> Outcome:
         known = self._load(spec)
         if known.loaded.source(spec.split) != spec.source:
             raise LabError(f"{spec.reference} changed after the comparison had begun; start it again")
@@ -111,7 +110,7 @@ class _Room:
         def progress(step: int) -> None:
             if time.monotonic() - begin[0] > TELL_SECONDS:
                 begin[0] = time.monotonic()
-                self._send(Progress(step, spec.steps))
+                send(Progress(step, spec.steps))
 
         progress(0)
         return make(known.loaded.problem, spec, progress)
