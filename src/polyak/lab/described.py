@@ -5,6 +5,7 @@ It goes into the store as JSON, so that a report can be rendered later without t
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +16,26 @@ from polyak.lab.errors import BadInput
 
 CONFIDENCE = 0.95
 Space = Mapping[str, "Range | Choice"]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The times of a step that were measured with each method alone, in turn.
+
+    Args:
+        rounds: how often each method had its turn.
+        methods: for each method its ``setting``, and the medians ``step_ms`` and ``optimizer_ms``.
+    """
+
+    rounds: int
+    methods: Mapping[str, Mapping[str, Any]]
+
+    def times(self, method: str, setting: Mapping[str, Any] | None) -> dict[str, float | None]:
+        """The times of a method at a setting; none where that was not measured."""
+        known = self.methods.get(method)
+        if known is None or json.dumps(known["setting"]) != json.dumps(setting):
+            return {}
+        return {name: known[name] for name in ("step_ms", "optimizer_ms")}
 
 
 @dataclass(frozen=True)
@@ -38,6 +59,7 @@ class Described:
         commit: the version of the problem's own code, empty where there is none.
         machine: where the runs were made.
         confidence: the confidence of every interval.
+        timed: the times of a step, where they were measured after the runs.
     """
 
     problem: str
@@ -55,6 +77,7 @@ class Described:
     commit: str = ""
     machine: str = ""
     confidence: float = CONFIDENCE
+    timed: Timed | None = None
 
     def to_json(self) -> dict[str, Any]:
         """JSON-able data from which :meth:`from_json` makes an equal object."""
@@ -67,7 +90,8 @@ class Described:
             method: {name: dimension(entry) for name, entry in space.items()}
             for method, space in data["spaces"].items()
         }
-        return cls(**{**data, "methods": tuple(data["methods"]), "spaces": spaces})
+        timed = Timed(**data["timed"]) if data.get("timed") else None
+        return cls(**{**data, "methods": tuple(data["methods"]), "spaces": spaces, "timed": timed})
 
 
 def check_levels(margin: float | None, confidence: float) -> None:

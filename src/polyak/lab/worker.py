@@ -21,12 +21,15 @@ from typing import Any, BinaryIO
 from polyak.lab.check import LookRequest, fingerprint, look_here
 from polyak.lab.errors import LabError, in_one_line
 from polyak.lab.loops import Outcome
+from polyak.lab.moments import TimingRequest, time_here
 from polyak.lab.pool import Progress, Refused
 from polyak.lab.problems import LoadedProblem, load
 from polyak.lab.spec import RunSpec
 from polyak.lab.train import make
 
 TELL_SECONDS = 1.0  # between two words about how far a run is
+
+Request = RunSpec | LookRequest | TimingRequest
 
 
 def main() -> None:
@@ -81,13 +84,17 @@ class Room:
     def __init__(self) -> None:
         self._known: dict[tuple[str, str], _Known] = {}
 
-    def answer(self, request: RunSpec | LookRequest, send: Callable[[Any], None]) -> None:
+    def answer(self, request: Request, send: Callable[[Any], None]) -> None:
         """Do what is asked, and send how it goes and what it came to."""
         try:
-            answer: Any = self._look(request) if isinstance(request, LookRequest) else self._run(request, send)
+            send(self._answered(request, send))
         except LabError as error:
-            answer = Refused(str(error))
-        send(answer)
+            send(Refused(str(error)))
+
+    def _answered(self, request: Request, send: Callable[[Any], None]) -> Any:
+        if isinstance(request, TimingRequest):
+            return time_here(request, lambda spec: self._load(spec).loaded.problem)
+        return self._look(request) if isinstance(request, LookRequest) else self._run(request, send)
 
     def _load(self, request: RunSpec | LookRequest) -> _Known:
         place = request.reference, request.device

@@ -15,6 +15,7 @@ from polyak.lab.commands.app import app
 from polyak.lab.comparison import METHODS, SEEDS, STORE, TRIALS, fit, plan, run
 from polyak.lab.described import CONFIDENCE, check_levels
 from polyak.lab.errors import BadInput
+from polyak.lab.mounts import warning_of
 from polyak.lab.places import ENGINES, Places
 from polyak.lab.problems import BUILTIN, FROM_FILES
 from polyak.lab.results import check_report_path, write_report
@@ -67,6 +68,13 @@ def compare(
     ] = None,
     confidence: Annotated[float, typer.Option(help="The chance that no call on a problem is false.")] = CONFIDENCE,
     timeout: Annotated[float | None, typer.Option(help="Seconds after which a run is ended.")] = None,
+    timing: Annotated[
+        bool,
+        typer.Option(
+            help="In the end time each method's step alone, in turn with the others, where runs were made beside each "
+            "other: for 5 % of the time at most, or 20 s."
+        ),
+    ] = True,
     check: Annotated[
         bool, typer.Option("--check", help="Only look at the problems: whether they run, and how long it would take.")
     ] = False,
@@ -95,6 +103,8 @@ def compare(
         raise BadInput(f"--budget and {given} contradict each other: a budget says how many there are; leave one out")
     if check and budget is not None:
         raise BadInput("--check makes no run and --budget learns from the first ones how many fit; leave one out")
+    if warning := warning_of(store):
+        typer.echo(warning, err=True)
     campaign = plan(
         problems, _split(methods), trials, seeds, steps,
         spaces=space or (), fixes=fix or (), reference=reference, tuning_seed=tuning_seed, places=places,
@@ -110,7 +120,7 @@ def compare(
             return
         with terminal.LiveProgress(campaign) as progress:
             command = shlex.join(["polyak", *sys.argv[1:]])
-            found = run(campaign, store, places, progress, command, margin, confidence)
+            found = run(campaign, store, places, progress, command, margin, confidence, timing)
     except KeyboardInterrupt:
         typer.echo(f"stopped; the ended runs are in {store}, and the same command goes on from there", err=True)
         raise typer.Exit(130) from None
