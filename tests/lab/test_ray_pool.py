@@ -83,7 +83,7 @@ def test_two_nodes_make_a_comparison(cluster, tmp_path):
     seen, store = Seen(), tmp_path / "runs.db"
     found = compare(
         f"{tmp_path}/own.py:problem", "sgd", trials=1, seeds=4, store=store,
-        engine="ray", address=cluster.address, timeout=20, watcher=seen,
+        engine="ray", address=cluster.address, timeout=60, watcher=seen,
     )  # fmt: skip
     # Ray makes seed 1 again, gives seed 2 up and is told to end seed 3.
     assert seen.ends == {
@@ -98,7 +98,7 @@ def test_two_nodes_make_a_comparison(cluster, tmp_path):
     opened = Store(store, read_only=True)
     reasons = {record.status: record.detail.get("reason") for record in opened.runs()}
     opened.close()
-    assert reasons["timeout"] == "it took longer than 20 s; it was last heard of at step 4"
+    assert reasons["timeout"] == "it took longer than 60 s; it was last heard of at step 4"
     assert reasons["crashed"].endswith("4 times")
 
 

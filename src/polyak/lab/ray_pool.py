@@ -32,12 +32,13 @@ class _Board:
     """An actor on which tasks write how far they are."""
 
     def __init__(self) -> None:
-        self._words: dict[str, Progress] = {}
+        self._words: dict[str, tuple[str, Progress]] = {}
 
-    def tell(self, key: str, word: Progress) -> None:
-        self._words[key] = word
+    def tell(self, key: str, who: str, word: Progress) -> None:
+        """Write how far the run with a key is in a process."""
+        self._words[key] = who, word
 
-    def take(self) -> dict[str, Progress]:
+    def take(self) -> dict[str, tuple[str, Progress]]:
         """What is new."""
         words, self._words = self._words, {}
         return words
@@ -46,7 +47,8 @@ class _Board:
 @dataclass
 class _Task:
     spec: RunSpec
-    began: float | None = None  # when it was first heard of: before, it waits for its turn or loads the problem
+    who: str = ""  # the process that is at it
+    began: float | None = None  # when that was first heard of: before, the run waits for its turn or loads the problem
     told: Progress | None = None
 
 
@@ -130,9 +132,12 @@ class RayPool:
     def _listen(self) -> None:
         words = self._ray.get(self._board.take.remote())
         for task in self._tasks.values():
-            if (word := words.get(task.spec.key)) is None:
+            if task.spec.key not in words:
                 continue
-            task.began, task.told = task.began or time.monotonic(), word
+            who, word = words[task.spec.key]
+            if who != task.who:  # Ray makes it again
+                task.who, task.began = who, time.monotonic()
+            task.told = word
             if self._told:
                 self._told(task.spec, word.step, word.steps)
 
@@ -197,11 +202,11 @@ def _answer(request: Any, used: dict[str, str], board: Any) -> Any:
     if other:
         return Refused(f"the Ray node {platform.node()} has {', '.join(other)}; install there what is installed here")
     torch.set_num_threads(1)
-    answers = []
+    who, answers = f"{platform.node()} {os.getpid()}", []
 
     def send(word: Any) -> None:
         if isinstance(word, Progress):
-            board.tell.remote(request.key, word)
+            board.tell.remote(request.key, who, word)
         else:
             answers.append(word)
 
