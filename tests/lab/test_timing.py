@@ -1,5 +1,6 @@
 """Times that are measured alone and in turn: what a round is, what is kept, and where they show."""
 
+import json
 import time
 from dataclasses import asdict, replace
 
@@ -14,7 +15,7 @@ from polyak.lab.places import Places
 from polyak.lab.report import summarize
 from polyak.lab.store import Store
 from polyak.lab.timing import timed_alone
-from tests.lab.conftest import campaign_of, quadratic, run_here
+from tests.lab.conftest import campaign_of, polyak, quadratic, report_data, run_here
 
 TWO = Places(2)
 
@@ -150,3 +151,15 @@ def test_another_setting_has_other_times():
     timed = Timed(1, {"sgd": {"setting": {"lr": 0.1, "betas": [0.9, 0.99]}, "step_ms": 3.0, "optimizer_ms": None}})
     assert timed.times("sgd", {"lr": 0.1, "betas": (0.9, 0.99)}) == {"step_ms": 3.0, "optimizer_ms": None}
     assert timed.times("sgd", {"lr": 0.2}) == timed.times("adamw", {"lr": 0.1}) == timed.times("sgd", None) == {}
+
+
+def test_after_runs_beside_each_other_the_report_says_how_times_were_measured(tmp_path):
+    arguments = ["--methods", "sgd,adamw", "--trials", "1", "--seeds", "1", "--steps", "20", "--workers", "2"]
+    words = "of each method alone, in turn with the others, 5 rounds"
+    done = polyak("compare", "rosenbrock", *arguments, cwd=tmp_path)
+    assert done.returncode == 0 and f"times of a step: {words}" in done.stdout, done.stderr
+    assert polyak("report", "polyak-runs.db", "--report", "again.html", cwd=tmp_path).returncode == 0
+    pages = [(tmp_path / name).read_text() for name in ("polyak-report.html", "again.html")]
+    assert all(words in page for page in pages)
+    assert report_data(tmp_path / "again.html") == report_data(tmp_path / "polyak-report.html")
+    assert len(json.loads(polyak("runs", "polyak-runs.db", "--json", cwd=tmp_path).stdout)) == 4  # as without
