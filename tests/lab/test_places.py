@@ -9,7 +9,7 @@ import torch
 
 from polyak.lab import Problem, compare
 from polyak.lab import pool as pool_module
-from polyak.lab.comparison import plan
+from polyak.lab.comparison import fit, plan
 from polyak.lab.errors import BadInput
 from polyak.lab.loops import Outcome
 from polyak.lab.places import VISIBLE, Places, environment, kind
@@ -139,6 +139,12 @@ def test_a_declared_problem_is_put_on_the_device():
 def test_a_run_on_a_named_device_has_a_key_of_its_own():
     (spec,) = campaign_of(quadratic(), methods=("sgd",), trials=1).due({})
     assert len({spec.key, replace(spec, device="cpu").key, replace(spec, device="cuda").key}) == 3
+
+
+def test_a_budget_needs_to_know_how_many_runs_a_cluster_makes(tmp_path):
+    campaign = campaign_of(quadratic())
+    with pytest.raises(BadInput, match="a budget needs workers beside engine 'ray': how many runs the cluster makes"):
+        fit(campaign, "1h", tmp_path / "runs.db", Places(engine="ray"))
 
 
 @pytest.mark.parametrize("places", [{"devices": ("cpu",)}, {"engine": "ray"}, {"timeout": 3.0}])

@@ -154,7 +154,7 @@ def test_another_setting_has_other_times():
 
 
 def test_after_runs_beside_each_other_the_report_says_how_times_were_measured(tmp_path):
-    arguments = ["--methods", "sgd,adamw", "--trials", "1", "--seeds", "1", "--steps", "20", "--workers", "2"]
+    arguments = ["--methods", "adamw,lion", "--trials", "1", "--seeds", "1", "--steps", "20", "--workers", "2"]
     words = "of each method alone, in turn with the others, 5 rounds"
     done = polyak("compare", "rosenbrock", *arguments, cwd=tmp_path)
     assert done.returncode == 0 and f"times of a step: {words}" in done.stdout, done.stderr

@@ -206,6 +206,8 @@ def fit(
     """
     seconds = budgets.seconds(budget)
     places.check(campaign)
+    if places.engine == "ray" and places.workers is None:
+        raise BadInput("a budget needs workers beside engine 'ray': how many runs the cluster makes at a time")
     first = campaign.with_counts(1, 0)
     runs = Store(store)
     try:
