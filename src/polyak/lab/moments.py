@@ -42,12 +42,12 @@ def time_here(request: TimingRequest, problem_of: Callable[[RunSpec], Problem]) 
         problem_of: gives the problem of a run.
     """
     seconds = request.seconds / len(request.problems)
-    return [_timed(specs, problem_of, seconds) for specs in request.problems]
+    return [_timed(problem_of(specs[0]), specs, seconds) for specs in request.problems]
 
 
-def _timed(specs: Sequence[RunSpec], problem_of: Callable[[RunSpec], Problem], seconds: float) -> Timed | None:
+def _timed(problem: Problem, specs: Sequence[RunSpec], seconds: float) -> Timed | None:
     begin = time.monotonic()
-    rounds = in_turn(specs, lambda spec: _moment(problem_of(spec), spec), lambda: time.monotonic() - begin, seconds)
+    rounds = in_turn(specs, lambda spec: _moment(problem, spec), lambda: time.monotonic() - begin, seconds)
     if not rounds:
         return None
     methods = {
