@@ -2,6 +2,8 @@
 
 import socket
 import sys
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +11,7 @@ import pytest
 from polyak.lab import compare, ray_pool
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.places import Places
-from polyak.lab.pool import Refused
+from polyak.lab.pool import Progress, Refused
 from polyak.lab.spec import versions
 from polyak.lab.store import Store
 
@@ -52,6 +54,35 @@ def test_a_node_with_another_version_is_refused():
     assert isinstance(answer, Refused) and "instead of 1.0; install there what is installed here" in answer.line
 
 
+def test_a_run_is_late_by_its_own_clock_or_when_nothing_is_heard():
+    task = ray_pool._Task(SimpleNamespace(key="a"))
+    assert not ray_pool._is_late(task, 5.0)  # it waits for its turn
+    task.heard, task.beat = time.monotonic(), ray_pool._Beat(4.0, Progress(3, None))
+    assert not ray_pool._is_late(task, 5.0)
+    task.beat = ray_pool._Beat(6.0, Progress(3, None))
+    assert ray_pool._is_late(task, 5.0)
+    task.heard, task.beat = time.monotonic() - 66.0, ray_pool._Beat(4.0, Progress(3, None))
+    assert ray_pool._is_late(task, 5.0) and not ray_pool._is_late(task, 50.0)
+
+
+def test_a_silent_run_still_says_how_long_it_takes(monkeypatch):
+    monkeypatch.setattr(ray_pool, "BEAT_SECONDS", 0.001)
+    told, enough = [], threading.Event()
+
+    def tell(key, beat):
+        told.append((key, beat))
+        if len(told) == 3:
+            enough.set()
+
+    board = SimpleNamespace(tell=SimpleNamespace(remote=tell))
+    with ray_pool._Pulse(board, SimpleNamespace(key="a")) as pulse:
+        pulse.take(Progress(4, 9))
+        assert enough.wait(60)
+    assert {(key, beat.progress) for key, beat in told} == {("a", Progress(4, 9))}
+    seconds = [beat.seconds for _, beat in told]
+    assert seconds == sorted(seconds)
+
+
 class Seen:
     def __init__(self):
         self.ends, self.steps = {}, []
@@ -78,12 +109,13 @@ def cluster():
 
 
 @pytest.mark.slow
-def test_two_nodes_make_a_comparison(cluster, tmp_path):
+def test_two_nodes_make_a_comparison(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_pool, "RETRIES", 1)
     (tmp_path / "own.py").write_text(FILE)
     seen, store = Seen(), tmp_path / "runs.db"
     found = compare(
-        f"{tmp_path}/own.py:problem", "sgd", trials=1, seeds=4, store=store,
-        engine="ray", address=cluster.address, timeout=60, watcher=seen,
+        f"{tmp_path}/own.py:problem", "sgd", trials=1, seeds=3, store=store,
+        engine="ray", address=cluster.address, timeout=20, watcher=seen,
     )  # fmt: skip
     # Ray makes seed 1 again, gives seed 2 up and is told to end seed 3.
     assert seen.ends == {
@@ -91,15 +123,14 @@ def test_two_nodes_make_a_comparison(cluster, tmp_path):
         ("test", 1): "finished",
         ("test", 2): "crashed",
         ("test", 3): "timeout",
-        ("test", 4): "finished",
     }
-    assert found.problems[0].methods[0].metrics == {1: 2.0, 4: 5.0} and (tmp_path / "died").exists()
+    assert found.problems[0].methods[0].metrics == {1: 2.0} and (tmp_path / "died").exists()
     assert 4 in seen.steps
     opened = Store(store, read_only=True)
     reasons = {record.status: record.detail.get("reason") for record in opened.runs()}
     opened.close()
-    assert reasons["timeout"] == "it took longer than 60 s; it was last heard of at step 4"
-    assert reasons["crashed"].endswith("4 times")
+    assert reasons["timeout"] == "it took longer than 20 s; it was last heard of at step 4"
+    assert reasons["crashed"].endswith("2 times")
 
 
 @pytest.mark.slow

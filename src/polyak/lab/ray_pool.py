@@ -11,6 +11,7 @@ import os
 import platform
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,37 +20,45 @@ from typing import Any
 from polyak.lab.errors import BadInput, LabError, require
 from polyak.lab.loops import Outcome
 from polyak.lab.places import Places
-from polyak.lab.pool import Progress, Refused, Told, late
+from polyak.lab.pool import LOADING_SECONDS, Progress, Refused, Told, late
 from polyak.lab.spec import RunSpec, versions
 from polyak.lab.worker import Room
 
 RETRIES = 3
 ANSWER_SECONDS = 15.0
+BEAT_SECONDS = 1.0
 PROBE = "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)"
+
+
+@dataclass(frozen=True)
+class _Beat:
+    """How far a run is, and after how many seconds in its present process."""
+
+    seconds: float
+    progress: Progress
 
 
 class _Board:
     """An actor on which tasks write how far they are."""
 
     def __init__(self) -> None:
-        self._words: dict[str, tuple[str, Progress]] = {}
+        self._beats: dict[str, _Beat] = {}
 
-    def tell(self, key: str, who: str, word: Progress) -> None:
-        """Write how far the run with a key is in a process."""
-        self._words[key] = who, word
+    def tell(self, key: str, beat: _Beat) -> None:
+        """Write down how far the run with a key is."""
+        self._beats[key] = beat
 
-    def take(self) -> dict[str, tuple[str, Progress]]:
+    def take(self) -> dict[str, _Beat]:
         """What is new."""
-        words, self._words = self._words, {}
-        return words
+        beats, self._beats = self._beats, {}
+        return beats
 
 
 @dataclass
 class _Task:
     spec: RunSpec
-    who: str = ""  # the process that is at it
-    began: float | None = None  # when that was first heard of: before, the run waits for its turn or loads the problem
-    told: Progress | None = None
+    heard: float | None = None  # when there was a word of it; before, it waits for its turn or loads the problem
+    beat: _Beat | None = None
 
 
 class RayPool:
@@ -130,26 +139,23 @@ class RayPool:
         return answer
 
     def _listen(self) -> None:
-        words = self._ray.get(self._board.take.remote())
+        beats = self._ray.get(self._board.take.remote())
         for task in self._tasks.values():
-            if task.spec.key not in words:
+            if (beat := beats.get(task.spec.key)) is None:
                 continue
-            who, word = words[task.spec.key]
-            if who != task.who:  # Ray makes it again
-                task.who, task.began = who, time.monotonic()
-            task.told = word
+            task.heard, task.beat = time.monotonic(), beat
             if self._told:
-                self._told(task.spec, word.step, word.steps)
+                self._told(task.spec, beat.progress.step, beat.progress.steps)
 
     def _outcome(self, task: Any) -> Outcome:
-        told = self._tasks.pop(task).told
+        beat = self._tasks.pop(task).beat
         try:
             answer = self._ray.get(task)
         except self._ray.exceptions.RayTaskError as error:
             raise LabError(f"a Ray node cannot make runs: {_last_line(error)}") from error
         except self._ray.exceptions.RayError as error:
             reason = f"the Ray task ended with {type(error).__name__}, {RETRIES + 1} times"
-            lost = {"error": f"{reason}\n{error}", "reason": reason, "step": told.step if told else 0}
+            lost = {"error": f"{reason}\n{error}", "reason": reason, "step": beat.progress.step if beat else 0}
             return Outcome("crashed", detail=lost)
         if isinstance(answer, Refused):
             raise LabError(answer.line)
@@ -157,12 +163,20 @@ class RayPool:
         return answer
 
     def _overdue(self) -> list[tuple[RunSpec, Outcome]]:
-        found, now = [], time.monotonic()
-        for key, task in list(self._tasks.items()):
-            if self._timeout is not None and task.began is not None and now - task.began > self._timeout:
-                self._ray.cancel(key, force=True)
-                found.append((self._tasks.pop(key).spec, late(self._timeout, task.told)))
-        return found
+        if self._timeout is None:
+            return []
+        late_ones = [(key, task) for key, task in self._tasks.items() if _is_late(task, self._timeout)]
+        for key, _ in late_ones:
+            self._ray.cancel(key, force=True)
+            del self._tasks[key]
+        return [(task.spec, late(self._timeout, task.beat and task.beat.progress)) for _, task in late_ones]
+
+
+def _is_late(task: _Task, timeout: float) -> bool:
+    """Whether a run takes too long by its own clock, since Ray may be making it again; or is silent for too long."""
+    if task.beat is None or task.heard is None:
+        return False
+    return task.beat.seconds > timeout or time.monotonic() - task.heard > timeout + LOADING_SECONDS
 
 
 def _connect(ray: Any, address: str) -> None:
@@ -202,13 +216,35 @@ def _answer(request: Any, used: dict[str, str], board: Any) -> Any:
     if other:
         return Refused(f"the Ray node {platform.node()} has {', '.join(other)}; install there what is installed here")
     torch.set_num_threads(1)
-    who, answers = f"{platform.node()} {os.getpid()}", []
-
-    def send(word: Any) -> None:
-        if isinstance(word, Progress):
-            board.tell.remote(request.key, who, word)
-        else:
-            answers.append(word)
-
-    _room.answer(request, send)
+    answers: list[Any] = []
+    with _Pulse(board, request) as pulse:
+        _room.answer(request, lambda word: pulse.take(word) if isinstance(word, Progress) else answers.append(word))
     return answers[0]
+
+
+class _Pulse:
+    """Writes on the board once a second how far a run is, also while that says nothing."""
+
+    def __init__(self, board: Any, request: Any) -> None:
+        self._board, self._request = board, request
+        self._began, self._word = 0.0, Progress(0, None)
+        self._has_ended = threading.Event()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+
+    def __enter__(self) -> _Pulse:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._has_ended.set()
+
+    def take(self, word: Progress) -> None:
+        """Take how far the run is; with the first word it begins."""
+        self._word = word
+        if not self._began:
+            self._began = time.monotonic()
+            self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._has_ended.wait(BEAT_SECONDS):
+            beat = _Beat(time.monotonic() - self._began, self._word)
+            self._board.tell.remote(self._request.key, beat)
