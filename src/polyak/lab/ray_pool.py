@@ -169,7 +169,7 @@ class RayPool:
         for key, _ in late_ones:
             self._ray.cancel(key, force=True)
             del self._tasks[key]
-        return [(task.spec, late(self._timeout, task.beat and task.beat.progress)) for _, task in late_ones]
+        return [(task.spec, late(self._timeout, task.beat.progress if task.beat else None)) for _, task in late_ones]
 
 
 def _is_late(task: _Task, timeout: float) -> bool:
