@@ -35,6 +35,7 @@ def problem():
         if seed == 2:
             os._exit(7)
         if seed == 3:
+            time.sleep(2.0)  # words are a second apart
             report(4, 1.0)
             time.sleep(600)
         time.sleep(1.0)
