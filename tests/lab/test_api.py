@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from polyak.lab import BadInput, LabError, compare, fit, plan, run, write_report
+from polyak.lab.places import Places
 from polyak.lab.results import check_report_path
 from polyak.lab.store import Store
 from tests.lab.conftest import campaign_of, quadratic, report_of, run_here
@@ -99,11 +100,11 @@ def test_margin_and_confidence_reach_the_verdict(store):
 
 def test_a_timeout_needs_a_worker(store):
     campaign = plan(quadratic(), "sgd", 1, 1)
-    with pytest.raises(BadInput, match="timeout needs a worker that can be ended; give the function that returns"):
-        run(campaign, store, timeout=5.0)
+    with pytest.raises(BadInput, match="timeout needs a process of its own; give the function that returns"):
+        run(campaign, store, Places(timeout=5.0))
     for wrong in (0, -1.0, float("nan"), True, "5"):
         with pytest.raises(BadInput, match="timeout must be a number of seconds above 0, got"):
-            run(campaign, store, timeout=wrong)
+            run(campaign, store, Places(timeout=wrong))
 
 
 def test_a_function_is_run_by_workers_and_found_again(store):
@@ -117,13 +118,13 @@ def test_a_function_is_run_by_workers_and_found_again(store):
 def test_a_budget_is_fitted_by_first_trials_and_again_alike(store):
     campaign = plan(quadratic(), ["sgd", "adamw"])
     first, second = Seen(), Seen()
-    fitted = fit(campaign, "30m", store, workers=1, watcher=first)
+    fitted = fit(campaign, "30m", store, Places(1), watcher=first)
     assert first.here == [True, True] and (fitted.trials, fitted.seeds) == (50, 100)  # the most there is
-    again = fit(campaign, "30m", store, workers=1, watcher=second)
+    again = fit(campaign, "30m", store, Places(1), watcher=second)
     assert second.here == [False, False] and again.identity == fitted.identity
     assert fitted.trial_specs(fitted.problems[0], "adamw")[0].key == campaign.due({})[1].key  # nothing is lost
     with pytest.raises(BadInput, match="is too small"):
-        fit(campaign, "0.0001s", store, workers=1)
+        fit(campaign, "0.0001s", store, Places(1))
 
 
 def test_a_budget_for_what_only_fails_says_why(store):

@@ -61,12 +61,12 @@ def test_the_estimate_is_by_the_looks():
         replace(loaded, seconds_per_run=seconds) for loaded, seconds in zip(campaign.problems, (2.14, 66), strict=True)
     ]
     assert budget.estimate(campaign.with_problems(known), 2) == [
-        "quadratic: 2.1 s a run, 10 runs, about 11 s on 2 workers",
+        "quadratic: 2.1 s a run, 10 runs, about 15 s on 2 workers",
         "other: 66 s a run, 10 runs, about 6 min on 2 workers",
         "all: about 6 min",
     ]
     assert budget.estimate(campaign.with_problems(known[:1]), 1) == [
-        "quadratic: 2.1 s a run, 10 runs, about 21 s on 1 worker"
+        "quadratic: 2.1 s a run, 10 runs, about 25 s on 1 worker"
     ]
 
 

@@ -93,7 +93,8 @@ def command(
 ):
     numbers = {"methods": methods, "trials": trials, "seeds": seeds, "steps": steps, "workers": workers}
     options = {**numbers, "store": store, "report": report}
-    return ["compare", *problems, *(text for name, value in options.items() for text in (f"--{name}", str(value)))]
+    given = (text for name, value in options.items() for text in (f"--{name}", str(value)))
+    return ["compare", *problems, "--no-timing", *given]
 
 
 def start(arguments):

@@ -10,6 +10,7 @@ from polyak.lab import pool as pool_module
 from polyak.lab.check import look
 from polyak.lab.entries import entries
 from polyak.lab.errors import BadInput, LabError
+from polyak.lab.places import Places
 from polyak.lab.pool import Pool
 from polyak.lab.problems import load
 from polyak.lab.spec import RunSpec
@@ -78,7 +79,7 @@ def finished(pool, count=1, seconds=120):
 
 def test_a_worker_runs_what_plain_python_runs(file):
     """A Dataset of the problem's file and a local collate function, with loader workers."""
-    with Pool(1) as pool:
+    with Pool(Places(1)) as pool:
         pool.begin(spec_of(file, "loader"))
         (outcome,) = finished(pool)
     assert (outcome.status, outcome.metric) == ("finished", 28.0), outcome.detail
@@ -86,7 +87,7 @@ def test_a_worker_runs_what_plain_python_runs(file):
 
 def test_a_run_that_hangs_is_ended_and_the_next_one_is_made(file, monkeypatch):
     told = []
-    with Pool(1, timeout=4.0, told=lambda *word: told.append(word[1:])) as pool:
+    with Pool(Places(1, timeout=4.0), told=lambda *word: told.append(word[1:])) as pool:
         pool.begin(spec_of(file, "hang"))
         (outcome,) = finished(pool)
         assert outcome.status == "timeout" and outcome.metric is None
@@ -97,7 +98,7 @@ def test_a_run_that_hangs_is_ended_and_the_next_one_is_made(file, monkeypatch):
 
 
 def test_a_crash_has_a_reason_and_a_step(file):
-    with Pool(1) as pool:
+    with Pool(Places(1)) as pool:
         pool.begin(spec_of(file, "exit"))
         (outcome,) = finished(pool)
     assert outcome.status == "crashed"
@@ -105,7 +106,10 @@ def test_a_crash_has_a_reason_and_a_step(file):
 
 
 def test_a_problem_that_differs_between_processes_is_refused(file):
-    with Pool(1) as pool, pytest.raises(LabError, match="unlike is not the same in every process: its data, splits"):
+    with (
+        Pool(Places(1)) as pool,
+        pytest.raises(LabError, match="unlike is not the same in every process: its data, splits"),
+    ):
         pool.begin(spec_of(file, "unlike", fingerprint=look(load(f"{file}:unlike"), entries(["sgd"])).fingerprint))
         finished(pool)
 
@@ -114,7 +118,10 @@ def test_a_problem_that_changed_is_refused(file):
     spec = spec_of(file, "loader")
     with open(file, "a") as more:
         more.write("\nx = 1\n")
-    with Pool(1) as pool, pytest.raises(LabError, match="changed after the comparison had begun; start it again"):
+    with (
+        Pool(Places(1)) as pool,
+        pytest.raises(LabError, match="changed after the comparison had begun; start it again"),
+    ):
         pool.begin(spec)
         finished(pool)
 
@@ -128,7 +135,7 @@ def test_a_look_at_what_does_not_run_is_one_line(file):
 
 def test_no_worker_and_no_output_is_left(file, tmp_path, monkeypatch):
     monkeypatch.setattr(pool_module.tempfile, "tempdir", str(tmp_path))
-    with Pool(2) as pool:
+    with Pool(Places(2)) as pool:
         pool.begin(spec_of(file, "hang"))
         pool.begin(spec_of(file, "loader"))
         finished(pool)

@@ -8,6 +8,7 @@ from polyak.lab.campaign import Campaign
 from polyak.lab.comparison import Unwatched
 from polyak.lab.entries import entries
 from polyak.lab.errors import LabError
+from polyak.lab.places import Places
 from polyak.lab.problems import load
 from polyak.lab.runner import make_runs
 from polyak.lab.store import Store
@@ -65,13 +66,13 @@ class Ends(Unwatched):
 def test_a_problem_that_only_fails_stops_the_comparison(problem, store):
     watcher = Ends()
     with pytest.raises(LabError, match=r"failing fails in every run: OSError: the data are gone \(line"):
-        make_runs(Campaign([problem("failing")], entries(["sgd"]), 10, 5), store, 1, watcher)
+        make_runs(Campaign([problem("failing")], entries(["sgd"]), 10, 5), store, Places(1), watcher)
     assert watcher.ends == [("failed", True)] * 3
 
 
 def test_a_run_that_takes_too_long_is_tried_again_by_a_later_command(problem, store):
     campaign = Campaign([problem("hanging")], entries(["sgd"]), 1, 1)
-    records = make_runs(campaign, store, 1, Unwatched(), timeout=1.0)
+    records = make_runs(campaign, store, Places(1, timeout=1.0), Unwatched())
     (record,) = records.values()
     assert record.status == "timeout" and "longer than 1 s" in record.detail["reason"]
     assert [run.status for run in store.runs()] == ["timeout"] and store.settled() == []
@@ -79,11 +80,11 @@ def test_a_run_that_takes_too_long_is_tried_again_by_a_later_command(problem, st
 
 def test_stored_runs_have_the_names_and_the_target_of_today(problem, store):
     loaded = problem("sound")
-    first = make_runs(Campaign([loaded], entries(["sgd"]), 1, 1), store, 1, Unwatched())
+    first = make_runs(Campaign([loaded], entries(["sgd"]), 1, 1), store, Places(1), Unwatched())
     assert [record.detail["target_step"] for record in first.values()] == [8, 8]
     today = replace(loaded, problem=replace(loaded.problem, name="today", target=0.8))
     watcher = Ends()
-    again = make_runs(Campaign([today], entries(["sgd"]), 1, 1), store, 1, watcher)
+    again = make_runs(Campaign([today], entries(["sgd"]), 1, 1), store, Places(1), watcher)
     assert watcher.ends == [("finished", False)] * 2
     assert again.keys() == first.keys()
     assert [(record.problem, record.detail["target_step"]) for record in again.values()] == [("today", 4)] * 2

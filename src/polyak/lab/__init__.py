@@ -4,6 +4,7 @@ from polyak.lab.comparison import compare, fit, plan, run
 from polyak.lab.described import Described
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.loops import StopRun
+from polyak.lab.places import Places
 from polyak.lab.problem import Problem
 from polyak.lab.report import Report
 from polyak.lab.results import Results, write_report
@@ -12,6 +13,7 @@ __all__ = [
     "BadInput",
     "Described",
     "LabError",
+    "Places",
     "Problem",
     "Report",
     "Results",

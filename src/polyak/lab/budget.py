@@ -12,6 +12,7 @@ from polyak.lab.spec import Record
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
 SPENT = 0.9  # of a time budget: estimates are estimates
+START_SECONDS = 4.0  # until a worker has imported torch and loaded a problem; all of them start at once
 LEAST_TRIALS, MOST_TRIALS = 4, 50
 LEAST_SEEDS, MOST_SEEDS = 3, 100
 
@@ -53,7 +54,8 @@ def whole_run(record: Record) -> float | None:
 
 def estimate(campaign: Campaign, workers: int) -> list[str]:
     """About how long a comparison will take, a line for each problem and one for all, by the looks at the problems."""
-    lines, total = list[str](), 0.0
+    start = 0.0 if any(loaded.is_here for loaded in campaign.problems) else START_SECONDS
+    lines, total = list[str](), start
     for loaded in campaign.problems:
         runs, seconds = sum(campaign.runs_at(loaded, method) for method in campaign.methods), loaded.seconds_per_run
         at_a_time = 1 if loaded.is_here else min(workers, runs)
@@ -62,7 +64,7 @@ def estimate(campaign: Campaign, workers: int) -> list[str]:
             continue
         total += runs * seconds / at_a_time
         place = "in this process" if loaded.is_here else f"on {at_a_time} worker{'s' * (at_a_time > 1)}"
-        about = in_words(runs * seconds / at_a_time)
+        about = in_words(start + runs * seconds / at_a_time)
         lines.append(f"{loaded.problem.name}: {in_words(seconds)} a run, {runs} runs, about {about} {place}")
     is_known = all(loaded.seconds_per_run is not None for loaded in campaign.problems)
     return [*lines, f"all: about {in_words(total)}"] if len(lines) > 1 and is_known else lines

@@ -164,7 +164,7 @@ class Campaign:
     def _spec(self, loaded: LoadedProblem, method: str, setting: search.Setting, seed: int, split: str) -> RunSpec:
         contender, steps = self.contenders[method], self.steps_of(loaded)
         run = (loaded.reference, loaded.problem.name, loaded.source(split), method, setting, seed, split, steps)
-        return RunSpec(*run, loaded.fingerprint, contender.reference, contender.code)
+        return RunSpec(*run, loaded.fingerprint, contender.reference, contender.code, device=loaded.device)
 
     def spec_of(self, record: Record) -> RunSpec:
         """What a record of this comparison would be called now, though versions may have changed since."""

@@ -26,6 +26,7 @@ from polyak.lab import search
 from polyak.lab.contenders import Contender, found_again
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.loops import Outcome, Run, StopRun, why
+from polyak.lab.places import kind
 from polyak.lab.pool import ask
 from polyak.lab.problem import Problem
 from polyak.lab.problems import LoadedProblem
@@ -64,22 +65,23 @@ def firsts(contenders: Iterable[Contender]) -> tuple[First, ...]:
     return tuple((c.reference, {**c.fixed, **search.settings(c.space, c.defaults, 1)[0]}) for c in contenders)
 
 
-def look(loaded: LoadedProblem, contenders: Iterable[Contender], steps: int | None = None) -> Look:
+def look(loaded: LoadedProblem, contenders: Iterable[Contender], steps: int | None = None, device: str = "") -> Look:
     """Look at a problem, in a process of its own unless only this one knows it.
 
     Args:
         loaded: the problem; give it the fingerprint that is found: ``replace(loaded, fingerprint=look.fingerprint)``.
         contenders: the methods to be compared.
         steps: how many steps a run is to take, where that is not the problem's own number.
+        device: what to look at it on, such as ``"cuda:0"``; empty leaves that to the problem.
 
     Raises:
         BadInput: where the problem does not run; its own error in one line.
     """
-    request = LookRequest(loaded.reference, firsts(contenders), loaded.problem.run_steps(steps))
+    request = LookRequest(loaded.reference, firsts(contenders), loaded.problem.run_steps(steps), kind(device))
     if loaded.is_here:
         with seeded(SEED):
             return look_here(loaded.problem, request.firsts, request.steps)
-    found: Look = ask(request)
+    found: Look = ask(request, device)
     return found
 
 
@@ -90,6 +92,7 @@ class LookRequest:
     reference: str
     firsts: tuple[First, ...]
     steps: int | None
+    device: str = ""
 
 
 def look_here(problem: Problem, firsts: Sequence[First], steps: int | None) -> Look:

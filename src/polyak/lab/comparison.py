@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
-import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,23 @@ from polyak.lab.described import CONFIDENCE, check_levels
 from polyak.lab.entries import entries, twins
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.files import stop_if_loading
-from polyak.lab.history import describe, described
+from polyak.lab.history import describe, described, timed_of
 from polyak.lab.live import LivePage, port_of
+from polyak.lab.mounts import warning_of
 from polyak.lab.pace import Pace
+from polyak.lab.places import Places, kind
 from polyak.lab.problem import Problem
 from polyak.lab.problems import LoadedProblem, load
 from polyak.lab.results import Results
 from polyak.lab.runner import Watcher, make_runs
-from polyak.lab.spec import Record, RunSpec
+from polyak.lab.spec import Record, Records, RunSpec
 from polyak.lab.store import Store
+from polyak.lab.timing import timed_alone
 
 TRIALS, SEEDS = 10, 5
 METHODS = ("adamw", "sgd", "adan", "lion", "muon", "cadamw")
 STORE = Path("polyak-runs.db")
+HERE = Places()  # a worker for each core of this machine
 
 Given = str | Problem | Callable[[], Problem]  # a problem, as it may be given
 
@@ -91,8 +94,12 @@ def compare(
     workers: int | None = None,
     watcher: Watcher | None = None,
     timeout: float | None = None,
+    devices: str | Sequence[str] = (),
+    engine: str = "processes",
+    address: str | None = None,
     margin: float | None = None,
     confidence: float = CONFIDENCE,
+    timing: bool = True,
     live: bool | int = False,
 ) -> Results:
     """Tune each method with the same budget, then judge it on data that tuning never read.
@@ -124,24 +131,34 @@ def compare(
         self_test: compares one method with itself under so many names, each tuned on its own: a difference that is
             called is a false one.
         store: the SQLite file of runs; made where it does not exist.
-        workers: how many runs are made at a time, by default one for each core. It changes no figure but times.
+        workers: how many runs are made at a time, by default one on each device or for each core. It changes no
+            figure but times.
         watcher: is told when runs begin, go on and end; where it has ``grew``, also of added seeds.
         timeout: the seconds after which a run is ended; None waits for ever.
+        devices: what runs are made on, such as ``["cuda:0", "cuda:1"]``; see :class:`~polyak.lab.places.Places`.
+        engine: ``"processes"`` of this machine, or ``"ray"``.
+        address: of a Ray cluster, ``"HOST:PORT"`` or ``"auto"``.
         margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
             seeds.
         confidence: the chance that none of a problem's calls is false.
+        timing: whether each method's step is timed alone in the end, in turn with the others, where runs were made
+            beside each other; for 5 % of the time of all runs at most, or 20 s.
         live: serve the page on 127.0.0.1 while the comparison runs, on this port or, with True, on any that is free.
 
     Raises:
         BadInput: something asked for does not exist or cannot be.
     """
     port_of(live)
+    named = (devices,) if isinstance(devices, str) else tuple(devices)
+    places = Places(workers, timeout, named, engine, address)
+    if warning := warning_of(Path(store)):
+        warnings.warn(warning, stacklevel=2)
     made = plan(
         problems, methods, trials, seeds, steps,
         spaces=spaces, fixes=fixes, reference=reference, tuning_seed=tuning_seed,
-        until_clear=until_clear, most_seeds=most_seeds, self_test=self_test,
+        until_clear=until_clear, most_seeds=most_seeds, self_test=self_test, places=places,
     )  # fmt: skip
-    return run(made, Path(store), workers, watcher, timeout, "polyak.lab.compare", margin, confidence, live)
+    return run(made, Path(store), places, watcher, "polyak.lab.compare", margin, confidence, timing, live)
 
 
 def plan(
@@ -158,8 +175,12 @@ def plan(
     until_clear: bool = False,
     most_seeds: int | None = None,
     self_test: int | None = None,
+    places: Places = HERE,
 ) -> Campaign:
-    """Check what is asked for, look at each problem and plan; the arguments are those of :func:`compare`."""
+    """Check what is asked for, look at each problem and plan.
+
+    The arguments are those of :func:`compare`; problems are looked at on the first device of ``places``.
+    """
     stop_if_loading()
     trials, seeds = _counts(trials, seeds, steps, tuning_seed)
     cap = _most_seeds(until_clear, most_seeds, seeds)
@@ -175,7 +196,8 @@ def plan(
     asked = Campaign(
         loaded, contenders, trials, seeds, steps, reference=reference, tuning_seed=tuning_seed, most_seeds=cap
     )
-    return asked.with_problems([_looked_at(asked, each) for each in loaded])
+    places.check(asked)
+    return asked.with_problems([_looked_at(asked, each, places.first) for each in loaded])
 
 
 def _counts(trials: int | None, seeds: int | None, steps: int | None, tuning_seed: int) -> tuple[int, int]:
@@ -200,10 +222,10 @@ def _most_seeds(until_clear: bool, most_seeds: int | None, seeds: int) -> int | 
     return cap
 
 
-def _looked_at(campaign: Campaign, loaded: LoadedProblem) -> LoadedProblem:
-    """A problem with what a look at it says."""
-    found = look(loaded, campaign.contenders.values(), campaign.steps)
-    return replace(loaded, fingerprint=found.fingerprint, seconds_per_run=found.seconds_per_run)
+def _looked_at(campaign: Campaign, loaded: LoadedProblem, device: str) -> LoadedProblem:
+    """A problem on a device, with what a look at it there says."""
+    found = look(loaded, campaign.contenders.values(), campaign.steps, device)
+    return replace(loaded, fingerprint=found.fingerprint, seconds_per_run=found.seconds_per_run, device=kind(device))
 
 
 def _listed(given: object, kind: str) -> list[Any]:
@@ -219,9 +241,8 @@ def fit(
     campaign: Campaign,
     budget: str,
     store: Path,
-    workers: int | None = None,
+    places: Places = HERE,
     watcher: Watcher | None = None,
-    timeout: float | None = None,
 ) -> Campaign:
     """The same comparison with as many trials and seeds as fit a time.
 
@@ -232,18 +253,19 @@ def fit(
         campaign: the comparison; its own counts do not matter.
         budget: a time such as ``30m``.
         store: the SQLite file of runs.
-        workers: how many runs are made at a time.
+        places: where runs are made.
         watcher: is told when runs begin, go on and end.
-        timeout: the seconds after which a run is ended; None waits for ever.
     """
     if campaign.most_seeds is not None:
         raise BadInput("a budget ends after a time, until_clear when calls are settled; leave one out")
-    seconds, at_a_time = budgets.seconds(budget), checked_workers(workers)
-    check_timeout(timeout, campaign)
+    seconds = budgets.seconds(budget)
+    places.check(campaign)
+    if places.engine == "ray" and places.workers is None:
+        raise BadInput("a budget needs workers beside engine 'ray': how many runs the cluster makes at a time")
     first = campaign.with_counts(1, 0)
     runs = Store(store)
     try:
-        records = make_runs(first, runs, at_a_time, watcher or Unwatched(), timeout)
+        records = make_runs(first, runs, places, watcher or Unwatched())
     finally:
         runs.close()
     took = [budgets.whole_run(record) for record in records.values()]
@@ -251,19 +273,19 @@ def fit(
     if not known:
         errors = [str(record.detail.get("error", "")).strip().splitlines() for record in records.values()]
         raise LabError(f"no first trial came to an end, so there is nothing to plan by: {(errors[0] or ['?'])[-1]}")
-    found = budgets.counts(seconds, known, at_a_time)
+    found = budgets.counts(seconds, known, places.size)
     return campaign.with_counts(found.trials, found.seeds)
 
 
 def run(
     campaign: Campaign,
     store: Path,
-    workers: int | None = None,
+    places: Places = HERE,
     watcher: Watcher | None = None,
-    timeout: float | None = None,
     command: str = "",
     margin: float | None = None,
     confidence: float = CONFIDENCE,
+    timing: bool = True,
     live: bool | int = False,
 ) -> Results:
     """Make the runs that ``store`` does not have yet, and summarize all of them.
@@ -273,49 +295,43 @@ def run(
     Args:
         campaign: what :func:`plan` returned.
         store: the SQLite file of runs; made where it does not exist.
-        workers: how many runs are made at a time, by default one for each core.
+        places: where runs are made.
         watcher: is told when runs begin, go on and end; where it has ``grew``, also of added seeds.
-        timeout: the seconds after which a run is ended; None waits for ever.
         command: what was typed, for the report.
         margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
             seeds.
         confidence: the chance that none of a problem's calls is false.
+        timing: whether each method's step is timed alone in the end, where runs were made beside each other.
         live: serve the page on 127.0.0.1 meanwhile, on this port or, with True, on any that is free.
     """
-    at_a_time, port = checked_workers(workers), port_of(live)
-    check_timeout(timeout, campaign)
+    places.check(campaign)
+    port = port_of(live)
     check_levels(margin, confidence)
     runs = Store(store)
     try:
         told = describe(campaign, command, margin, level(campaign, confidence), looks(campaign))
+        told["timed"] = runs.description(campaign.identity).get("timed", {})
         runs.begin(campaign.identity, told)
         noting = _Noting(runs, campaign.identity, watcher or Unwatched(), Pace(campaign))
         looking = Looking(runs, told, noting)
         with nullcontext() if port is None else _page(store, port, campaign, noting.pace):
-            records = make_runs(campaign, runs, at_a_time, noting, timeout, looking)
-        return Results(described(looking.told), records)
+            records = make_runs(campaign, runs, places, noting, looking)
+            told = _timed(campaign, records, runs, places, looking.told) if timing else looking.told
+        return Results(described(told), records)
     finally:
         runs.close()
+
+
+def _timed(campaign: Campaign, records: Records, runs: Store, places: Places, told: dict[str, Any]) -> dict[str, Any]:
+    """A comparison's description with the times of a step, measured now where they are not known."""
+    known = timed_of(runs.description(campaign.identity))  # another process may have measured meanwhile
+    timed = timed_alone(campaign, records, places, known)
+    told = {**told, "timed": {problem: asdict(each) for problem, each in timed.items()}}
+    runs.tell(campaign.identity, told)
+    return told
 
 
 def _page(store: Path, port: int, campaign: Campaign, pace: Pace) -> LivePage:
     """The live page of this comparison, whatever others the store has."""
     identity = campaign.identity
     return LivePage(store, port, lambda opened: opened.campaigns(identity)[0], pace)
-
-
-def checked_workers(workers: int | None) -> int:
-    """How many runs are made at a time."""
-    if workers is not None and workers < 1:
-        raise BadInput(f"workers must be at least 1, got {workers}")
-    return os.cpu_count() or 1 if workers is None else workers
-
-
-def check_timeout(timeout: float | None, campaign: Campaign) -> None:
-    """Refuse a time that cannot be, or that nobody could keep."""
-    if timeout is None:
-        return
-    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf:
-        raise BadInput(f"timeout must be a number of seconds above 0, got {timeout!r}")
-    if any(loaded.is_here for loaded in campaign.problems):
-        raise BadInput("timeout needs a worker that can be ended; give the function that returns the Problem instead")

@@ -5,6 +5,7 @@ It goes into the store as JSON, so that a report can be rendered later without t
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +16,26 @@ from polyak.lab.errors import BadInput
 
 CONFIDENCE = 0.95
 Space = Mapping[str, "Range | Choice"]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """The times of a step that were measured with each method alone, in turn.
+
+    Args:
+        rounds: how often each method had its turn.
+        methods: for each method its ``setting``, and the medians ``step_ms`` and ``optimizer_ms``.
+    """
+
+    rounds: int
+    methods: Mapping[str, Mapping[str, Any]]
+
+    def times(self, method: str, setting: Mapping[str, Any] | None) -> dict[str, float | None]:
+        """The times of a method at a setting; none where that was not measured."""
+        known = self.methods.get(method)
+        if known is None or json.dumps(known["setting"]) != json.dumps(setting):
+            return {}
+        return {name: known[name] for name in ("step_ms", "optimizer_ms")}
 
 
 @dataclass(frozen=True)
@@ -40,6 +61,7 @@ class Described:
         confidence: the confidence of every interval.
         looks: how often the verdict was looked at, at most, while seeds were added.
         self_test: whether the methods are one under several names.
+        timed: the times of a step, where they were measured after the runs.
     """
 
     problem: str
@@ -59,6 +81,7 @@ class Described:
     confidence: float = CONFIDENCE
     looks: int = 1
     self_test: bool = False
+    timed: Timed | None = None
 
     @property
     def percent(self) -> str:
@@ -87,7 +110,8 @@ class Described:
             method: {name: dimension(entry) for name, entry in space.items()}
             for method, space in data["spaces"].items()
         }
-        return cls(**{**data, "methods": tuple(data["methods"]), "spaces": spaces})
+        timed = Timed(**data["timed"]) if data.get("timed") else None
+        return cls(**{**data, "methods": tuple(data["methods"]), "spaces": spaces, "timed": timed})
 
 
 def _percent(share: float) -> str:

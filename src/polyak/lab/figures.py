@@ -157,7 +157,8 @@ def costs(problem: ProblemReport) -> Figure:
     """The time of a step and the optimizer's part of it."""
     methods = [m for m in problem.methods if m.timing["step_ms"]]
     title = "Time of a step"
-    words = "Median, in milliseconds; the darker part is the optimizer's. Behind it: state in bytes per parameter."
+    said = "the darker part is the optimizer's. Behind it: state in bytes per parameter."
+    words = f"Median {table.timed(problem)}, in milliseconds; {said}"
     if not methods:
         return Figure("costs", title, words, picture(LEFT + PLOT, 40, title, text(0, 24, "nothing to show yet")))
     left, height = text_width([m.method for m in methods]) + 12, TOP + ROW * len(methods) + BOTTOM

@@ -12,7 +12,7 @@ from typing import Any
 
 from polyak.lab.campaign import Campaign
 from polyak.lab.contenders import Contender
-from polyak.lab.described import CONFIDENCE, Described, dimension
+from polyak.lab.described import CONFIDENCE, Described, Timed, dimension
 from polyak.lab.errors import LabError
 from polyak.lab.machine import machine
 from polyak.lab.problems import LoadedProblem, Problem
@@ -74,10 +74,17 @@ def described(told: Mapping[str, Any]) -> list[Described]:
     words["self_test"] = len(told["contenders"]) > 1 == len({one["reference"] for one in told["contenders"]})
     date = datetime.fromisoformat(told["date"]).strftime("%Y-%m-%d %H:%M")
     of_problem = ("problem", "description", "metric", "higher_is_better", "target", "steps", "commit")
+    shared = {**words, "date": date, "methods": tuple(told["methods"]), "spaces": spaces}
+    timed = timed_of(told)
     return [
-        Described(**{n: one[n] for n in of_problem}, **words, date=date, methods=tuple(told["methods"]), spaces=spaces)
+        Described(**{n: one[n] for n in of_problem}, **shared, timed=timed.get(one["problem"]))
         for one in told["problems"]
     ]
+
+
+def timed_of(told: Mapping[str, Any]) -> dict[str, Timed]:
+    """The times measured after the runs, by problem; none where a comparison has not come so far."""
+    return {problem: Timed(**each) for problem, each in told.get("timed", {}).items()}
 
 
 def commit_of(folder: Path) -> str:

@@ -123,7 +123,7 @@ def method_report(described: Described, method: str, runs: list[Record]) -> Meth
         validation_curve=_curve([r.detail.get("validation", []) for r in finals]),
         failures=[_failure(r) for r in runs if r.status not in SOUND],
         runs=len(runs),
-        timing=_timing(finals, runs),
+        timing={**_timing(finals, runs), **(described.timed.times(method, setting) if described.timed else {})},
     )
 
 

@@ -5,6 +5,7 @@ A problem that crashes or hangs takes only its worker along.
 
 from __future__ import annotations
 
+import math
 import os
 import pickle
 import queue
@@ -23,6 +24,7 @@ from typing import Any
 
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.loops import Outcome
+from polyak.lab.places import Places, environment
 from polyak.lab.spec import RunSpec
 
 GRACE_SECONDS = 5.0
@@ -54,9 +56,10 @@ class _Gone:
 
 
 class Worker:
-    """A worker process. ``inbox`` gets ``(worker, answer)`` for everything that it says."""
+    """A worker process on a device. ``inbox`` gets ``(worker, answer)`` for everything that it says."""
 
-    def __init__(self, inbox: queue.Queue[tuple[Worker, Any]]) -> None:
+    def __init__(self, inbox: queue.Queue[tuple[Worker, Any]], device: str = "") -> None:
+        self.device = device
         self.spec: RunSpec | None = None
         self.began = time.monotonic()
         self.told: Progress | None = None
@@ -69,7 +72,8 @@ class Worker:
                 stdout=subprocess.PIPE,
                 stderr=output,
                 start_new_session=True,
-                env={**os.environ, "PYTHONHASHSEED": "0"},  # sets of strings have one order in all workers
+                # Sets of strings have one order in all workers.
+                env={**os.environ, "PYTHONHASHSEED": "0", **environment(device)},
             )
         self._listener = threading.Thread(target=self._listen, args=(inbox,), daemon=True)
         self._listener.start()
@@ -126,16 +130,16 @@ class Worker:
 
 
 class Pool:
-    """At most ``size`` workers.
+    """The workers of this machine.
 
     Args:
-        size: how many runs are made at a time.
-        timeout: the seconds after which a run is ended; None waits for ever.
+        places: how many runs are made at a time, for how long at most, and on which devices.
         told: is told how far the runs are.
     """
 
-    def __init__(self, size: int, timeout: float | None = None, told: Told | None = None) -> None:
-        self._size, self._timeout, self._told = size, timeout, told
+    def __init__(self, places: Places, told: Told | None = None) -> None:
+        self._size, self._timeout, self._told = places.size, places.timeout, told
+        self._devices = places.devices or ("",)
         self._workers: list[Worker] = []
         self._inbox: queue.Queue[tuple[Worker, Any]] = queue.Queue()
 
@@ -157,10 +161,12 @@ class Pool:
         return len(self.keys) == self._size
 
     def begin(self, spec: RunSpec) -> None:
-        """Give a run to an idle worker."""
-        idle = [worker for worker in self._workers if worker.spec is None]
+        """Give a run to an idle worker on the device that has the fewest."""
+        busy = [worker.device for worker in self._workers if worker.spec]
+        device = min(self._devices, key=busy.count)
+        idle = [worker for worker in self._workers if worker.spec is None and worker.device == device]
         if not idle:
-            idle = [Worker(self._inbox)]
+            idle = [Worker(self._inbox, device)]
             self._workers += idle
         idle[0].begin(spec)
 
@@ -191,7 +197,7 @@ class Pool:
             if self._told:
                 self._told(spec, word.step, word.steps)
         elif isinstance(word, _Gone):
-            return self._replace(worker, "crashed", *worker.last_words())
+            return self._crashed(worker)
         elif isinstance(word, Outcome) and spec is not None:
             worker.spec = None
             return [(spec, word)]
@@ -204,32 +210,48 @@ class Pool:
         return [w for w in busy if now - w.began > self._timeout + (LOADING_SECONDS if w.told is None else 0)]
 
     def _ended_late(self, worker: Worker) -> list[tuple[RunSpec, Outcome]]:
-        told = worker.told or Progress(0, None)
-        place = f"step {told.step}" if told.steps is None else f"step {told.step} of {told.steps}"
-        reason = f"it took longer than {self._timeout:g} s; it was last heard of at {place}"
-        return self._replace(worker, "timeout", reason, reason)
+        assert self._timeout is not None
+        return self._replace(worker, late(self._timeout, worker.told))
 
-    def _replace(self, worker: Worker, status: str, reason: str, error: str) -> list[tuple[RunSpec, Outcome]]:
+    def _crashed(self, worker: Worker) -> list[tuple[RunSpec, Outcome]]:
+        reason, error = worker.last_words()
+        step = worker.told.step if worker.told else 0
+        return self._replace(worker, Outcome("crashed", detail={"error": error, "reason": reason, "step": step}))
+
+    def _replace(self, worker: Worker, outcome: Outcome) -> list[tuple[RunSpec, Outcome]]:
         """Let go of a worker; what its run came to, if it had one."""
-        spec, step = worker.spec, worker.told.step if worker.told else 0
+        spec = worker.spec
         worker.stop()
         self._workers.remove(worker)
-        if spec is None:
-            return []
-        return [(spec, Outcome(status, detail={"error": error, "reason": reason, "step": step}))]
+        return [] if spec is None else [(spec, outcome)]
 
 
-def ask(request: Any) -> Any:
+def late(timeout: float, told: Progress | None) -> Outcome:
+    """What a run came to that took too long, and was last heard of there."""
+    step, steps = (told.step, told.steps) if told else (0, None)
+    place = f"step {step}" if steps is None else f"step {step} of {steps}"
+    reason = f"it took longer than {timeout:g} s; it was last heard of at {place}"
+    return Outcome("timeout", detail={"error": reason, "reason": reason, "step": step})
+
+
+def ask(request: Any, device: str = "", patience: float = math.inf) -> Any:
     """What a worker of its own answers to a request.
 
+    Args:
+        request: what a worker understands.
+        device: where the worker is; empty for one that sees all devices.
+        patience: seconds.
+
     Raises:
-        LabError: if it refuses, or dies.
+        LabError: if it refuses, dies, or loses patience.
     """
     inbox: queue.Queue[tuple[Worker, Any]] = queue.Queue()
-    worker = Worker(inbox)
+    worker, until = Worker(inbox, device), time.monotonic() + patience
     try:
         worker.send(request)
         while True:
+            if time.monotonic() > until:
+                raise LabError(f"a worker had no answer after {patience:g} s")
             with suppress(queue.Empty):
                 _, answer = inbox.get(timeout=1.0)
                 break

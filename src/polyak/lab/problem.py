@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import torch
@@ -156,6 +156,10 @@ class Problem:
             raise self._wrong("accumulation", "a positive integer")
         if self.evaluate_every is not None and not _is_count(self.evaluate_every):
             raise self._wrong("evaluate_every", "a positive integer or None")
+
+    def on(self, device: str) -> Problem:
+        """The same problem on a device; none, or a train function, which sees to that itself, leaves it as it is."""
+        return replace(self, device=device) if device and self.train is None else self
 
     def run_steps(self, wanted: int | None) -> int | None:
         """How many steps a run takes: the number wanted for all, or the problem's own; None where nobody knows."""

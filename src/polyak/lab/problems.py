@@ -120,6 +120,7 @@ class LoadedProblem:
         tuning_digest: of its code as far as tuning depends on it; empty where that is the same.
         fingerprint: how it behaves, as :func:`polyak.lab.check.look` found; empty before.
         seconds_per_run: about how long a run takes, by the same look; None where nobody knows.
+        device: where it is put, "cuda" or "cpu"; empty where that is left to it.
     """
 
     reference: str
@@ -128,6 +129,7 @@ class LoadedProblem:
     tuning_digest: str = ""
     fingerprint: str = ""
     seconds_per_run: float | None = field(default=None, compare=False)
+    device: str = ""
 
     @property
     def is_here(self) -> bool:

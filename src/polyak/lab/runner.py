@@ -10,13 +10,17 @@ from typing import Protocol
 from polyak.lab.campaign import Campaign
 from polyak.lab.errors import LabError
 from polyak.lab.here import Here
-from polyak.lab.pool import Pool
+from polyak.lab.places import Places
+from polyak.lab.pool import Pool, Told
 from polyak.lab.problem import Problem
+from polyak.lab.ray_pool import RayPool
 from polyak.lab.spec import LOST, Record, Records, RunSpec
 from polyak.lab.store import Store
 
 POLL_SECONDS = 0.5  # how soon the end of another process's run is noticed
 SYSTEMATIC = 3  # failures for one reason, before any run of a problem has come to something
+
+Hands = Pool | Here | RayPool  # what makes the runs
 
 
 class Watcher(Protocol):
@@ -40,28 +44,21 @@ def _stays(campaign: Campaign, records: Records) -> None:
 
 
 def make_runs(
-    campaign: Campaign,
-    store: Store,
-    workers: int,
-    watcher: Watcher,
-    timeout: float | None = None,
-    grow: Grow = _stays,
+    campaign: Campaign, store: Store, places: Places, watcher: Watcher, grow: Grow = _stays
 ) -> dict[str, Record]:
     """Make every missing run and return all records of the comparison; a run another process is at is awaited.
 
     Args:
         campaign: what is to be made.
         store: where runs are found and kept.
-        workers: how many runs are made at a time; a problem that only this process knows is run in it, alone.
+        places: where they are made; a problem that only this process knows is run in it, alone.
         watcher: is told how they go.
-        timeout: the seconds after which a run is ended, with the status "timeout"; None waits for ever.
         grow: is given the comparison and its records when all runs are made; makes a larger one of it, or ends it.
 
     Raises:
         LabError: when a problem has changed, is not the same in every process, or fails systematically.
     """
     problems = {loaded.reference: loaded.problem for loaded in campaign.problems}
-    is_here = any(loaded.is_here for loaded in campaign.problems)
     records: dict[str, Record] = {}
     stored = {record.key: record for record in store.settled()}
     faults = _Faults()
@@ -71,7 +68,7 @@ def make_runs(
         watcher.ended(records[spec.key], here)
         faults.note(records[spec.key])
 
-    with Here(problems, watcher.progress) if is_here else Pool(workers, timeout, watcher.progress) as pool:
+    with _pool(campaign, places, watcher.progress) as pool:
         grown: Campaign | None = campaign
         while grown is not None:
             campaign = grown
@@ -87,6 +84,12 @@ def make_runs(
                 store.renew()
             grown = grow(campaign, records)
     return records
+
+
+def _pool(campaign: Campaign, places: Places, told: Told) -> Hands:
+    if any(loaded.is_here for loaded in campaign.problems):
+        return Here({loaded.reference: loaded.problem for loaded in campaign.problems}, told)
+    return RayPool(places, told) if places.engine == "ray" else Pool(places, told)
 
 
 def _as_named_now(record: Record, problem: Problem) -> Record:
@@ -114,7 +117,7 @@ class _Faults:
             raise LabError(f"{record.problem} fails in every run: {reason}")
 
 
-def _hand_out(due: list[RunSpec], store: Store, pool: Pool | Here, watcher: Watcher) -> list[tuple[Record, RunSpec]]:
+def _hand_out(due: list[RunSpec], store: Store, pool: Hands, watcher: Watcher) -> list[tuple[Record, RunSpec]]:
     """Begin as many of the due runs as there are idle workers; return those that another process has ended."""
     found: list[tuple[Record, RunSpec]] = []
     for spec in due:

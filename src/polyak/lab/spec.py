@@ -49,7 +49,7 @@ class RunSpec:
     ``reference`` and ``contender`` (empty: a method of this name) say where problem and method are found, ``source``
     and ``code`` what they are, as digests, ``fingerprint`` how the problem behaves. ``bars`` are steps with the
     validation metric that a trial must hold there to go on; a trial that is not stopped has the figures that it would
-    have had without.
+    have had without. ``device`` is where a declared problem is put, empty where that is left to it.
     """
 
     reference: str = field(repr=False)
@@ -64,11 +64,14 @@ class RunSpec:
     contender: str = field(default="", repr=False)
     code: str = field(default="", repr=False)
     bars: Bars = field(default=(), repr=False, compare=False)
+    device: str = field(default="", repr=False)
 
     @cached_property
     def key(self) -> str:
         """The run's name in the store: a hash of all this but where things lie, what a problem is called, and bars."""
         content = {name: value for name, value in asdict(self).items() if name not in NOT_IN_KEY}
+        if not self.device:
+            del content["device"]
         text = json.dumps({**content, "versions": versions()}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 from polyak.lab.errors import LabError
 from polyak.lab.loops import Outcome
+from polyak.lab.mounts import network_of
 from polyak.lab.spec import SETTLED, Record, RunSpec, versions
 
 SCHEMA_VERSION = 2
@@ -175,6 +176,20 @@ class Store:
             row = (identity, time.time(), json.dumps(description))
             self._db.execute("INSERT INTO campaigns VALUES (?, ?, ?)", row)
 
+    def description(self, identity: str) -> dict[str, Any]:
+        """What is written down of a comparison; nothing where it is new, or cannot be read."""
+        with self._explained("read"):
+            row = self._db.execute("SELECT description FROM campaigns WHERE identity = ?", (identity,)).fetchone()
+        with suppress(ValueError, TypeError):
+            return dict(json.loads(row[0]))
+        return {}
+
+    def tell(self, identity: str, description: dict[str, Any]) -> None:
+        """Write down more of a comparison that has begun."""
+        with self._explained("write"):
+            row = (json.dumps(description), identity)
+            self._db.execute("UPDATE campaigns SET description = ? WHERE identity = ?", row)
+
     def note(self, identity: str, key: str, problem: str) -> None:
         """Write down that a run is one of a comparison's, which calls the problem by this name."""
         with self._explained("write"):
@@ -237,9 +252,11 @@ def _record(columns: Any) -> Record | None:
 
 def _open_to_write(path: Path) -> sqlite3.Connection:
     patience = time.monotonic() + LOCK_SECONDS
+    # Its log needs memory that all writers share, which those of several machines do not.
+    mode = "WAL" if network_of(path) is None else "DELETE"
     while True:
         try:
-            return _prepared(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None))
+            return _prepared(sqlite3.connect(path, timeout=LOCK_SECONDS, isolation_level=None), mode)
         except sqlite3.OperationalError as error:
             # Turning the write-ahead log on is the one thing for which SQLite does not wait its turn.
             if "locked" not in str(error) or time.monotonic() > patience:
@@ -247,7 +264,7 @@ def _open_to_write(path: Path) -> sqlite3.Connection:
             time.sleep(0.05)
 
 
-def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:
+def _prepared(db: sqlite3.Connection, mode: str) -> sqlite3.Connection:
     db.execute("BEGIN IMMEDIATE")
     try:
         if db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0] == 0:
@@ -260,7 +277,7 @@ def _prepared(db: sqlite3.Connection) -> sqlite3.Connection:
             db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     finally:
         db.execute("COMMIT")
-    db.execute("PRAGMA journal_mode = WAL")
+    db.execute(f"PRAGMA journal_mode = {mode}")
     return db
 
 

@@ -49,7 +49,21 @@ def results(problem: ProblemReport) -> list[Column]:
 def costs(problem: ProblemReport) -> list[Column]:
     """The columns that say what a method costs."""
     target = problem.described.target
-    return [*(TARGET_COLUMNS if target is not None else []), *COST_COLUMNS]
+    step = Column(
+        "step ms",
+        f"median time of a training step, forward, backward and optimizer, {timed(problem)}",
+        lambda m: number(m.timing["step_ms"], 3),
+        lambda m: _least(m.timing["step_ms"]),
+    )
+    return [*(TARGET_COLUMNS if target is not None else []), step, *COST_COLUMNS]
+
+
+def timed(problem: ProblemReport) -> str:
+    """How the times of a step were measured, in words."""
+    found = problem.described.timed
+    if found is None:
+        return "in the runs"
+    return f"of each method alone, in turn with the others, {found.rounds} round{'s' * (found.rounds > 1)}"
 
 
 def number(value: float | None, digits: int = 4) -> str:
@@ -183,12 +197,6 @@ TARGET_COLUMNS = [
     ),
 ]
 COST_COLUMNS = [
-    Column(
-        "step ms",
-        "median time of a training step: forward, backward and optimizer",
-        lambda m: number(m.timing["step_ms"], 3),
-        lambda m: _least(m.timing["step_ms"]),
-    ),
     Column(
         "optimizer ms",
         "the optimizer's part of a step",

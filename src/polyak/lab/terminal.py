@@ -116,6 +116,8 @@ def print_report(report: Report, out: Console) -> None:
         out.print(_table(problem, table.results(problem)))
         out.print()
         out.print(_table(problem, table.costs(problem)))
+        if described.timed is not None:
+            out.print(Text(f"times of a step: {table.timed(problem)}", style="dim"))
         out.print()
         if described.target is not None:
             out.print(Text(f"target: validation {described.metric} {table.number(described.target)}", style="dim"))

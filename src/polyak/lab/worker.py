@@ -15,18 +15,21 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, BinaryIO
 
 from polyak.lab.check import LookRequest, fingerprint, look_here
 from polyak.lab.errors import LabError
 from polyak.lab.loops import Outcome, StopRun, why
+from polyak.lab.moments import TimingRequest, time_here
 from polyak.lab.pool import Progress, Refused
 from polyak.lab.problems import LoadedProblem, load
 from polyak.lab.spec import RunSpec
 from polyak.lab.train import make
 
 TELL_SECONDS = 1.0  # between two words about how far a run is
+
+Request = RunSpec | LookRequest | TimingRequest
 
 
 def main() -> None:
@@ -40,9 +43,9 @@ def main() -> None:
     torch.set_num_threads(1)
     waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(requests, waiting), daemon=True).start()
-    room = _Room(lambda answer: _send(answers, answer))
+    room = Room()
     while True:
-        room.answer(waiting.get())
+        room.answer(waiting.get(), lambda answer: _send(answers, answer))
 
 
 def _take_pipes() -> tuple[BinaryIO, BinaryIO]:
@@ -75,31 +78,36 @@ class _Known:
     mark: str | None = None
 
 
-class _Room:
+class Room:
     """The problems that this process has loaded, and what it does with them."""
 
-    def __init__(self, send: Callable[[Any], None]) -> None:
-        self._send = send
-        self._known: dict[str, _Known] = {}
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, str], _Known] = {}
 
-    def answer(self, request: RunSpec | LookRequest) -> None:
-        """Do what is asked, and say what it came to."""
+    def answer(self, request: Request, send: Callable[[Any], None]) -> None:
+        """Do what is asked, and send how it goes and what it came to."""
         try:
-            answer: Any = self._look(request) if isinstance(request, LookRequest) else self._run(request)
+            send(self._answered(request, send))
         except LabError as error:
-            answer = Refused(str(error))
-        self._send(answer)
+            send(Refused(str(error)))
 
-    def _load(self, reference: str) -> _Known:
-        if reference not in self._known:
-            self._known[reference] = _Known(load(reference))
-        return self._known[reference]
+    def _answered(self, request: Request, send: Callable[[Any], None]) -> Any:
+        if isinstance(request, TimingRequest):
+            return time_here(request, lambda spec: self._load(spec).loaded.problem)
+        return self._look(request) if isinstance(request, LookRequest) else self._run(request, send)
+
+    def _load(self, request: RunSpec | LookRequest) -> _Known:
+        place = request.reference, request.device
+        if place not in self._known:
+            loaded = load(request.reference)
+            self._known[place] = _Known(replace(loaded, problem=loaded.problem.on(request.device)))
+        return self._known[place]
 
     def _look(self, request: LookRequest) -> Any:
-        return look_here(self._load(request.reference).loaded.problem, request.firsts, request.steps)
+        return look_here(self._load(request).loaded.problem, request.firsts, request.steps)
 
-    def _run(self, spec: RunSpec) -> Outcome:
-        known = self._load(spec.reference)
+    def _run(self, spec: RunSpec, send: Callable[[Any], None]) -> Outcome:
+        known = self._load(spec)
         if known.loaded.source(spec.split) != spec.source:
             raise LabError(f"{spec.reference} changed after the comparison had begun; start it again")
         if spec.fingerprint:
@@ -109,7 +117,7 @@ class _Room:
         def progress(step: int) -> None:
             if time.monotonic() - begin[0] > TELL_SECONDS:
                 begin[0] = time.monotonic()
-                self._send(Progress(step, spec.steps))
+                send(Progress(step, spec.steps))
 
         progress(0)
         return make(known.loaded.problem, spec, progress)

@@ -13,10 +13,12 @@ from polyak.lab import terminal
 from polyak.lab.budget import estimate
 from polyak.lab.clear import MOST_SEEDS
 from polyak.lab.commands.app import app
-from polyak.lab.comparison import METHODS, SEEDS, STORE, TRIALS, check_timeout, checked_workers, fit, plan, run
+from polyak.lab.comparison import METHODS, SEEDS, STORE, TRIALS, fit, plan, run
 from polyak.lab.described import CONFIDENCE, check_levels
 from polyak.lab.errors import BadInput
 from polyak.lab.live import port_of
+from polyak.lab.mounts import warning_of
+from polyak.lab.places import ENGINES, Places
 from polyak.lab.problems import BUILTIN, FROM_FILES
 from polyak.lab.results import check_report_path, write_report
 from polyak.lab.store import Store
@@ -78,6 +80,13 @@ def compare(
         typer.Option(help="Compare one method with itself under so many names: a difference that is called is false."),
     ] = None,
     timeout: Annotated[float | None, typer.Option(help="Seconds after which a run is ended.")] = None,
+    timing: Annotated[
+        bool,
+        typer.Option(
+            help="In the end time each method's step alone, in turn with the others, where runs were made beside each "
+            "other: for 5 % of the time at most, or 20 s."
+        ),
+    ] = True,
     check: Annotated[
         bool, typer.Option("--check", help="Only look at the problems: whether they run, and how long it would take.")
     ] = False,
@@ -87,7 +96,16 @@ def compare(
     port: Annotated[
         int | None, typer.Option(help="Where --live serves; one that is in use is left for a free one.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Runs made at a time; by default one for each core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Runs made at a time; by default one on each device, or for each core.")
+    ] = None,
+    devices: Annotated[
+        str, typer.Option(help="What runs are made on: cuda:0,cuda:1 or cpu. By default problems choose.")
+    ] = "",
+    engine: Annotated[str, typer.Option(help=f"What makes the runs: {' or '.join(ENGINES)}.")] = ENGINES[0],
+    address: Annotated[
+        str | None, typer.Option(help="With --engine ray the cluster: HOST:PORT, or auto for one of this machine.")
+    ] = None,
     store: Annotated[Path, typer.Option(help="The file that keeps the runs.")] = STORE,
     report: Annotated[Path, typer.Option(help="The HTML report.")] = Path("polyak-report.html"),
 ) -> None:
@@ -95,7 +113,7 @@ def compare(
 
     Stop it at any moment: the same command goes on where it was.
     """
-    workers = checked_workers(workers)
+    places = Places(workers, timeout, _split(devices), engine, address)
     check_report_path(report, store)
     check_levels(margin, confidence)
     served = live if port is None else port
@@ -104,27 +122,27 @@ def compare(
         _refuse_beside_budget(trials, seeds, until_clear, check)
     if check and until_clear:
         raise BadInput("--check makes no run and --until-clear goes on making them; leave one out")
-    names = [name.strip() for name in methods.split(",") if name.strip()]
+    if warning := warning_of(store):
+        typer.echo(warning, err=True)
     campaign = plan(
-        problems, names, trials, seeds, steps,
+        problems, _split(methods), trials, seeds, steps,
         spaces=space or (), fixes=fix or (), reference=reference, tuning_seed=tuning_seed,
-        until_clear=until_clear, most_seeds=most_seeds, self_test=self_test,
+        until_clear=until_clear, most_seeds=most_seeds, self_test=self_test, places=places,
     )  # fmt: skip
     try:
         if budget is not None:
-            campaign = fit(campaign, budget, store, workers, timeout=timeout)
+            campaign = fit(campaign, budget, store, places)
             typer.echo(f"{budget}: {campaign.trials} trials and {campaign.seeds} seeds of each method", err=True)
         if not check:  # what cannot be is said before anything else
-            check_timeout(timeout, campaign)
             Store(store).close()
-        typer.echo("\n".join(estimate(campaign, workers)), err=not check)
+        typer.echo("\n".join(estimate(campaign, places.size)), err=not check)
         if check:
             return
         if campaign.most_seeds is not None:
             typer.echo(f"then up to {campaign.most_seeds} seeds of a method, where they decide", err=True)
         with terminal.LiveProgress(campaign) as progress:
             command = shlex.join(["polyak", *sys.argv[1:]])
-            found = run(campaign, store, workers, progress, timeout, command, margin, confidence, served).report
+            found = run(campaign, store, places, progress, command, margin, confidence, timing, served).report
     except KeyboardInterrupt:
         typer.echo(f"stopped; the ended runs are in {store}, and the same command goes on from there", err=True)
         raise typer.Exit(130) from None
@@ -148,3 +166,7 @@ def _refuse_beside_budget(trials: int | None, seeds: int | None, until_clear: bo
         raise BadInput("--budget ends after a time and --until-clear when calls are settled; leave one out")
     if check:
         raise BadInput("--check makes no run and --budget learns from the first ones how many fit; leave one out")
+
+
+def _split(names: str) -> tuple[str, ...]:
+    return tuple(name.strip() for name in names.split(",") if name.strip())
