@@ -19,7 +19,7 @@ from typing import Any
 
 import _measure
 
-from polyak.lab import plan, run
+from polyak.lab import Places, plan, run
 from polyak.lab.campaign import Campaign
 
 ROOT = Path(__file__).parents[1]
@@ -69,7 +69,7 @@ def repeat(planned: Campaign, tuning_seed: int, store: Path, workers: int) -> di
     names = list(planned.contenders.values())
     for seeds in sorted(SEEDS, reverse=True):
         asked = Campaign(planned.problems, names, planned.trials, seeds, planned.steps, tuning_seed=tuning_seed)
-        found = next(iter(run(asked, store, workers).verdict().values()))["methods"]
+        found = next(iter(run(asked, store, Places(workers), timing=False).verdict().values()))["methods"]
         settings = {name: one["setting"] for name, one in found.items()}
         kept = ("call", "difference", "low", "high")
         calls[str(seeds)] = {name: found[names[1].name][name] for name in kept}
