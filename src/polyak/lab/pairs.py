@@ -54,9 +54,7 @@ def pair(method: Evidence, reference: Evidence, higher_is_better: bool) -> Pair:
     if list(map(math.isfinite, one)) != list(map(math.isfinite, other)) or not both:
         comparison = Diverged(one, other, finite) if seeds else finite
     elif lost := len(seeds) - len(both):
-        warnings.append(
-            f"{lost} seed{'s' if lost > 1 else ''} on which both diverged {'were' if lost > 1 else 'was'} left out"
-        )
+        warnings.append(f"{lost} of {len(seeds)} seeds were left out, because both methods diverged on them")
     return Pair(one, other, comparison, (*warnings, *more))
 
 
@@ -64,21 +62,18 @@ def _finite(
     method: Evidence, reference: Evidence, seeds: list[int], higher_is_better: bool
 ) -> tuple[Paired, tuple[str, ...]]:
     """The comparison on the seeds on which neither diverged, and what is to be known of it."""
-    one, other = (
-        np.array([goodness(each.finals[seed], higher_is_better) for seed in seeds]) for each in (method, reference)
-    )
-    differences = tuple(map(float, one - other))
+    values = [[goodness(each.finals[seed], higher_is_better) for seed in seeds] for each in (method, reference)]
+    differences = tuple(one - other for one, other in zip(*values, strict=True))
     # Used where no trial ran on two seeds: what a seed makes in one of two methods that start alike.
     noise = float(np.std(differences, ddof=1)) / math.sqrt(2) if len(seeds) > 1 else 0.0
     tuning = math.hypot(*(tuning_error(each.trials, higher_is_better, noise) for each in (method, reference)))
     scores = _score_differences(method, reference, seeds, higher_is_better)
     if scores is None:
         return Paired(differences, tuning), ()
-    if np.allclose(scores.mean(1), differences, rtol=1e-3, atol=1e-6 * float(np.abs([one, other]).max())):
+    if np.allclose(scores.mean(1), differences, rtol=1e-3, atol=1e-6 * float(np.abs(values).max())):
         return Paired(differences, tuning, examples_error(scores)), ()
-    return Paired(differences, tuning), (
-        "the scores of the test examples do not average to the metric and were left out",
-    )
+    warning = "the scores of the test examples do not average to the metric and were left out"
+    return Paired(differences, tuning), (warning,)
 
 
 def _finals(one: Evidence, other: Evidence) -> Mapping[int, float | None]:

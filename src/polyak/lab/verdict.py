@@ -9,7 +9,7 @@ and once for equivalence:
 - else *unsettled*, with how many seeds more would settle it.
 
 With ``alpha`` for 1 - confidence, the chance that any "better" or "worse" is false is at most ``alpha``, and the chance
-that any "equivalent" is false at most ``alpha / 2``: then the truth lies beyond that end of an interval which is nearer.
+that any "equivalent" is false at most ``alpha / 2``, since only one end of an interval can be to blame.
 
 Where no margin is set it is the standard deviation that seeds give the reference: if two methods with independent
 normal runs differ by less, the better one wins on fewer than 76 % of the seeds, about where Bouthillier et al. (2021)
@@ -250,8 +250,8 @@ def holm(p_values: Mapping[str, float], alpha: float) -> dict[str, float]:
     """The level of each method's test, by Holm's rule.
 
     The smallest p value is held against ``alpha`` over the number of methods, the next against ``alpha`` over one less,
-    and so on; from the first that fails on, all have that one's level. An interval at its own method's level excludes 0,
-    or lies within the margin, exactly if Holm's test says so: calls and intervals cannot contradict each other. The
+    and so on; from the first that fails on, all have that one's level. An interval at its own method's level excludes
+    0, or lies within the margin, exactly if Holm's test says so: calls and intervals cannot contradict each other. The
     chance of any false rejection among all methods is at most ``alpha``.
     """
     levels: dict[str, float] = {}
