@@ -54,11 +54,10 @@ class Levels:
         """Each shared by two tests."""
         return replace(self, difference=self.difference / 2, equivalence=self.equivalence / 2)
 
-    def shown(self, call: Call) -> float:
-        """The level of the interval that is shown beside a call: the call's own, and the wider one of none."""
-        if call == "equivalent":
-            return self.equivalence
-        return min(self.difference, self.equivalence) if call == "unsettled" else self.difference
+    @property
+    def least(self) -> float:
+        """The one whose interval is the wider."""
+        return min(self.difference, self.equivalence)
 
 
 class Comparison(Protocol):
@@ -73,7 +72,7 @@ class Comparison(Protocol):
 
     def interval(self, alpha: float) -> tuple[float, float] | None: ...
 
-    def call(self, levels: Levels, margin: float) -> Call: ...
+    def decide(self, levels: Levels, margin: float) -> tuple[Call, float]: ...
 
     def more_seeds(self, levels: Levels, margin: float) -> int | None: ...
 
@@ -140,21 +139,24 @@ class Paired:
         half = float(self.half_width(alpha))
         return self.difference - half, self.difference + half
 
-    def call(self, levels: Levels, margin: float) -> Call:
+    def decide(self, levels: Levels, margin: float) -> tuple[Call, float]:
         """Equivalent if the whole interval is within the margin, else better or worse if it leaves out 0.
 
-        Each at its own level. What would be equivalent at the level of a difference, but is not at the level of
-        equivalence, is neither.
+        Each at its own level. Where the interval at the level of differences is within the margin too, though not at
+        that of equivalence, the latter's alone says what it is.
+
+        Returns:
+            The call, and the level of the interval that shows it.
         """
         wide, found = self.interval(levels.equivalence), self.interval(levels.difference)
         if wide is None or found is None:
-            return "unsettled"
+            return "unsettled", levels.least
         if _within(wide, margin):
-            return "equivalent"
-        low, high = found
-        if _within(found, margin):
-            return "unsettled"
-        return "better" if low > 0 else "worse" if high < 0 else "unsettled"
+            return "equivalent", levels.equivalence
+        (low, high), level = (wide, levels.equivalence) if _within(found, margin) else (found, levels.difference)
+        if low <= 0 <= high:
+            return "unsettled", levels.least
+        return "better" if low > 0 else "worse", level
 
     def more_seeds(self, levels: Levels, margin: float) -> int | None:
         """How many seeds more would settle it if they were like these; ``None`` if not even a thousand would."""
@@ -163,7 +165,8 @@ class Paired:
             return FEWEST - seeds
         counts, size = np.arange(seeds + 1, MOST + 1), abs(self.difference)
         half, wide = (self.half_width(alpha, counts) for alpha in (levels.difference, levels.equivalence))
-        return _first(counts, (half < size) & (size + half > margin) | (size + wide <= margin), seeds)
+        differs = np.where(size + half <= margin, wide, half) < size
+        return _first(counts, differs | (size + wide <= margin), seeds)
 
 
 @dataclass(frozen=True)
@@ -214,17 +217,16 @@ class Diverged:
     def interval(self, alpha: float) -> None:
         """There is none."""
 
-    def call(self, levels: Levels, margin: float) -> Call:
-        """Better or worse if a test says so and nothing contradicts it."""
+    def decide(self, levels: Levels, margin: float) -> tuple[Call, float]:
+        """Better or worse if a test says so and nothing contradicts it, and the level of that."""
         shared = levels.half() if self._has_pairs else levels
         ours, theirs = self._lost
-        decided = _by_losses(ours, theirs, len(self.method)) <= shared.difference
-        others = self.finite.call(shared, margin)
+        others, level = self.finite.decide(shared, margin)
         if (others == "better" and ours > theirs) or (others == "worse" and ours < theirs):
-            return "unsettled"
-        if decided:
-            return "better" if ours < theirs else "worse"
-        return "unsettled" if others == "equivalent" else others
+            return "unsettled", level
+        if _by_losses(ours, theirs, len(self.method)) <= shared.difference:
+            return "better" if ours < theirs else "worse", level
+        return "unsettled" if others == "equivalent" else others, level
 
     def more_seeds(self, levels: Levels, margin: float) -> int | None:
         """How many seeds more would settle it if they were like these; ``None`` if not even a thousand would."""

@@ -230,9 +230,9 @@ def _levels(pairs: Mapping[str, Pair], margin: float, alpha: float) -> dict[str,
 
 def _judgement(name: str, found: Pair, levels: Levels, margin: float, warnings: list[str]) -> Judgement:
     comparison = found.comparison
-    call = comparison.call(levels, margin)
+    call, level = comparison.decide(levels, margin)
     more = comparison.more_seeds(levels, margin) if call == "unsettled" else None
-    low, high = comparison.interval(levels.shown(call)) or (None, None)
+    low, high = comparison.interval(level) or (None, None)
     return Judgement(
         method=name,
         difference=comparison.difference,
