@@ -82,6 +82,7 @@ def test_seeds_are_due_as_soon_as_their_method_is_tuned():
         (True, [{"metric": 2.0}, {"metric": 1.0}, {"metric": 3.0}], 2),
         (False, [{"metric": 2.0}, {"metric": None, "status": "diverged"}, {"metric": None, "status": "failed"}], 0),
         (False, [{"metric": 1.0, "target_step": 9}, {"metric": 1.0, "target_step": 8}, {"metric": 1.0}], 1),
+        (False, [{"metric": 1.0, "target_step": 9}, {"metric": 1.0, "target_step": 0}, {"metric": 1.0}], 1),
         (True, [{"metric": 1.0, "loss": 0.3}, {"metric": 1.0, "loss": 0.2}, {"metric": 1.0, "loss": 0.2}], 1),
     ],
 )
@@ -172,6 +173,13 @@ def test_the_default_budget_says_how_many_re_runs():
     assert campaign_of(quadratic(), trials=4, reruns=3).reruns == 3
     alone = campaign_of(quadratic(), methods=("sgd",), trials=1, seeds=1, reruns=3)
     assert len(run_here(alone)) == 2 == alone.total  # nothing to choose from
+
+
+def test_the_same_comparison_keeps_its_re_runs_and_its_seeds():
+    campaign = campaign_of(quadratic(), trials=10, reruns=5).with_seeds({("quadratic", "adamw"): 7})
+    for again in (campaign.with_problems(campaign.problems), campaign.with_counts(20, 3)):
+        assert (again.reruns, again.seeds_at("quadratic", "adamw")) == (5, 7)
+    assert campaign_of(quadratic(), trials=10).with_counts(20, 3).reruns == 4
 
 
 def test_another_tuning_seed_changes_trials_and_all_seeds():

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from polyak.lab.intervals import DEGREES, Paired, Ranked, examples_error
+from polyak.lab.intervals import DEGREES, Diverged, Levels, Paired, examples_error
 from polyak.lab.tuning import tuning_error
 from polyak.lab.verdict import holm
 from tests.lab.test_evidence import trials
 
 DIFFERENCES = (0.3, 0.1, 0.4, 0.2, 0.25)
+ALIKE = Levels(0.05, 0.05)
 
 
 def test_without_tuning_the_interval_is_the_paired_t_test():
@@ -20,8 +21,8 @@ def test_without_tuning_the_interval_is_the_paired_t_test():
     assert found.difference == pytest.approx(0.25)
     assert found.interval(0.05) == pytest.approx(tuple(expected.confidence_interval(0.95)))
     assert found.p_value() == pytest.approx(expected.pvalue, rel=1e-3)
-    assert found.call(0.05, 0.1) == "better"
-    assert Paired([-d for d in DIFFERENCES]).call(0.05, 0.1) == "worse"
+    assert found.decide(ALIKE, 0.1) == ("better", 0.05)
+    assert Paired([-d for d in DIFFERENCES]).decide(ALIKE, 0.1) == ("worse", 0.05)
 
 
 def test_half_widths_add_in_quadrature_each_at_its_own_quantile():
@@ -44,66 +45,116 @@ def test_the_p_value_is_where_the_interval_ends_at_zero():
         ([0.1, -0.1, 0.05, -0.05, 0.0], 0.2, "equivalent"),
         ([0.1, -0.1, 0.05, -0.05, 0.0], 0.05, "unsettled"),
         ([0.0, 0.0, 0.0], 0.0, "equivalent"),
-        ([0.2, 0.2, 0.2], 0.0, "better"),
-        ([0.25, 0.25, 0.25], 0.25, "equivalent"),
+        ([0.2] * 6, 0.0, "better"),  # 2 ** -5 is below .05, 2 ** -4 is not
+        ([0.2] * 5, 0.0, "unsettled"),
+        ([1 / 360] * 2, 0.0, "unsettled"),  # one image more, on two seeds
+        ([-1 / 360] * 6, 0.0, "worse"),
+        ([0.25] * 6, 0.25, "equivalent"),
+        ([0.25] * 3, 0.25, "unsettled"),
+        ([0.25] * 3, 0.5, "equivalent"),
         ([5.0], 0.1, "unsettled"),
         ([], 0.1, "unsettled"),
     ],
 )
 def test_three_ways_and_a_margin(differences, margin, call):
-    assert Paired(differences).call(0.05, margin) == call
+    assert Paired(differences).decide(ALIKE, margin) == (call, 0.05)
 
 
 def test_a_spread_of_rounding_is_none():
-    assert Paired([0.1 + 0.2 - 0.3 + 0.7, 0.7, 0.7]).interval(0.05) == pytest.approx((0.7, 0.7), abs=1e-12)
+    assert Paired([0.1 + 0.2 - 0.3 + 0.7, *[0.7] * 5]).interval(0.05) == pytest.approx((0.7, 0.7), abs=1e-12)
+    assert Paired([0.1 + 0.2 - 0.3 + 0.7, 0.7, 0.7]).interval(0.05) == pytest.approx((0.0, 1.4), abs=1e-12)
+
+
+def test_equal_differences_are_judged_by_their_signs():
+    found = Paired([0.2] * 4)
+    assert found.p_value() == pytest.approx(2**-3)
+    assert (found.p_equivalence(0.5), found.p_equivalence(0.1)) == (1e-9, 1.0)
+    assert found.p_equivalence(0.3) == pytest.approx(2**-3, rel=1e-3)
+    assert found.more_seeds(ALIKE, 0.0) == 2
+    assert Paired([0.2] * 4, tuning=1.0).p_value() > 0.5
+
+
+def test_the_p_value_of_equivalence_is_where_the_interval_ends_at_the_margin():
+    found = Paired(DIFFERENCES, tuning=0.05, examples=0.02)
+    assert found.interval(found.p_equivalence(0.6))[1] == pytest.approx(0.6, abs=1e-4)
+    assert found.p_equivalence(0.2) == 1.0
+    assert Paired([0.1]).p_equivalence(1.0) == Paired([]).p_equivalence(1.0) == 1.0
+
+
+def test_each_call_is_shown_at_its_own_level():
+    found = Paired(DIFFERENCES)  # from .13 to .39 at .05, from -.03 to .53 at .002
+    assert found.decide(Levels(0.05, 0.002), 0.3) == ("better", 0.05)
+    assert found.decide(Levels(0.002, 0.05), 0.3) == ("unsettled", 0.002)
+    assert found.decide(Levels(0.002, 0.05), 0.45) == ("equivalent", 0.05)
+    # Within the margin at .05, but not at the level of equivalence, where it leaves out 0 or does not.
+    assert found.decide(Levels(0.05, 0.01), 0.45) == ("better", 0.01)
+    assert found.decide(Levels(0.05, 0.002), 0.45) == ("unsettled", 0.002)
 
 
 def test_more_seeds_settle_what_they_say():
     found = Paired([0.3, -0.1, 0.2, 0.1, -0.2])
-    more = found.more_seeds(0.05, 0.0)
+    more = found.more_seeds(ALIKE, 0.0)
     size = abs(found.difference)
     assert float(found.half_width(0.05, 5 + more)) < size <= float(found.half_width(0.05, 5 + more - 1))
     near = Paired([0.3, -0.3, 0.2, 0.1, -0.3])  # nothing to tell apart: the margin is what settles it
-    more = near.more_seeds(0.05, 0.1)
+    more = near.more_seeds(ALIKE, 0.1)
     assert abs(near.difference) + float(near.half_width(0.05, 5 + more)) <= 0.1
-    assert Paired([0.3, -0.1, 0.2], tuning=1.0).more_seeds(0.05, 0.0) is None
-    assert Paired([0.3]).more_seeds(0.05, 0.0) == 4
-    assert Paired([]).more_seeds(0.05, 0.0) == 5
+    assert Paired([0.3, -0.1, 0.2], tuning=1.0).more_seeds(ALIKE, 0.0) is None
+    assert Paired([0.3]).more_seeds(ALIKE, 0.0) == 4
+    assert Paired([]).more_seeds(ALIKE, 0.0) == 5
 
 
 INF = -math.inf
+RISING = [1.0, 2.0, 3.0, 4.0, 5.0]
+
+
+def diverged(method, reference):
+    pairs = [(a, b) for a, b in zip(method, reference, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    return Diverged(method, reference, Paired([a - b for a, b in pairs]))
 
 
 @pytest.mark.parametrize(
-    ("method", "reference", "call"),
+    ("method", "reference", "margin", "call"),
     [
-        ([INF] * 5, [1.0, 2.0, 3.0, 4.0, 5.0], "worse"),
-        ([1.0, 2.0, 3.0, 4.0, 5.0], [INF] * 5, "better"),
-        ([INF] * 2, [1.0, 2.0], "unsettled"),
-        ([INF] * 8, [INF] * 8, "unsettled"),
+        ([INF] * 5, RISING, 10.0, "worse"),
+        (RISING, [INF] * 5, 10.0, "better"),
+        ([INF] * 2, [1.0, 2.0], 10.0, "unsettled"),
+        ([INF] * 8, [INF] * 8, 10.0, "unsettled"),
+        ([INF], [1.0], 10.0, "unsettled"),
         # All other runs are better, but one diverged.
-        ([INF, *[9.0] * 9], [1.0] * 10, "unsettled"),
-        # All other runs are worse, and one diverged.
-        ([INF, *[0.0] * 9], [1.0] * 10, "worse"),
-        ([INF], [1.0], "unsettled"),
+        ([INF, *[9.0] * 9], [1.0] * 10, 0.1, "unsettled"),
+        # All other runs are worse, and one diverged: so much as the others matter.
+        ([INF, *[0.0] * 9], [1.0] * 10, 0.1, "worse"),
+        ([INF, *[0.0] * 9], [1.0] * 10, 1.0, "unsettled"),
+        ([*[0.0] * 9, INF], [INF, *[1.0] * 9], 0.1, "worse"),
+        # One diverged run is no reason, whatever ranks say.
+        ([1.0] * 10, [INF, *[1.0] * 9], 0.1, "unsettled"),
+        # Many are, but not where the other half says the opposite.
+        ([*[INF] * 6, *[1.0] * 4], [1.0] * 10, 0.1, "worse"),
+        ([*[INF] * 8, *[9.0] * 8], [1.0] * 16, 0.1, "unsettled"),
+        ([*[INF] * 8, *[1.1] * 8], [1.0] * 16, 0.5, "worse"),
     ],
 )
-def test_diverged_runs_are_compared_by_ranks(method, reference, call):
-    found = Ranked(method, reference)
-    assert found.call(0.05, 10.0) == call
-    assert found.interval(0.05) is None
+def test_diverged_runs_are_compared_by_how_many_and_by_the_others(method, reference, margin, call):
+    found = diverged(method, reference)
+    assert found.decide(ALIKE, margin)[0] == call
+    assert found.interval(0.05) is None and found.p_equivalence(10.0) == 1.0
     assert found.difference is None or math.isfinite(found.difference)
 
 
-def test_ranks_tell_how_many_more():
-    assert Ranked([INF] * 2, [1.0, 2.0]).more_seeds(0.05, 0.0) == 1
-    assert Ranked([INF] * 2, [INF] * 2).more_seeds(0.05, 0.0) is None
-    assert Ranked([INF, *[9.0] * 9], [1.0] * 10).more_seeds(0.05, 0.0) is None
-    assert Ranked([INF, 1.0, 2.0], [1.0, 2.0, 3.0]).difference == -1.0
+def test_losses_tell_how_many_more():
+    assert diverged([INF] * 2, [1.0, 2.0]).more_seeds(ALIKE, 0.0) == 2  # 4 of 4 are enough, 3 of 3 are not
+    assert diverged([INF] * 2, [INF] * 2).more_seeds(ALIKE, 0.0) is None
+    assert diverged([INF, *[9.0] * 9], [1.0] * 10).more_seeds(ALIKE, 0.0) is None
+    assert diverged([INF, 1.0, 2.0], [1.0, 2.0, 3.0]).difference == -1.0
+    assert diverged([INF, *[0.0] * 3], [1.0] * 4).more_seeds(ALIKE, 0.1) == 4  # by 7 equal others: 2 ** -6 < .025
 
 
-def test_the_rank_test_is_mann_and_whitneys():
-    assert Ranked([INF] * 5, [1.0, 2.0, 3.0, 4.0, 5.0]).p_value() == pytest.approx(2 / math.comb(10, 5))
+@pytest.mark.parametrize(("ours", "theirs", "seeds"), [(5, 0, 5), (4, 1, 6), (2, 2, 7), (0, 3, 8)])
+def test_the_test_of_losses_is_fishers(ours, theirs, seeds):
+    expected = stats.fisher_exact([[ours, seeds - ours], [theirs, seeds - theirs]]).pvalue
+    found = Diverged([INF] * ours + [1.0] * (seeds - ours), [INF] * theirs + [1.0] * (seeds - theirs), Paired([]))
+    assert found.p_value() == pytest.approx(expected)
 
 
 def test_holm_by_hand():

@@ -286,3 +286,74 @@ def test_a_reference_without_a_result_leaves_the_order_of_the_others():
     rate = named(problem, order[0]).setting["lr"]
     said = f"the reference adamw came to no result; of the others {order[0]}, lr {rate:.2g}, has the best mean test"
     assert problem.sentence.startswith(said)
+
+
+def changed(records, method, split, change):
+    """The records with those of one method and split changed, by their number."""
+    some = [r for r in records if r.method == method and r.split == split]
+    new = {r.key: change(number, r) for number, r in enumerate(some)}
+    return [new.get(r.key, r) for r in records if new.get(r.key, r) is not None]
+
+
+def test_what_errors_ended_is_no_divergence():
+    described, records = one()
+    timed_out = {"status": "timeout", "metric": None, "detail": {"reason": "it took longer than 5 s"}}
+    gone = changed(records, "sgd", "validation", lambda i, r: replace(r, **timed_out) if r.seed == 0 else None)
+    problem = summary(described, [r for r in gone if (r.method, r.split) != ("sgd", "test")])
+    judgement = named(problem, "sgd").judgement
+    assert (judgement.call, judgement.more_seeds) == ("unsettled", None)
+    assert "sgd: no trial ended with a figure: it took longer than 5 s" in problem.warnings
+    assert not any("diverged" in warning for warning in problem.warnings)
+
+    lost = {**timed_out, "status": "diverged"}
+    gone = changed(records, "sgd", "validation", lambda i, r: replace(r, **lost) if r.seed == 0 else None)
+    problem = summary(described, [r for r in gone if (r.method, r.split) != ("sgd", "test")])
+    assert named(problem, "sgd").judgement.call == "worse" and "sgd: every trial diverged" in problem.warnings
+
+
+def test_a_trial_that_an_error_ended_counts_for_nothing():
+    described, records = one()
+    worst = min((r for r in records if r.method == "sgd" and r.seed == 0), key=lambda r: r.metric)
+    lost = replace(worst, status="crashed", metric=None, detail={"error": "killed"})
+    with_it = summary(described, [lost if r is worst else r for r in records])
+    without = summary(described, [r for r in records if r is not worst])
+    assert named(with_it, "sgd").judgement == named(without, "sgd").judgement
+    assert named(with_it, "sgd").expected[0][1] == named(without, "sgd").expected[0][1]
+    assert len(named(with_it, "sgd").trials) == len(named(without, "sgd").trials) + 1
+
+
+def test_a_stopped_trial_counts_with_its_last_value_in_what_a_budget_buys():
+    described, records = one()
+    first = next(r for r in records if r.method == "sgd" and r.split == "validation" and r.seed == 0)
+    trials = []
+    for i in range(20):  # from the eleventh on the worse half is stopped
+        value = 0.1 * (i % 10 + 1)
+        stopped = i >= 10 and value < 0.55
+        detail = {"validation": [[5, 0.0], [10, value]]}
+        status, metric = ("stopped", None) if stopped else ("finished", value)
+        changes = {"key": f"trial {i}", "setting": {"lr": i}, "status": status, "metric": metric, "detail": detail}
+        trials.append(replace(first, **changes))
+    method = named(summary(described, [r for r in records if r.method != "sgd"] + trials), "sgd")
+    assert method.expected[0] == [1, pytest.approx(0.55)]  # without those it was .633
+    eleventh = next(trial for trial in method.trials if trial.setting == {"lr": 10})
+    assert (eleventh.validation, eleventh.last) == ({0: None}, 0.1)
+
+
+def test_a_target_met_before_the_first_step_is_met():
+    problems, made = [], {}
+    for name in ("one", "two"):
+        described = synthetic.described(2, name)
+        records = list(synthetic.records(described, lost=False).values())
+        at_once = changed(records, "sgd", "test", lambda i, r: replace(r, detail={**r.detail, "target_step": 0}))
+        made |= {r.key: r for r in at_once}
+        problems.append(described)
+    report = summarize(problems, made)
+    assert [named(p, "sgd").target_step for p in report.problems] == [0, 0]
+    assert report.profiles["sgd"][-1] == (1.0, 1.0)
+
+
+def test_of_equals_the_method_that_met_the_target_at_step_0_comes_first():
+    described, records = one()
+    plain = [replace(r, metric=0.9, detail={**r.detail, "target_step": 7}) for r in records if r.split == "test"]
+    at_once = changed(plain, "sgd", "test", lambda i, r: replace(r, detail={**r.detail, "target_step": 0}))
+    assert [m.method for m in summary(described, at_once).methods] == ["sgd", "adamw"]

@@ -80,7 +80,7 @@ class Campaign:
             known = suggestion(self.reference, self.methods)
             raise BadInput(f"the reference {self.reference!r} is none of the methods; {known}")
         self.trials, self.seeds, self.steps = trials, seeds, steps
-        self.reruns = reruns_for(trials) if reruns is None else reruns
+        self._reruns, self.reruns = reruns, reruns_for(trials) if reruns is None else reruns
         self.tuning_seed, self.most_seeds = tuning_seed, most_seeds
         self.more_seeds: dict[Place, int] = {}
         self.tried = tried if tried is not None else {c.name: self._search(c) for c in contenders}
@@ -109,10 +109,12 @@ class Campaign:
         seeds: int,
         tried: Mapping[str, list[search.Setting]] | None = None,
     ) -> Campaign:
-        return Campaign(
+        made = Campaign(
             problems, list(self.contenders.values()), trials, seeds, self.steps,
-            reference=self.reference, tuning_seed=self.tuning_seed, tried=tried, most_seeds=self.most_seeds,
+            reruns=self._reruns, reference=self.reference, tuning_seed=self.tuning_seed, tried=tried,
+            most_seeds=self.most_seeds,
         )  # fmt: skip
+        return made.with_seeds(self.more_seeds)
 
     def seeds_at(self, problem: str, method: str) -> int:
         """How many runs at the chosen setting there are for a method on a problem."""
@@ -260,5 +262,5 @@ def _rank(problem: Problem, record: Record) -> tuple[float, float, float]:
     """Sorts the best first: by metric; of equals, whichever met the target sooner, then has the lower training loss."""
     detail = record.detail
     losses = [loss for _, loss in detail.get("train", []) if loss is not None]
-    met = detail.get("target_step") or math.inf
-    return _badness(problem, record.metric), met, losses[-1] if losses else math.inf
+    met = detail.get("target_step")  # an untrained model may meet it at step 0
+    return _badness(problem, record.metric), math.inf if met is None else met, losses[-1] if losses else math.inf

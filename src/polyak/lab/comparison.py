@@ -14,7 +14,7 @@ from polyak.lab.campaign import Campaign
 from polyak.lab.check import look
 from polyak.lab.clear import MOST_SEEDS, GrowthWatcher, Looking, level, looks
 from polyak.lab.described import CONFIDENCE, check_levels
-from polyak.lab.entries import entries, twins
+from polyak.lab.entries import Fixes, Optimizer, Spaces, entries, twins
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.files import stop_if_loading
 from polyak.lab.history import describe, described, timed_of
@@ -78,13 +78,13 @@ class _Noting:
 
 def compare(
     problems: Given | Sequence[Given],
-    methods: str | Sequence[str] = METHODS,
+    methods: Optimizer | Sequence[Optimizer] = METHODS,
     *,
     trials: int | None = None,
     seeds: int | None = None,
     steps: int | None = None,
-    spaces: Sequence[str] = (),
-    fixes: Sequence[str] = (),
+    spaces: Spaces = (),
+    fixes: Fixes = (),
     reference: str | None = None,
     tuning_seed: int = 0,
     until_clear: bool = False,
@@ -117,12 +117,14 @@ def compare(
 
     Args:
         problems: names of built-in problems, ``path/to/file.py:function``, functions, or :class:`Problem` objects.
-        methods: polyak's methods, dotted names such as ``torch.optim.AdamW``, or ``path/to/file.py:function``.
+        methods: polyak's methods, dotted names such as ``torch.optim.AdamW``, or ``path/to/file.py:function``; or the
+            classes and functions themselves.
         trials: settings that are tried of each method, 10 by default.
         seeds: runs of each method at its chosen setting, 5 by default.
         steps: steps of a run, where the problem's own number is not wanted.
-        spaces: where to look, as ``--space``: ``"lr=1e-5:1e-1:log"``, ``"adamw.lr=1e-4:1e-2:log"``.
-        fixes: values that are not searched, as ``--fix``: ``"momentum=0.9"``.
+        spaces: where to look: a dict such as ``{"lr": "1e-5:1e-1:log", "adamw.lr": Range(1e-4, 1e-2)}``, or texts as
+            of ``--space``: ``"lr=1e-5:1e-1:log"``.
+        fixes: values that are not searched: a dict such as ``{"momentum": 0.9}``, or texts as of ``--fix``.
         reference: the method that others are compared to, by default the first.
         tuning_seed: another one does everything again with other trials and seeds.
         until_clear: whether seeds are added, after the others, where a call is open and more would settle it. The
@@ -148,6 +150,9 @@ def compare(
     Raises:
         BadInput: something asked for does not exist or cannot be.
     """
+    check_levels(margin, confidence)
+    if not isinstance(store, (str, Path)):
+        raise BadInput(f"store must be the path of a file, got {store!r}")
     port_of(live)
     named = (devices,) if isinstance(devices, str) else tuple(devices)
     places = Places(workers, timeout, named, engine, address)
@@ -163,13 +168,13 @@ def compare(
 
 def plan(
     problems: Given | Sequence[Given],
-    methods: str | Sequence[str],
+    methods: Optimizer | Sequence[Optimizer],
     trials: int | None = None,
     seeds: int | None = None,
     steps: int | None = None,
     *,
-    spaces: Sequence[str] = (),
-    fixes: Sequence[str] = (),
+    spaces: Spaces = (),
+    fixes: Fixes = (),
     reference: str | None = None,
     tuning_seed: int = 0,
     until_clear: bool = False,
@@ -232,7 +237,7 @@ def _listed(given: object, kind: str) -> list[Any]:
     """One or several of something as a list without repetitions."""
     several = list(given) if isinstance(given, Iterable) and not isinstance(given, str) else [given]
     for each in several:
-        if not (isinstance(each, str) or (kind == "problem" and (isinstance(each, Problem) or callable(each)))):
+        if not (isinstance(each, str) or callable(each) or (kind == "problem" and isinstance(each, Problem))):
             raise BadInput(f"a {kind} cannot be {each!r}")
     return [each for i, each in enumerate(several) if each not in several[:i]]
 

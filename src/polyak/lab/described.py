@@ -120,10 +120,14 @@ def _percent(share: float) -> str:
 
 def check_levels(margin: float | None, confidence: float) -> None:
     """Refuse a margin or a confidence that cannot be."""
-    if margin is not None and not 0 <= margin < math.inf:
-        raise BadInput(f"margin must be a finite number of at least 0, got {margin}")
-    if not 0 < confidence < 1:
-        raise BadInput(f"confidence must be between 0 and 1, got {confidence}")
+    if margin is not None and not (_is_number(margin) and 0 <= margin < math.inf):
+        raise BadInput(f"margin must be a finite number of at least 0, got {margin!r}")
+    if not (_is_number(confidence) and 0 < confidence < 1):
+        raise BadInput(f"confidence must be between 0 and 1, got {confidence!r}")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def dimension(data: Mapping[str, Any]) -> Range | Choice:

@@ -1,41 +1,53 @@
-"""What a comparison is asked to hold: methods, and what ``--space`` and ``--fix`` say about them, all of it checked."""
+"""What a comparison is asked to hold: methods, and what ``--space`` and ``--fix`` say of them, all of it checked."""
 
 from __future__ import annotations
 
+import sys
+import types
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from polyak import optim
+from polyak.declare import Choice, Range
 from polyak.lab.contenders import Contender, resolve
 from polyak.lab.errors import BadInput, suggestion
-from polyak.lab.space import Given, corners, dimension, given, value
+from polyak.lab.source import INSTALLED
+from polyak.lab.space import Given, asked, corners, plain, searched, value
+
+Optimizer = str | Callable[..., Any]  # a method, as it may be given
+Spaces = str | Iterable[str] | Mapping[str, str | Range | Choice]
+Fixes = str | Iterable[str] | Mapping[str, Any]
 
 TWIN_STRIDE = 1000  # between the tuning seeds of a method's names: no self-test repeats the tuning of another
 
 
-def entries(methods: Sequence[str], spaces: Sequence[str] = (), fixes: Sequence[str] = ()) -> list[Contender]:
+def entries(methods: Iterable[Optimizer], spaces: Spaces = (), fixes: Fixes = ()) -> list[Contender]:
     """The contenders of a comparison, each with its own name.
 
     Args:
-        methods: what :func:`polyak.lab.contenders.resolve` reads; a text that comes twice counts once.
-        spaces: where to look, as of ``--space``: ``lr=1e-5:1e-1:log``, ``adamw.lr=...``.
-        fixes: values that are not searched, as of ``--fix``: ``momentum=0.9``.
+        methods: what :func:`polyak.lab.contenders.resolve` reads, or classes and functions that it would find; one
+            that comes twice counts once.
+        spaces: where to look, as of ``--space``: ``lr=1e-5:1e-1:log``, ``adamw.lr=...``; or a dict.
+        fixes: values that are not searched, as of ``--fix``: ``momentum=0.9``; or a dict.
     """
-    asked = list(dict.fromkeys(methods))
-    if not asked:
+    texts = list(dict.fromkeys(each if isinstance(each, str) else text_of(each) for each in methods))
+    if not texts:
         raise BadInput("name at least one problem and one method")
-    chosen = dict(zip(asked, _distinct([resolve(text) for text in asked]), strict=True))
-    searched = [given("--space", text) for text in spaces]
-    for one in searched:
-        where = dimension(one.text, one.where)
+    chosen = dict(zip(texts, _distinct([resolve(text) for text in texts]), strict=True))
+    tuned = asked("--space", "spaces", spaces)
+    for one in tuned:
+        where = searched(one.said, one.where)
         for text in _about(chosen, one):
             chosen[text] = replace(chosen[text], space={**chosen[text].space, one.argument: where})
-    for one in (given("--fix", text) for text in fixes):
-        _refuse_contradiction(one, searched)
-        to = value(one.text, one.where)
+    for one in asked("--fix", "fixes", fixes):
+        _refuse_contradiction(one, tuned)
+        to = plain(one.said, one.where) if isinstance(fixes, Mapping) else value(one.said, one.where)
         for text in _about(chosen, one):
             left = {name: where for name, where in chosen[text].space.items() if name != one.argument}
             chosen[text] = replace(chosen[text], space=left, fixed={**chosen[text].fixed, one.argument: to})
@@ -61,6 +73,41 @@ def twins(found: Sequence[Contender], names: int) -> list[Contender]:
         raise BadInput(f"self_test compares one method with itself, got {several}; name one in methods")
     named = _distinct([found[0]] * names)
     return [replace(one, tuning_seed=TWIN_STRIDE * i) for i, one in enumerate(named)]
+
+
+def text_of(method: Callable[..., Any]) -> str:
+    """The text by which any process finds a class or a function: a method's name, ``module.name``, ``file.py:name``."""
+    for name in optim.names():
+        if optim.get(name) is method:
+            return name
+    name, module = getattr(method, "__qualname__", ""), sys.modules.get(str(getattr(method, "__module__", "")))
+    if module is not None and _reached(module, name) is method:
+        if not _is_own(module):
+            return _shortest(module.__name__, name, method)
+        if getattr(module, "__file__", None) and name.isidentifier():
+            return f"{Path(str(module.__file__)).resolve()}:{name}"
+    raise BadInput(f"the method {method!r:.80} is known to this process alone; define it at the top of a file")
+
+
+def _reached(module: types.ModuleType, name: str) -> object:
+    found: Any = module
+    for part in name.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def _is_own(module: types.ModuleType) -> bool:
+    """Whether it is a script or a file beside it, which other processes find by its path."""
+    if module.__name__ == "__main__":
+        return True
+    return "." not in module.__name__ and not INSTALLED.intersection(Path(module.__file__ or "").parts)
+
+
+def _shortest(module: str, name: str, method: object) -> str:
+    """The name of a class or function where a package offers it, such as torch.optim.AdamW."""
+    parts = module.split(".")
+    places = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+    return next(f"{place}.{name}" for place in places if getattr(sys.modules.get(place), name, None) is method)
 
 
 def _distinct(found: list[Contender]) -> list[Contender]:

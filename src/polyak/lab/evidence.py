@@ -46,6 +46,8 @@ class Evidence:
         finals: the test metric by seed, at the setting that was chosen.
         scores: where the problem gives them, the score of every single test example, by seed: their mean is the metric.
         chosen: the index of the trial whose setting the finals have; ``None`` for the first of :func:`ranking`.
+        failure: where errors ended tuning runs and no trial has a figure, the first of the errors; such runs are none
+            of the trials.
     """
 
     method: str
@@ -53,6 +55,7 @@ class Evidence:
     finals: Mapping[int, float | None]
     scores: Mapping[int, Sequence[float]] | None = None
     chosen: int | None = None
+    failure: str | None = None
 
 
 def goodness(value: float | None, higher_is_better: bool) -> float:
@@ -87,7 +90,7 @@ def expected_validation(trials: Sequence[Trial], k: int, higher_is_better: bool)
     """The expected best validation of ``k`` trials drawn from ``trials`` with replacement.
 
     The closed form of Dodge et al. (2019, "Show Your Work"), which Sivaprasad et al. (2020) draw to show what a budget
-    buys. It looks at the first tuning seed, which every trial has, and at the draws in which a trial finished.
+    buys. It looks at the first tuning seed, which every trial has, and at the draws in which a trial came to a figure.
 
     Args:
         trials: the tuning runs.
@@ -120,6 +123,8 @@ def evidence_warnings(evidence: Evidence, higher_is_better: bool, space: Space) 
         warnings = _edge_warnings(space, best.setting)
         if len(order) > 1:
             warnings.append(_lead(best, evidence.trials[order[1]], higher_is_better))
+    elif evidence.failure is not None:
+        warnings.append(f"no trial ended with a figure: {evidence.failure}")
     elif evidence.trials:
         warnings.append("every trial diverged")
     lost = [seed for seed, value in evidence.finals.items() if not math.isfinite(goodness(value, higher_is_better))]

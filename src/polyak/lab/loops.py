@@ -149,6 +149,7 @@ class Run:
         if clash:
             names = ", ".join(f"{name}={fixed[name]!r}" for name in clash)
             raise BadInput(f"make_optimizer({names}): these are set for {self.method.name}; leave them out here")
+        model_or_params = self._without_own_settings(model_or_params)
         begin = time.perf_counter()
         optimizer = self.method.build(model_or_params, **{**self.setting, **fixed})
         self._construction_seconds += time.perf_counter() - begin
@@ -156,6 +157,18 @@ class Run:
         if len(self.optimizers) == 1:
             self._clock.go_on()
         return optimizer
+
+    def _without_own_settings(self, model_or_params: Any) -> Any:
+        """What an optimizer is made for, refused where a group takes a tuned value back; it may go without decay."""
+        if isinstance(model_or_params, (nn.Module, Tensor)):
+            return model_or_params
+        entries = list(model_or_params)
+        for group in (entry for entry in entries if isinstance(entry, dict)):
+            for name in sorted(self.setting.keys() & group.keys()):
+                if name != "weight_decay" or group[name]:
+                    taken = f"a group has {name}={group[name]!r}, which is set for {self.method.name}"
+                    raise BadInput(f"make_optimizer: {taken}; leave it out, or scale it in optimizer.param_groups")
+        return entries
 
     def _stepped(self) -> None:
         self.step_seconds.append(self._clock.stepped())

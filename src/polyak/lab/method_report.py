@@ -22,7 +22,7 @@ Setting = dict[str, Any]
 BUDGETS = 30  # numbers of trials for which the expected validation metric is told
 SLOW = 3.0
 SLOW_SECONDS = 1.0  # less than this over the median is no news
-SOUND = ("finished", "stopped")  # a hopeless trial is stopped on purpose, with the metric so far
+SOUND = ("finished", "stopped")  # a hopeless trial is stopped on purpose, and has no metric
 
 
 @dataclass
@@ -37,16 +37,25 @@ class Failure:
 
 @dataclass
 class TrialReport:
-    """A setting that was tried: its validation metric by seed, of which the first is the tuning seed."""
+    """A setting that was tried: its validation metric by seed, of which the first is the tuning seed.
+
+    ``last`` is the last one that its first run reported before it ended.
+    """
 
     setting: Setting
     validation: dict[int, float | None]
     status: str
+    last: float | None = None
 
     @property
     def first(self) -> float | None:
         """The metric on the tuning seed."""
         return next(iter(self.validation.values()))
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether an error ended it, which says nothing of the setting."""
+        return self.status in LOST
 
     def evidence(self) -> Trial:
         """The trial as the verdict takes it."""
@@ -81,6 +90,13 @@ class MethodReport:
     def chosen(self) -> TrialReport | None:
         """The trial whose setting was chosen."""
         return next((trial for trial in self.trials if trial.setting == self.setting), None)
+
+    @property
+    def failure(self) -> str | None:
+        """Where errors ended tuning runs and no trial has a figure, the first of the errors."""
+        if any(value is not None for trial in self.trials for value in trial.validation.values()):
+            return None
+        return next((each.reason for each in self.failures if each.tuning and each.status in LOST), None)
 
     def counted(self) -> dict[tuple[str, int | None, bool], int]:
         """How many runs ended for each reason, at each step, in tuning or not."""
@@ -171,15 +187,24 @@ def _trials(records: list[Record]) -> list[TrialReport]:
     """
     trials: dict[str, TrialReport] = {}
     for record in records:
-        trial = trials.setdefault(repr(record.setting), TrialReport(record.setting, {}, record.status))
+        values = [value for _, value in record.detail.get("validation", []) if value is not None]
+        last = values[-1] if values else None
+        trial = trials.setdefault(repr(record.setting), TrialReport(record.setting, {}, record.status, last))
         if record.status not in LOST or not trial.validation:
             trial.validation[record.seed] = record.metric
     return list(trials.values())
 
 
 def _expected(trials: list[TrialReport], higher_is_better: bool) -> list[list[float]]:
-    """Expected best validation metric after some numbers of trials; nothing where no trial has a figure."""
-    tried = [trial.evidence() for trial in trials]
+    """Expected best validation metric after some numbers of trials; nothing where no trial has a figure.
+
+    A trial that was stopped counts with the last metric before: without the hopeless ones all would seem better.
+    """
+    tried = [
+        Trial(trial.setting, (trial.last if trial.status == "stopped" else trial.first,))
+        for trial in trials
+        if not trial.is_lost
+    ]
     counts = _spread(len(tried))
     found = [expected_validation(tried, k, higher_is_better) for k in counts]
     return [[k, value] for k, value in zip(counts, found, strict=True) if value is not None]

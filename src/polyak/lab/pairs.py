@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polyak.lab.evidence import Evidence, goodness
-from polyak.lab.intervals import Comparison, Paired, Ranked, examples_error
+from polyak.lab.intervals import Comparison, Diverged, Paired, examples_error
 from polyak.lab.tuning import Array, tuning_error
 
 
@@ -48,26 +48,43 @@ def pair(method: Evidence, reference: Evidence, higher_is_better: bool) -> Pair:
     warnings = []
     if alone := len(ours.keys() ^ theirs.keys()):
         warnings.append(f"{alone} runs were left out, because the other method has none on their seeds")
-    if not all(map(math.isfinite, one + other)):
-        return Pair(one, other, Ranked(one, other), tuple(warnings))
-    differences = tuple(a - b for a, b in zip(one, other, strict=True))
+    both = [seed for seed, a, b in zip(seeds, one, other, strict=True) if math.isfinite(a) and math.isfinite(b)]
+    finite, more = _finite(method, reference, both, higher_is_better)
+    comparison: Comparison = finite
+    if list(map(math.isfinite, one)) != list(map(math.isfinite, other)) or not both:
+        comparison = Diverged(one, other, finite) if seeds else finite
+    elif lost := len(seeds) - len(both):
+        warnings.append(f"{lost} of {len(seeds)} seeds were left out, because both methods diverged on them")
+    return Pair(one, other, comparison, (*warnings, *more))
+
+
+def _finite(
+    method: Evidence, reference: Evidence, seeds: list[int], higher_is_better: bool
+) -> tuple[Paired, tuple[str, ...]]:
+    """The comparison on the seeds on which neither diverged, and what is to be known of it."""
+    values = [[goodness(each.finals[seed], higher_is_better) for seed in seeds] for each in (method, reference)]
+    differences = tuple(one - other for one, other in zip(*values, strict=True))
     # Used where no trial ran on two seeds: what a seed makes in one of two methods that start alike.
     noise = float(np.std(differences, ddof=1)) / math.sqrt(2) if len(seeds) > 1 else 0.0
     tuning = math.hypot(*(tuning_error(each.trials, higher_is_better, noise) for each in (method, reference)))
     scores = _score_differences(method, reference, seeds, higher_is_better)
-    examples = 0.0
-    if scores is not None:
-        if np.allclose(scores.mean(1), differences, rtol=1e-3, atol=1e-6 * max(map(abs, one + other))):
-            examples = examples_error(scores)
-        else:
-            warnings.append("the scores of the test examples do not average to the metric and were left out")
-    return Pair(one, other, Paired(differences, tuning, examples), tuple(warnings))
+    if scores is None:
+        return Paired(differences, tuning), ()
+    if np.allclose(scores.mean(1), differences, rtol=1e-3, atol=1e-6 * float(np.abs(values).max())):
+        return Paired(differences, tuning, examples_error(scores)), ()
+    warning = "the scores of the test examples do not average to the metric and were left out"
+    return Paired(differences, tuning), (warning,)
 
 
 def _finals(one: Evidence, other: Evidence) -> Mapping[int, float | None]:
-    """The test metrics; a method all of whose trials diverged would have diverged on the other's seeds as well."""
-    diverged = one.trials and not any(
-        math.isfinite(goodness(value, True)) for trial in one.trials for value in trial.validation
+    """The test metrics; a method all of whose trials diverged would have diverged on the other's seeds as well.
+
+    Not so where errors ended some: those say nothing of the method.
+    """
+    diverged = (
+        one.trials
+        and not one.failure
+        and not any(math.isfinite(goodness(value, True)) for trial in one.trials for value in trial.validation)
     )
     return dict.fromkeys(other.finals) if diverged and not one.finals else one.finals
 

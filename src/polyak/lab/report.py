@@ -126,7 +126,7 @@ def _problem_report(described: Described, records: list[Record]) -> ProblemRepor
     methods = [method_report(described, method, runs) for method, runs in made.items()]
     verdict = _judge(described, methods, made)
     places = {ranked.method: place for place, ranked in enumerate(verdict.ranking)}
-    methods.sort(key=lambda m: (places.get(m.method, _place(described, m)), m.target_step or math.inf))
+    methods.sort(key=lambda m: (places.get(m.method, _place(described, m)), _cost(m)))
     words = verdict.self_test() if described.self_test else verdict.sentence(_notes(methods, verdict.best))
     warnings = [*_unmet(described, methods), *_warnings(verdict)]
     return ProblemReport(described, methods, verdict, words, warnings, slowest(records))
@@ -153,22 +153,26 @@ def _warnings(verdict: Verdict) -> list[str]:
 
 def _judge(described: Described, methods: list[MethodReport], runs: dict[str, list[Record]]) -> Verdict:
     """Ask for the verdict, and hand each method its judgement."""
-    evidence = [
-        Evidence(
-            method=m.method,
-            trials=tuple(trial.evidence() for trial in m.trials),
-            finals=m.metrics,
-            scores={r.seed: r.detail["scores"] for r in reported(runs[m.method]) if r.detail.get("scores")},
-            chosen=None if m.chosen is None else m.trials.index(m.chosen),
-        )
-        for m in methods
-    ]
+    evidence = [_evidence(method, runs[method.method]) for method in methods]
     words = (described.problem, described.metric, described.higher_is_better, described.reference)
     found = judge(*words, evidence, described.margin, described.confidence, described.spaces)
     judged = {judgement.method: judgement for judgement in found.judgements}
     for method in methods:
         method.judgement = judged.get(method.method)
     return found
+
+
+def _evidence(method: MethodReport, runs: list[Record]) -> Evidence:
+    """A method as the verdict takes it: what an error ended says nothing of it."""
+    trials = [trial for trial in method.trials if not trial.is_lost]
+    return Evidence(
+        method=method.method,
+        trials=tuple(trial.evidence() for trial in trials),
+        finals=method.metrics,
+        scores={r.seed: r.detail["scores"] for r in reported(runs) if r.detail.get("scores")},
+        chosen=trials.index(method.chosen) if method.chosen in trials else None,
+        failure=method.failure,
+    )
 
 
 def _notes(methods: list[MethodReport], best: str | None) -> dict[str, str]:
@@ -195,12 +199,17 @@ def _place(described: Described, method: MethodReport) -> float:
     return -found.difference
 
 
+def _cost(method: MethodReport) -> float:
+    """The steps to the target, infinite where it was not met; an untrained model may meet it at 0."""
+    return math.inf if method.target_step is None else method.target_step
+
+
 def _profiles(problems: list[ProblemReport]) -> dict[str, list[tuple[float, float]]]:
     """Profiles of the steps to the target over the problems that have one, those that nobody solved among them."""
     aimed = [problem for problem in problems if problem.described.target is not None]
     if len(aimed) < 2:
         return {}
-    costs = [{m.method: m.target_step or math.inf for m in problem.methods} for problem in aimed]
+    costs = [{m.method: _cost(m) for m in problem.methods} for problem in aimed]
     common = [m.method for m in aimed[0].methods if all(m.method in cost for cost in costs)]
     if not any(math.isfinite(cost[method]) for method in common for cost in costs):
         return {}

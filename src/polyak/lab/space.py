@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import ast
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,18 +48,38 @@ TORCH: dict[str, str | dict[str, str]] = {
 
 @dataclass(frozen=True)
 class Given:
-    """What one ``--space`` or ``--fix`` says: of which method (None: of all that have it), which argument, what."""
+    """What is said of an argument: of which method (None: of all that have it), what, and where, for messages."""
 
-    option: str
     method: str | None
     argument: str
-    text: str
+    said: Any
+    where: str
 
-    @property
-    def where(self) -> str:
-        """The option as it was typed."""
-        scope = "" if self.method is None else f"{self.method}."
-        return f"{self.option} {scope}{self.argument}={self.text}"
+
+def asked(option: str, name: str, said: object) -> list[Given]:
+    """What a user says of arguments: texts as of an option, one or several, or a dict.
+
+    Args:
+        option: ``--space`` or ``--fix``, which texts are those of.
+        name: of the argument in Python.
+        said: the texts or the dict.
+    """
+    if isinstance(said, Mapping):
+        return [_named(name, key, value) for key, value in said.items()]
+    found = []
+    for text in said if isinstance(said, Iterable) and not isinstance(said, str) else [said]:
+        if not isinstance(text, str):
+            example = "{'lr': '1e-5:1e-1:log'}" if option == "--space" else "{'momentum': 0.9}"
+            raise BadInput(f"{name} must be a dict like {example} or texts as of {option}, got {text!r}")
+        found.append(given(option, text))
+    return found
+
+
+def _named(name: str, key: object, said: Any) -> Given:
+    method, _, argument = key.rpartition(".") if isinstance(key, str) else ("", "", "")
+    if not argument.isidentifier():
+        raise BadInput(f"{name}: {key!r} is no argument; write 'lr', or 'adamw.lr' for one method alone")
+    return Given(method or None, argument, said, f"{name}[{key!r}]")
 
 
 def given(option: str, text: str) -> Given:
@@ -69,7 +89,28 @@ def given(option: str, text: str) -> Given:
     if not equals or not argument.isidentifier() or not said.strip():
         example = "lr=1e-5:1e-1:log" if option == "--space" else "momentum=0.9"
         raise BadInput(f"{option} {text}: write argument=value, as {option} {example} or {option} adamw.{example}")
-    return Given(option, method or None, argument, said.strip())
+    said = said.strip()
+    return Given(method or None, argument, said, f"{option} {f'{method}.' if method else ''}{argument}={said}")
+
+
+def searched(said: object, where: str) -> Range | Choice:
+    """A range or choices, as text or as objects."""
+    if isinstance(said, str):
+        return dimension(said, where)
+    if isinstance(said, Range):
+        return _sound(said, where)
+    if not isinstance(said, Choice):
+        raise BadInput(f"{where} is {said!r}; {FORMS}, as text, or a polyak.declare.Range or Choice")
+    return Choice(tuple(plain(each, where) for each in said.values))
+
+
+def plain(said: Any, where: str) -> Any:
+    """A value that a store can keep."""
+    if isinstance(said, (tuple, list)):
+        return tuple(plain(each, where) for each in said)
+    if said is None or isinstance(said, (bool, int, float, str)):
+        return said
+    raise BadInput(f"{where}: {said!r} cannot be kept; a value is a number, a text, a bool, None or a tuple of these")
 
 
 def dimension(text: str, where: str) -> Range | Choice:
@@ -94,15 +135,7 @@ def declared(said: object, where: str) -> SearchSpace:
     """The space that a file gives: a mapping from arguments to text, :class:`Range` or :class:`Choice`."""
     if not isinstance(said, Mapping):
         raise BadInput(f"{where}: space must be a dict like {{'lr': '1e-5:1e-1:log'}}, got {type(said).__name__}")
-    space: dict[str, Range | Choice] = {}
-    for name, entry in said.items():
-        if isinstance(entry, str):
-            space[name] = dimension(entry, f"{where}: space[{name!r}]")
-        elif isinstance(entry, (Range, Choice)):
-            space[name] = entry
-        else:
-            raise BadInput(f"{where}: space[{name!r}] is {entry!r}; {FORMS}, as text")
-    return space
+    return {name: searched(entry, f"{where}: space[{name!r}]") for name, entry in said.items()}
 
 
 def torch_space(factory: Any) -> SearchSpace | None:
@@ -132,12 +165,16 @@ def _range(text: str, where: str) -> Range:
         raise BadInput(f"{where}: {low}:{high} are not two numbers; {FORMS}") from None
     if len(scale) > 1 or (scale and scale[0] not in SCALES):
         raise BadInput(f"{where}: the scale must be one of {list(SCALES)}, got {':'.join(scale)!r}")
-    log = scale == ["log"]
-    if not all(map(math.isfinite, ends)) or ends[0] >= ends[1]:
+    return _sound(Range(*ends, log=scale == ["log"]), where)
+
+
+def _sound(found: Range, where: str) -> Range:
+    """A range that can be searched."""
+    if not all(map(math.isfinite, (found.low, found.high))) or found.low >= found.high:
         raise BadInput(f"{where}: the range must go from a smaller to a larger number")
-    if log and ends[0] <= 0:
-        raise BadInput(f"{where}: a logarithmic range must begin above 0, got {ends[0]:g}")
-    return Range(*ends, log=log)
+    if found.log and found.low <= 0:
+        raise BadInput(f"{where}: a logarithmic range must begin above 0, got {found.low:g}")
+    return found
 
 
 def _values(text: str, where: str) -> tuple[Any, ...]:

@@ -1,11 +1,15 @@
 """The verdict on one problem: each method is better than the reference, worse, equivalent, or not settled.
 
-A call follows from the interval of the difference, at the level that Holm's rule gives the method:
+A call follows from the interval of the difference, at the level that Holm's rule gives the method, once for differences
+and once for equivalence:
 
 - the whole interval within ``[-margin, margin]``: *equivalent*, even where it leaves out 0. A difference that is
   certain but smaller than what matters is no reason to change;
 - else the interval leaves out 0: *better* or *worse*;
 - else *unsettled*, with how many seeds more would settle it.
+
+With ``alpha`` for 1 - confidence, the chance that any "better" or "worse" is false is at most ``alpha``, and the chance
+that any "equivalent" is false at most ``alpha / 2``, since only one end of an interval can be to blame.
 
 Where no margin is set it is the standard deviation that seeds give the reference: if two methods with independent
 normal runs differ by less, the better one wins on fewer than 76 % of the seeds, about where Bouthillier et al. (2021)
@@ -17,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +30,7 @@ from polyak.lab.errors import BadInput, require, suggestion
 from polyak.lab.evidence import Call, Evidence, Trial, evidence_warnings, expected_validation
 
 if TYPE_CHECKING:
+    from polyak.lab.intervals import Levels
     from polyak.lab.pairs import Pair
 
 __all__ = ["Call", "Evidence", "Judgement", "Ranked", "Trial", "Verdict", "expected_validation", "judge"]
@@ -39,7 +44,7 @@ class Judgement:
         method: its name.
         difference: the mean difference of the test metric, positive where the method is better; with diverged runs the
             median.
-        low: lower end of the interval, at the level that Holm's rule gives the method.
+        low: lower end of the interval, at the level that the call was made at; of none, the wider one.
         high: upper end.
         probability_of_improvement: the share of seeds on which the method is better; equal results count half.
         call: "better", "worse", "equivalent" or "unsettled".
@@ -97,7 +102,7 @@ class Verdict:
         reference: the method that all others are compared with.
         reference_value: its mean test metric over the runs that did not diverge; ``None`` if all did.
         margin: differences up to here do not matter.
-        confidence: of all calls together.
+        confidence: of all calls of a difference together, and of all calls of equivalence.
         judgements: one for each method but the reference, in the order they came.
         warnings: what to know of the reference.
         ranking: where the reference came to no result, the other methods that have one, the best first: by the share of
@@ -222,8 +227,8 @@ def judge(
         reference: the method that all others are compared with.
         evidence: the runs of every method, the reference among them.
         margin: differences up to here do not matter; ``None`` for the standard deviation of the reference's seeds.
-        confidence: the chance that none of the calls is false. Who looks several times while seeds are added must
-            share what is left to 1 among the looks.
+        confidence: the chance that no "better" or "worse" is false, and at least that of no false "equivalent". Who
+            looks several times while seeds are added must share what is left to 1 among the looks.
         spaces: by method, the ranges that were tuned, for warnings.
 
     Raises:
@@ -240,11 +245,14 @@ def judge(
     if margin is None:
         margin = stdev(finite) if len(finite) > 1 else 0.0
     pairs = {one.method: pair(one, base, higher_is_better) for one in others}
-    levels = holm({name: found.comparison.p_value() for name, found in pairs.items()}, 1 - confidence)
+    levels = _levels(pairs, margin, 1 - confidence)
+    failed = base.failure is not None
     judgements = []
     for one in others:
         warnings = evidence_warnings(one, higher_is_better, spaces.get(one.method, {}))
-        judgements.append(_judgement(one.method, pairs[one.method], levels[one.method], margin, warnings))
+        found = _judgement(one.method, pairs[one.method], levels[one.method], margin, warnings)
+        # Seeds are no help to a method that has no setting to run.
+        judgements.append(replace(found, more_seeds=None) if failed or one.failure is not None else found)
     return Verdict(
         problem=problem,
         metric=metric,
@@ -279,10 +287,19 @@ def _check(evidence: Sequence[Evidence], reference: str, margin: float | None, c
     check_levels(margin, confidence)
 
 
-def _judgement(name: str, found: Pair, level: float, margin: float, warnings: list[str]) -> Judgement:
+def _levels(pairs: Mapping[str, Pair], margin: float, alpha: float) -> dict[str, Levels]:
+    """By Holm's rule for the differences, and again for the equivalences."""
+    from polyak.lab.intervals import Levels  # needs SciPy
+
+    differences = holm({name: found.comparison.p_value() for name, found in pairs.items()}, alpha)
+    equivalences = holm({name: found.comparison.p_equivalence(margin) for name, found in pairs.items()}, alpha)
+    return {name: Levels(differences[name], equivalences[name]) for name in pairs}
+
+
+def _judgement(name: str, found: Pair, levels: Levels, margin: float, warnings: list[str]) -> Judgement:
     comparison = found.comparison
-    call = comparison.call(level, margin)
-    more = comparison.more_seeds(level, margin) if call == "unsettled" else None
+    call, level = comparison.decide(levels, margin)
+    more = comparison.more_seeds(levels, margin) if call == "unsettled" else None
     low, high = comparison.interval(level) or (None, None)
     return Judgement(
         method=name,
@@ -298,12 +315,12 @@ def _judgement(name: str, found: Pair, level: float, margin: float, warnings: li
 
 
 def holm(p_values: Mapping[str, float], alpha: float) -> dict[str, float]:
-    """The level that each method is judged and shown at, by Holm's rule.
+    """The level of each method's test, by Holm's rule.
 
     The smallest p value is held against ``alpha`` over the number of methods, the next against ``alpha`` over one less,
-    and so on; from the first that fails on, all have that one's level. An interval at its own method's level excludes 0
-    exactly if Holm's test calls the difference, so calls and intervals cannot contradict each other. The chance of any
-    false call among all methods is at most ``alpha``.
+    and so on; from the first that fails on, all have that one's level. An interval at its own method's level excludes
+    0, or lies within the margin, exactly if Holm's test says so: calls and intervals cannot contradict each other. The
+    chance of any false rejection among all methods is at most ``alpha``.
     """
     levels: dict[str, float] = {}
     level, failed = 0.0, False
