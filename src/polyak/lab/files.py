@@ -60,7 +60,7 @@ def execute(path: Path, source: bytes, reference: str) -> types.ModuleType:
         sys.path.remove(str(path.parent))
     sys.path.insert(0, str(path.parent))
     for name, place in neighbours(path, source).items():
-        if getattr(sys.modules.get(name), "__file__", None) != str(place):
+        if place.is_relative_to(path.parent) and getattr(sys.modules.get(name), "__file__", None) != str(place):
             sys.modules.pop(name, None)  # another file's folder has a module of that name too
     module = types.ModuleType(_module_name(path))
     module.__file__ = str(path)

@@ -61,7 +61,7 @@ A simple loop needs no code of yours, only its parts::
             steps=200,
         )
 
-A run is made again when what it computes has changed: the code of the file, of the modules under its folder that it
+A run is made again when what it computes has changed: the code of the file, of all your own modules that it
 imports, and the problem's fingerprint (:mod:`polyak.lab.check`). Comments, docstrings, name, description and target
 change nothing, and tuning is kept when only code under ``if split == "test":`` has changed.
 """
