@@ -115,9 +115,11 @@ def neighbours(path: Path, source: bytes, folder: Path | None = None, package: s
     roots = [folder, *(Path(entry or ".").resolve() for entry in sys.path), Path(polyak.__path__[0]).parent]
     found: dict[str, Path] = {}
     waiting = list(_imported(source, package.split(".") if package else []))
+    asked: set[str] = set()
     while waiting:
         name = waiting.pop()
-        place = None if name in found else _place(name, roots, folder)
+        place = None if name in asked else _place(name, roots, folder)
+        asked.add(name)
         if place is None or place == path.resolve():
             continue
         found[name] = place
@@ -144,8 +146,14 @@ def _imported(source: bytes, package: list[str]) -> Iterator[str]:
 
 def is_own(place: Path) -> bool:
     """Whether code is the user's own: nothing that is installed, and no part of Python, torch or polyak."""
-    others = any(place.is_relative_to(other) for other in _others())
-    return not others and not INSTALLED.intersection(place.parts)
+    return not INSTALLED.intersection(place.parts) and not any(map(place.is_relative_to, _others()))
+
+
+def _counts(place: Path, folder: Path) -> bool:
+    """Whether a file is the user's own, or belongs to what lies under a folder, which may itself be installed."""
+    if not place.is_relative_to(folder) or INSTALLED.intersection(place.relative_to(folder).parts):
+        return is_own(place)
+    return not any(place.is_relative_to(other) and not folder.is_relative_to(other) for other in _others())
 
 
 @lru_cache
@@ -161,8 +169,7 @@ def _place(name: str, roots: list[Path], folder: Path) -> Path | None:
         stem = root.joinpath(*name.split("."))
         for place in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")):
             if place.is_file():
-                inside = place.is_relative_to(folder) and not INSTALLED.intersection(place.relative_to(folder).parts)
-                return place if inside or is_own(place) else None
+                return place if _counts(place, folder) else None
     return None
 
 
