@@ -109,5 +109,5 @@ def test_what_holds_itself_and_what_cannot_be_pickled():
 
 
 def test_a_callable_that_gives_no_problem():
-    with pytest.raises(BadInput, match="must return a polyak.lab.Problem, got int"):
+    with pytest.raises(BadInput, match=r"must return a polyak\.lab\.Problem, got int"):
         load(functools.partial(int, 3))

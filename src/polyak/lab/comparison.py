@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,8 @@ def plan(
 def _looked_at(campaign: Campaign, loaded: LoadedProblem) -> LoadedProblem:
     """A problem with what a look at it says."""
     found = look(loaded, campaign.contenders.values(), campaign.steps)
+    for line in found.warnings(loaded.is_here):
+        warnings.warn(f"{loaded.problem.name}: {line}", stacklevel=2)
     return replace(loaded, fingerprint=found.fingerprint, seconds_per_run=found.seconds_per_run)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,10 @@ class ReportProgress(Protocol):
 
     def __call__(self, step: int, value: Metrics | None = None, *, loss: float | Tensor | None = None) -> None:
         """``value`` is the validation metric after ``step``, ``loss`` the training loss of that step."""
+
+    @property
+    def folder(self) -> Path:
+        """A folder of the run's own, removed when it has ended."""
 
 
 Train = Callable[[MakeOptimizer, int, ReportProgress, str], Metrics]

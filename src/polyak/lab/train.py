@@ -19,6 +19,7 @@ from polyak.lab.contenders import Contender, found_again
 from polyak.lab.errors import LabError, in_one_line
 from polyak.lab.loops import Outcome, Run, StopRun, spread
 from polyak.lab.problem import SCHEDULES, MakeOptimizer, Metrics, Problem, ReportProgress, Train
+from polyak.lab.reporting import Report
 from polyak.lab.seeding import seed_everything
 from polyak.lab.spec import Bars, RunSpec
 
@@ -69,7 +70,9 @@ def run(under_way: Run, seed: int, split: str) -> Outcome:
     seed_everything(seed)
     try:
         train = train_function(under_way.problem, under_way.steps)
-        outcome = under_way.outcome(train(under_way.make_optimizer, seed, under_way.report, split), split)
+        with Report(under_way.report) as report:
+            returned = train(under_way.make_optimizer, seed, report, split)
+        outcome = under_way.outcome(returned, split)
     except StopRun:
         outcome = under_way.stopped()
     except (Exception, SystemExit) as error:
