@@ -18,7 +18,7 @@ from polyak.lab.entries import entries
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.files import stop_if_loading
 from polyak.lab.history import describe, described
-from polyak.lab.problem import Problem
+from polyak.lab.problem import Problem, whole
 from polyak.lab.problems import LoadedProblem, load
 from polyak.lab.results import Results
 from polyak.lab.runner import Watcher, make_runs
@@ -136,9 +136,10 @@ def plan(
     """Check what is asked for, look at each problem and plan; the arguments are those of :func:`compare`."""
     stop_if_loading()
     for name, value in (("trials", trials), ("seeds", seeds), ("steps", steps)):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and (whole(value) or 0) < 1:
             raise BadInput(f"{name} must be at least 1, got {value!r}")
-    if isinstance(tuning_seed, bool) or not isinstance(tuning_seed, int) or tuning_seed < 0:
+    first = whole(tuning_seed)
+    if first is None or first < 0:
         raise BadInput(f"tuning_seed must be an integer from 0, got {tuning_seed!r}")
     contenders = entries(_listed(methods, "method"), spaces, fixes)
     loaded = [load(each) for each in _listed(problems, "problem")]
@@ -147,8 +148,8 @@ def plan(
         raise BadInput(f"two problems have the same name: {', '.join(names)}")
     if not loaded:
         raise BadInput("name at least one problem and one method")
-    counts = (TRIALS if trials is None else trials, SEEDS if seeds is None else seeds)
-    asked = Campaign(loaded, contenders, *counts, steps, reference=reference, tuning_seed=tuning_seed)
+    counts = (whole(trials) or TRIALS, whole(seeds) or SEEDS)
+    asked = Campaign(loaded, contenders, *counts, whole(steps), reference=reference, tuning_seed=first)
     return asked.with_problems([_looked_at(asked, each) for each in loaded])
 
 

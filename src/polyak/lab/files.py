@@ -30,6 +30,16 @@ def stop_if_loading() -> None:
 
 
 @contextmanager
+def as_script(path: Path) -> Iterator[None]:
+    """Whatever is run in this block finds the command line that ``python path`` has, without arguments."""
+    before, sys.argv = sys.argv, [str(path)]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextmanager
 def loading() -> Iterator[None]:
     """Whatever is run in this block is there to be loaded, and compares nothing."""
     _loading.append(None)
@@ -66,7 +76,7 @@ def execute(path: Path, source: bytes, reference: str) -> types.ModuleType:
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses and pickle look it up there
     try:
-        with loading():
+        with loading(), as_script(path):
             exec(compile(source, str(path), "exec"), module.__dict__)
     except _EnoughLoaded:
         pass

@@ -2,7 +2,8 @@
 
 It holds names, shapes and values of the initial weights, then of a declared problem the first losses and the
 validation metric, of a train function what it reports up to its first step and the gradient there. It is taken in
-every process that makes runs; where it differs, the processes do not have the same problem. It is a part of a run's key.
+every process that makes runs; where it differs, the processes do not have the same problem. It is a part of a run's
+key.
 """
 
 from __future__ import annotations

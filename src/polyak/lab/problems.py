@@ -5,7 +5,7 @@ One that you have a training script for brings its own loop::
 
     def train(make_optimizer, seed, report, split):
         model = build_model()                               # the global generators were seeded with the seed
-        optimizer = make_optimizer(model, momentum=0.9)     # the method under test, with the trial's hyperparameters
+        optimizer = make_optimizer(model)                   # the method under test, with the trial's hyperparameters
         for step in range(1, 1001):
             loss = train_one_step(model, optimizer)
             if step % 100 == 0:
@@ -77,7 +77,7 @@ from pathlib import Path
 
 from polyak.lab.carried import SUFFIX, carry, file_of, unpack
 from polyak.lab.errors import BadInput, raised, suggestion
-from polyak.lab.files import execute, loading, read
+from polyak.lab.files import as_script, execute, loading, read
 from polyak.lab.problem import Problem
 from polyak.lab.seeding import seeded
 from polyak.lab.source import digest, files_of
@@ -204,7 +204,9 @@ def _load_file(reference: str) -> LoadedProblem:
     name, _, function = reference.rpartition(":")
     path = Path(name).resolve()
     source = read(path, f"the problem file {name!r}")
-    made = _call(execute(path, source, reference), function, reference)
+    module = execute(path, source, reference)
+    with as_script(path):
+        made = _call(module, function, reference)
     return _loaded(f"{path}:{function}", path, source, function, made)
 
 

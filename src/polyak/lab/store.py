@@ -116,9 +116,9 @@ class Store:
                 record = _record(columns)
                 if columns[8] == "running" and owner != self.owner and _alive(owner, renewed):
                     return "busy"
-                if record and record.status != "running" and fits(record):
-                    if record.status in SETTLED or (ended or 0) >= self.opened:
-                        return record
+                has_ended = columns[8] in SETTLED or (columns[8] != "running" and (ended or 0) >= self.opened)
+                if record and has_ended and fits(record):
+                    return record
             setting, used = json.dumps(spec.setting), json.dumps(versions())
             values = (spec.key, spec.problem, spec.method, setting, spec.seed, spec.split, spec.steps, used)
             self._db.execute(

@@ -6,6 +6,7 @@ other.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import platform
 import traceback
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from polyak.lab.contenders import Contender, found_again
-from polyak.lab.errors import LabError, in_one_line
+from polyak.lab.errors import BadInput, LabError, in_one_line
 from polyak.lab.loops import Outcome, Run, StopRun, spread
 from polyak.lab.problem import SCHEDULES, MakeOptimizer, Metrics, Problem, ReportProgress, Train
 from polyak.lab.reporting import Report
@@ -103,6 +104,7 @@ class _Loop:
         """Train and judge."""
         model = built(self.problem, seed)
         optimizer = make_optimizer(model)
+        _refuse_closure(optimizer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         batches = endless(self.problem, seed)
         value: Metrics = None
@@ -132,6 +134,15 @@ class _Loop:
             loss.backward()
             total += loss.item()
         return total
+
+
+def _refuse_closure(optimizer: torch.optim.Optimizer) -> None:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise BadInput(
+            f"{type(optimizer).__name__} needs a closure, which the loop over a problem's parts does not give to "
+            "step(); bring a loop of your own: Problem(train=...)"
+        )
 
 
 def built(problem: Problem, seed: int) -> nn.Module:
