@@ -16,12 +16,14 @@ One that you have a training script for brings its own loop::
         return Problem(name="mine", train=train, metric="accuracy", higher_is_better=True)
 
 ``make_optimizer(model_or_params, **fixed)`` takes arguments that are not tuned, and may be called for each of several
-optimizers. ``report(step, value, loss=loss)`` feeds curves, target and the decision to stop a hopeless run; ``value``
-or ``loss`` may be left out. It ends a run by raising :class:`~polyak.lab.loops.StopRun`, which is no ``Exception``, so
-that ordinary handlers let it pass; ``finally`` blocks are run. ``split`` is ``"validation"`` while a method is tuned
-and ``"test"`` in the runs that are reported: judge on it what you would keep. What is returned is the metric, or a
-dict that has it under the name ``metric`` and others beside it. What lies between a step of the optimizer and the
-report of a value counts as evaluation, and its time is left out of the time to target.
+optimizers. A group of parameters may switch a tuned argument off (``weight_decay=0.0``) and set no other value of it.
+``report(step, value, loss=loss)`` feeds curves, target and the decision to stop a hopeless run; ``value`` or ``loss``
+may be left out. It ends a run by raising :class:`~polyak.lab.loops.StopRun`, which is no ``Exception``, so that
+ordinary handlers let it pass; ``finally`` blocks are run. ``report.folder`` is a folder of the run's own, for
+checkpoints, since the working folder is shared by runs at the same time; it is removed when the run ends. ``split`` is
+``"validation"`` while a method is tuned and ``"test"`` in the runs that are reported: judge on it what you would keep.
+What is returned is the metric, or a dict that has it under the name ``metric`` and others beside it. What lies between
+a step of the optimizer and the report of a value counts as evaluation, and its time is left out of the time to target.
 
 A simple loop needs no code of yours, only its parts::
 
