@@ -19,7 +19,7 @@ from typing import Any
 import _measure
 
 from polyak import lab
-from polyak.lab.comparison import METHODS
+from polyak.lab.planning import METHODS
 
 RESULTS = Path(__file__).parent / "results" / "lab_demo.json"
 PROBLEM = "digits-cnn"

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 
@@ -46,6 +47,13 @@ def test_a_problem_object_runs_in_this_process(store):
     other = Seen()
     compare(replace(problem), "sgd", trials=1, seeds=1, store=store, watcher=other)
     assert other.here == [True] * 2  # another one is not
+
+
+def test_counts_may_be_numpy_s(store):
+    numbers = {name: numpy.int64(1) for name in ("trials", "seeds", "steps", "tuning_seed")}
+    seen = Seen()
+    compare(quadratic(), "sgd", store=store, watcher=seen, **numbers)
+    assert seen.here == [True] * 2 and seen.steps[-1] == (1, 1)
 
 
 def test_problems_may_be_mixed(store):

@@ -81,6 +81,49 @@ now()
     assert len({first, other_model, other_size}) == 3
 
 
+CALLABLES = """
+from functools import partial
+
+CONFIG = {"noise": 0.1}
+
+def body(make_optimizer, seed, report, split, epochs):
+    make_optimizer(Model())
+    return CONFIG["noise"] * epochs
+
+class Trainer:
+    def __init__(self, n):
+        self.n = n
+
+    def __call__(self, *_):
+        return self.n
+
+train, trainer = partial(body, epochs=3), Trainer(3)
+
+def of_partial():
+    return Problem(name="carried", train=train, metric="m", higher_is_better=False)
+
+def of_object():
+    return Problem(name="carried", train=trainer, metric="m", higher_is_better=False)
+"""
+
+
+def test_its_digest_follows_partials_objects_and_what_dicts_hold(tmp_path):
+    text = f"""
+from polyak.lab.problems import load
+
+text = {CALLABLES!r}
+changes = [("", ""), ("epochs=3", "epochs=30"), ("* epochs", "- epochs"), ("0.1", "0.5"), ("Trainer(3)", "Trainer(4)")]
+for old, new in changes:
+    cell(text.replace(old, new))
+    print(load(of_partial).digest, load(of_object).digest)
+"""
+    first, first_object, *later = notebook(text, tmp_path)
+    epochs, _, code, _, noise, _, trainer, other_object = later
+    assert trainer == first and len({first, epochs, code, noise}) == 4
+    assert later[1::2] == [first_object] * 3 + [other_object] and other_object != first_object
+    assert notebook(text, tmp_path)[:2] == [first, first_object]  # in another process too
+
+
 def test_a_function_of_a_file_is_that_file_s():
     loaded = load(problem)
     assert loaded.reference.endswith("test_carried.py:problem") and loaded.problem.name == "quadratic"

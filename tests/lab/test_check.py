@@ -3,10 +3,8 @@
 from dataclasses import replace
 
 import pytest
-import torch
-from torch import nn
 
-from polyak.lab.check import fingerprint, firsts, look_here
+from polyak.lab.check import firsts, look_here
 from polyak.lab.entries import entries
 from polyak.lab.errors import BadInput
 from polyak.lab.loops import StopRun
@@ -90,8 +88,9 @@ def test_a_loop_of_ones_own_is_run_to_its_test():
         return by_hand(make_optimizer, seed, counted, split)
 
     found = look_here(own(train), firsts(entries(["sgd", "adamw"])), None)
-    assert splits == ["validation", "test", "validation"]  # the fingerprint, and one run for each method
+    assert splits == ["validation", "test", "validation", "validation"]  # one run for each method between fingerprints
     assert steps.count(30) == 2 and steps[-1] == 2  # the second method takes a few steps only
+    assert not found.keeps_state and found.leaves == ()
     assert found.whole and found.seconds_per_run > 0 and found.seconds_per_evaluation is None
 
 
@@ -119,33 +118,24 @@ def test_a_loop_that_fixes_what_is_tuned():
         look_here(own(lambda make_optimizer, *_: small(make_optimizer, lr=1)), firsts(entries(["sgd"])), None)
 
 
-def test_a_fingerprint_is_what_a_problem_does():
-    first = fingerprint(quadratic())
-    assert fingerprint(quadratic(name="other", steps=7, target=None)) == first
-    others = {
-        "shape": quadratic(build_model=lambda seed: nn.Linear(4, 1)),
-        "values": quadratic(build_model=lambda seed: scaled(nn.Linear(4, 1, bias=False), 1.01)),
-        "signs": quadratic(build_model=lambda seed: scaled(nn.Linear(4, 1, bias=False), -1)),
-        "batches": quadratic(train_batches=lambda seed: iter([torch.ones(4)] * 2)),
-        "validation": quadratic(evaluate=lambda model, split: 1.0),
-    }
-    marks = {name: fingerprint(problem) for name, problem in others.items()}
-    assert len({first, *marks.values()}) == 1 + len(marks)
+def test_what_a_run_leaves_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "old").touch()
+    order = [3, 1, 2, 0]
 
+    def train(make_optimizer, seed, report, split):
+        order.append(order.pop(0))
+        (tmp_path / "checkpoints" / "best.pt").touch()
+        (report.folder / "best.pt").touch()
+        model, optimizer = small(make_optimizer)
+        (order[0] * model.weight.sum()).backward()
+        optimizer.step()
+        return 1.0
 
-def scaled(model, factor):
-    model.weight.data *= factor
-    return model
-
-
-def test_the_fingerprint_of_a_loop_is_its_beginning():
-    went_on = []
-
-    def train(make_optimizer, seed, report, split, width=4, listed=False):
-        model = nn.Linear(width, 1)
-        make_optimizer(model.parameters() if listed else [{"params": [model.weight]}, {"params": [model.bias]}])
-        went_on.append(True)
-
-    narrow, listed = fingerprint(own(train)), fingerprint(own(lambda *a: train(*a, listed=True)))
-    assert narrow == fingerprint(own(train)) != fingerprint(own(lambda *a: train(*a, width=5)))
-    assert listed and not went_on
+    found = look_here(own(train), firsts(entries(["sgd"])), None)
+    assert found.keeps_state and found.leaves == ("checkpoints/best.pt",)
+    state, files = found.warnings(is_here=False)
+    assert "make it anew in every run, so each run gets a process of its own" in state
+    assert "leaves checkpoints/best.pt in the working folder" in files and "report.folder" in files
+    assert "or give the function" in found.warnings(is_here=True)[0]

@@ -107,6 +107,16 @@ def test_the_user_s_own_functions_and_classes(folder):
         resolve("mine.py:nothing").build(model())
 
 
+def test_choices_that_no_store_can_keep_are_refused(folder):
+    code = "import torch\nfrom polyak.declare import Choice\ndef make(params, lr=1, dtype=None): ...\n"
+    space = "make.space = {'dtype': Choice((torch.float32, torch.bfloat16))}"
+    (folder / "typed.py").write_text(code + space)
+    with pytest.raises(BadInput, match=r"space\['dtype'\] has torch.float32, which a store cannot keep; take numbers"):
+        entries(["typed.py:make"])
+    (folder / "typed.py").write_text(code + "make.space = {'dtype': Choice((None, ('a', 1, True)))}")
+    assert len(entries(["typed.py:make"])) == 1
+
+
 def test_a_space_for_the_whole_file(folder):
     with open("mine.py", "a") as file:
         file.write("\nspace = {'lr': '0.1:1'}\n")

@@ -1,12 +1,16 @@
 """A loop of the user's own, by value."""
 
+import json
 import math
 from contextlib import suppress
+from dataclasses import replace
 
+import numpy
 import pytest
 import torch
 from torch import nn
 
+from polyak.lab.contenders import resolve
 from polyak.lab.loops import StopRun
 from polyak.lab.problem import Problem
 from polyak.lab.train import execute
@@ -75,6 +79,42 @@ def test_a_fixed_argument_that_is_tuned_is_refused():
     outcome = run(lambda make_optimizer, seed, report, split: small(make_optimizer, lr=3.0))
     assert outcome.status == "failed"
     assert "make_optimizer(lr=3.0): these are set for sgd; leave them out here" in outcome.detail["reason"]
+
+
+def grouped(*groups, **setting):
+    """What a run with these arguments of two groups came to, and the groups of its optimizer."""
+    made = []
+
+    def train(make_optimizer, seed, report, split):
+        model = nn.Linear(4, 1)
+        parts = zip(groups, model.parameters(), strict=True)
+        made.append(make_optimizer({"params": p, **group} for group, p in parts))
+        return 1.0
+
+    return run(train, setting, method="torch.optim.AdamW"), made and made[0].param_groups
+
+
+def test_groups_may_switch_off_and_fix_what_is_not_tuned():
+    outcome, groups = grouped({}, {"weight_decay": 0.0, "eps": 1e-6}, lr=0.1, weight_decay=0.2)
+    assert outcome.status == "finished"
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(0.1, 0.2), (0.1, 0.0)]
+    assert groups[1]["eps"] == 1e-6
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (
+            ({}, {"lr": 1e-3}),
+            r"group 1 has lr=0.001, which is set for torch.optim.AdamW; leave it out, and scale after",
+        ),
+        (({"weight_decay": 0.0}, {"weight_decay": 0.0}), "group 0 has weight_decay=0.0"),
+    ],
+)
+def test_groups_do_not_take_the_place_of_the_trial(groups, message):
+    outcome, _ = grouped(*groups, lr=0.1, weight_decay=0.2)
+    assert outcome.status == "failed" and message in outcome.detail["reason"]
+    assert "optimizer.param_groups[" in outcome.detail["reason"]
 
 
 def test_two_optimizers_count_together():
@@ -151,6 +191,49 @@ def test_the_best_of_several_results_is_the_users_to_say():
     assert outcome.metric == 0.3 and outcome.detail["metrics"] == {"at": 1.0}
 
 
+def test_another_metric_that_is_no_number_is_kept_as_none():
+    outcome = run(reporting(value={"distance": 0.3, "f1": math.nan, "perplexity": math.inf}))
+    assert (outcome.status, outcome.detail["metrics"]) == ("finished", {"f1": None, "perplexity": None})
+    json.dumps(outcome.detail, allow_nan=False)
+
+
+def test_steps_of_numpy_are_steps():
+    assert run(reporting(((numpy.int64(3), 0.5), {}))).detail["validation"] == [[3, 0.5]]
+    assert "step must be an integer" in run(reporting(((True, 0.5), {}))).detail["reason"]
+
+
+class Unmade(torch.optim.SGD):
+    """A wrapper as they are written: it holds another optimizer's groups and was never made itself."""
+
+    def __init__(self, params, lr):
+        self.param_groups = torch.optim.SGD(params, lr=lr).param_groups
+
+
+def test_optimizers_that_no_loop_can_use_say_why():
+    method = replace(resolve("torch.optim.SGD"), name="mine", make=lambda model, lr: Unmade(model.parameters(), lr))
+    reason = run(reporting(), method=method).detail["reason"]
+    assert (
+        "mine was never made a torch.optim.Optimizer" in reason and "call super().__init__(params, defaults)" in reason
+    )
+    outcome = execute(quadratic(), "torch.optim.LBFGS", {"lr": 0.1}, 1, "validation", 3)
+    assert "LBFGS needs a closure" in outcome.detail["reason"] and "Problem(train=...)" in outcome.detail["reason"]
+
+
+def test_the_folder_of_a_run_is_its_own_and_gone_afterwards():
+    seen = []
+
+    def train(make_optimizer, seed, report, split):
+        small(make_optimizer)
+        assert report.folder == report.folder and report.folder.is_dir()
+        seen.append(report.folder)
+        torch.save(seed, report.folder / "best.pt")
+        report(1, 1.0 if seed == 1 else "no number")
+        return torch.load(report.folder / "best.pt")
+
+    assert [run(train, seed=seed).status for seed in (1, 2)] == ["finished", "failed"]
+    assert seen[0] != seen[1] and not any(folder.exists() for folder in seen)
+
+
 def test_a_run_is_stopped_at_the_first_value_behind_its_bar():
     seen = []
 
@@ -220,8 +303,6 @@ def test_the_generators_are_seeded():
 
     def train(make_optimizer, seed, report, split):
         import random
-
-        import numpy
 
         drawn.append((random.random(), numpy.random.rand(), torch.rand(1).item()))
         small(make_optimizer)

@@ -9,10 +9,11 @@ import torch
 
 from polyak.lab import Problem, compare
 from polyak.lab import pool as pool_module
-from polyak.lab.comparison import fit, plan
+from polyak.lab.comparison import fit
 from polyak.lab.errors import BadInput
 from polyak.lab.loops import Outcome
 from polyak.lab.places import VISIBLE, Places, environment, kind
+from polyak.lab.planning import plan
 from polyak.lab.pool import Pool
 from tests.lab.conftest import campaign_of, quadratic
 

@@ -11,6 +11,7 @@ from polyak.lab.check import look
 from polyak.lab.entries import entries
 from polyak.lab.errors import BadInput, LabError
 from polyak.lab.places import Places
+from polyak.lab.planning import plan
 from polyak.lab.pool import Pool
 from polyak.lab.problems import load
 from polyak.lab.spec import RunSpec
@@ -143,3 +144,38 @@ def test_no_worker_and_no_output_is_left(file, tmp_path, monkeypatch):
         assert len(list(tmp_path.glob("polyak-worker-*"))) == 2
     assert not any(os.path.exists(f"/proc/{pid}") for pid in pids)
     assert not list(tmp_path.glob("polyak-worker-*"))
+
+
+STATE = """
+from polyak.lab import Problem
+from torch import nn
+
+ORDER = [5, 3, 1, 2]
+
+def problem():
+    def train(make_optimizer, seed, report, split):
+        ORDER.append(ORDER.pop(0))
+        model = nn.Linear(2, 1)
+        optimizer = make_optimizer(model)
+        (ORDER[0] * model.weight.sum()).backward()
+        optimizer.step()
+        return ORDER[0]
+    return Problem(name="state", train=train, metric="m", higher_is_better=False)
+"""
+
+
+def test_runs_that_leave_something_behind_get_a_process_each(tmp_path):
+    (tmp_path / "state.py").write_text(STATE)
+    loaded = load(f"{tmp_path}/state.py:problem")
+    with pytest.warns(UserWarning, match="state: a run changes something outside it that the next one finds"):
+        campaign = plan(loaded.reference, "sgd", 2, 1)
+    specs = campaign.due({})
+    with Pool(1) as pool:
+        metrics = []
+        for spec in specs:
+            pool.begin(spec)
+            outcomes = []
+            while not outcomes:
+                outcomes = pool.ended(5.0)
+            metrics.append(outcomes[0][1].metric)
+    assert metrics == [1.0] * 2  # the second of the order: the fingerprint had the first

@@ -1,6 +1,7 @@
 """Loading problems."""
 
 import re
+import sys
 import textwrap
 from pathlib import Path
 
@@ -33,6 +34,37 @@ def test_the_documented_example(write):
     assert isinstance(loaded.problem, Problem) and loaded.problem.name == "line"
     outcome = execute(loaded.problem, "adamw", {"lr": 0.03}, 1, "test", loaded.problem.steps)
     assert outcome.status == "finished" and outcome.metric < 0.05
+
+
+@pytest.mark.parametrize("method", ["adamw", "sgd", "torch.optim.RMSprop"])
+def test_the_documented_loop_runs_with_any_method(write, method):
+    loop = textwrap.dedent(problems.__doc__.split("::\n\n", 1)[1].split("\n``make_optimizer", 1)[0])
+    parts = """
+from polyak.lab import Problem
+from torch import nn
+
+build_model = lambda: nn.Linear(2, 1)
+accuracy = lambda model, split: 0.5
+
+def train_one_step(model, optimizer):
+    optimizer.step()
+    return 1.0
+"""
+    loaded = load(write(parts + loop))
+    outcome = execute(loaded.problem, method, {"lr": 0.03}, 1, "test", None)
+    assert (outcome.status, outcome.metric, len(outcome.detail["validation"])) == ("finished", 0.5, 10)
+
+
+def test_a_script_that_reads_its_command_line_finds_an_empty_one(write, monkeypatch):
+    command = ["polyak", "compare", "--trials", "3"]
+    monkeypatch.setattr(sys, "argv", command)
+    read = (
+        "\nimport argparse, sys\nassert argparse.ArgumentParser().parse_args() and sys.argv[0].endswith('train.py')\n"
+    )
+    text = documented_example() + read
+    text += "made = problem\ndef problem():" + read.replace("\n", "\n    ") + "return made()"
+    assert load(write(text)).problem.name == "line"
+    assert sys.argv is command
 
 
 def test_a_changed_file_is_another_problem(write):

@@ -8,9 +8,11 @@ from polyak.lab.campaign import Campaign
 from polyak.lab.comparison import Unwatched
 from polyak.lab.entries import entries
 from polyak.lab.errors import LabError
+from polyak.lab.loops import Outcome
 from polyak.lab.places import Places
 from polyak.lab.problems import load
 from polyak.lab.runner import make_runs
+from polyak.lab.stopping import answers
 from polyak.lab.store import Store
 
 FILE = """
@@ -88,3 +90,28 @@ def test_stored_runs_have_the_names_and_the_target_of_today(problem, store):
     assert watcher.ends == [("finished", False)] * 2
     assert again.keys() == first.keys()
     assert [(record.problem, record.detail["target_step"]) for record in again.values()] == [("today", 4)] * 2
+
+
+STOPPED = Outcome("stopped", None, {"validation": [[4, 0.75]], "timing": {"validation_seconds": [0.1]}})
+
+
+def test_a_run_that_another_comparison_stopped_is_made_where_no_bar_stops_it(problem, store):
+    campaign = Campaign([problem("sound")], entries(["sgd"]), 1, 1)
+    (trial,) = campaign.due({})
+    store.claim(trial)
+    store.finish(trial, STOPPED)
+    watcher = Ends()
+    records = make_runs(campaign, store, 1, watcher)
+    assert watcher.ends == [("finished", True)] * 2
+    assert [record.metric for record in records.values()] == [0.25, 0.25]
+    assert [record.status for record in store.settled()] == ["finished"] * 2
+
+
+def test_a_stopped_run_answers_for_bars_that_stop_it_too(problem, store):
+    loaded = problem("sound")
+    (trial,) = Campaign([loaded], entries(["sgd"]), 1, 1).due({})
+    store.claim(trial)
+    record = store.finish(trial, STOPPED)
+    barred = {bars: replace(trial, bars=bars) for bars in (((3, 0.5),), ((3, 0.8),), ((5, 0.5),), ())}
+    assert [answers(loaded.problem, spec, record) for spec in barred.values()] == [True, False, False, False]
+    assert all(answers(loaded.problem, spec, replace(record, status="diverged")) for spec in barred.values())

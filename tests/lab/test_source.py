@@ -1,5 +1,6 @@
 """Which changes of code are changes of what it computes."""
 
+import importlib.util
 import sys
 from pathlib import Path
 
@@ -108,6 +109,41 @@ def test_modules_under_the_folder_wherever_they_are_imported(folder):
 def test_a_package_that_is_found_through_the_path_above(folder):
     (folder / "absolute.py").write_text(f"import {folder.name}.models")
     assert found(folder, "absolute.py")[f"{folder.name}.models"] == "models.py"
+
+
+def test_own_modules_elsewhere_count_and_installed_ones_do_not(tmp_path, monkeypatch):
+    source = tmp_path / "src"
+    monkeypatch.setattr(sys, "path", [*sys.path, str(source), str(tmp_path / "site-packages")])
+    files = {
+        "scripts/train.py": "from mypkg import trainer\nimport json, torch, polyak.lab, other, edited.inner",
+        "src/mypkg/__init__.py": "",
+        "src/mypkg/trainer.py": "from mypkg.deep import x",
+        "src/mypkg/deep.py": "x = 1",
+        "site-packages/other.py": "",
+        "elsewhere/edited/__init__.py": "",
+        "elsewhere/edited/inner.py": "",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+
+    class Finder:
+        """What some tools install for a package that is to be edited."""
+
+        @staticmethod
+        def find_spec(name, path=None, target=None):
+            top = tmp_path / "elsewhere" / "edited"
+            where = {"submodule_search_locations": [str(top)]}
+            found = importlib.util.spec_from_file_location(name, top / "__init__.py", **where)
+            return found if name == "edited" else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    path = tmp_path / "scripts" / "train.py"
+    found = neighbours(path, path.read_bytes())
+    assert found.keys() == {"mypkg", "mypkg.trainer", "mypkg.deep", "edited", "edited.inner"}
+    before = digest(files_of(path, path.read_bytes()))
+    (source / "mypkg" / "deep.py").write_text("x = 2")
+    assert digest(files_of(path, path.read_bytes())) != before
 
 
 def test_files_that_nobody_could_import_are_no_obstacle(folder):

@@ -4,41 +4,38 @@ A declared problem is looked at untrained: two losses, both evaluations, then a 
 function is run on the test split for :data:`LOOK_SECONDS` at most, and with each further method for a few steps. What
 the test split says is thrown away here, and never leaves the process that looked.
 
-The fingerprint is how a problem behaves before training: names, shapes and values of the initial weights, for a
-declared problem also the first losses and the validation metric. It is taken in every process that makes runs; where
-it differs, the processes do not have the same problem. It is a part of a run's key.
+It also finds the problem's fingerprint (:mod:`polyak.lab.fingerprint`), and what a run leaves behind: in the process,
+where the fingerprint is another one afterwards, and in the working folder.
 """
 
 from __future__ import annotations
 
-import hashlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor, nn
 
 from polyak.lab import search
 from polyak.lab.contenders import Contender, found_again
 from polyak.lab.errors import BadInput, LabError
+from polyak.lab.fingerprint import SEED, fingerprint
 from polyak.lab.loops import Outcome, Run, StopRun, why
 from polyak.lab.places import kind
 from polyak.lab.pool import ask
 from polyak.lab.problem import Problem
 from polyak.lab.problems import LoadedProblem
 from polyak.lab.seeding import seed_everything, seeded
-from polyak.lab.train import EVALUATIONS, built, endless, evaluated, loss_of, run
+from polyak.lab.train import EVALUATIONS, built, evaluated, run
 
 First = tuple[str, dict[str, Any]]  # where a method is found, and the hyperparameters of its first trial
 
-SEED = 0
 LOOK_STEPS = 3  # with each method; the first ones may compile
 LOOK_SECONDS = 20.0
-DIGITS = 4  # of a figure in a fingerprint: machines and threads do not change them
+SHOWN_FILES = 3
+MANY_FILES = 1000  # in a folder, among which nobody looks for new ones
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,8 @@ class Look:
         seconds_per_evaluation: of the validation metric; None where that cannot be told from training.
         seconds_per_run: of a run judged on validation; None where the run's length is not known.
         whole: whether the test split was evaluated; a train function that takes too long is left before.
+        keeps_state: whether the problem behaves otherwise after a run than before, in the same process.
+        leaves: new files in the working folder.
     """
 
     fingerprint: str
@@ -58,6 +57,23 @@ class Look:
     seconds_per_evaluation: float | None
     seconds_per_run: float | None
     whole: bool
+    keeps_state: bool = False
+    leaves: tuple[str, ...] = ()
+
+    def warnings(self, is_here: bool) -> list[str]:
+        """What a user should hear of; ``is_here``: whether all runs are made in this process."""
+        found = []
+        if self.keeps_state:
+            what = (
+                "a run changes something outside it that the next one finds, such as a list or a generator of a module"
+            )
+            cure = "give the function that returns the Problem" if is_here else "so each run gets a process of its own"
+            found.append(f"{what}; make it anew in every run, {'or ' * is_here}{cure}")
+        if self.leaves:
+            more = ", ..." if len(self.leaves) > SHOWN_FILES else ""
+            what = f"a run leaves {', '.join(self.leaves[:SHOWN_FILES])}{more} in the working folder"
+            found.append(f"{what}, where other runs overwrite it; write to report.folder, which is each run's own")
+        return found
 
 
 def firsts(contenders: Iterable[Contender]) -> tuple[First, ...]:
@@ -101,15 +117,35 @@ def look_here(problem: Problem, firsts: Sequence[First], steps: int | None) -> L
     Raises:
         BadInput: where it does not run.
     """
+    before = _files()
     try:
         if problem.train is not None:
-            return _look_at_loop(problem, firsts, steps)
-        assert steps is not None
-        return _look_at_parts(problem, firsts, steps)
+            found = _look_at_loop(problem, firsts, steps)
+        else:
+            assert steps is not None
+            found = _look_at_parts(problem, firsts, steps)
+        keeps_state = fingerprint(problem) != found.fingerprint
+        return replace(found, keeps_state=keeps_state, leaves=tuple(sorted(_files() - before)))
     except LabError:
         raise
     except (Exception, SystemExit, StopRun) as error:
         raise BadInput(f"{problem.name} fails: {why(error)}") from error
+
+
+def _files() -> set[str]:
+    """What lies in the working folder and in the folders there."""
+    folder = Path.cwd()
+    there = _shown(folder)
+    below = [each for place in there if place.is_dir() for each in _shown(place)]
+    return {place.relative_to(folder).as_posix() for place in [*there, *below]}
+
+
+def _shown(folder: Path) -> list[Path]:
+    try:
+        found = list(itertools.islice(folder.iterdir(), MANY_FILES + 1))
+    except OSError:  # not ours to read
+        return []
+    return [p for p in found if p.name[0] not in "._"] if len(found) <= MANY_FILES else []
 
 
 def _look_at_parts(problem: Problem, firsts: Sequence[First], steps: int) -> Look:
@@ -168,69 +204,3 @@ def _try(tried: Run, split: str) -> Outcome:
     if values and all(map(math.isnan, values)):
         raise BadInput(f"{name}: {tried.problem.metric!r} is nan in every evaluation, though all weights are finite")
     return outcome
-
-
-def fingerprint(problem: Problem) -> str:
-    """How a problem behaves before training, as a digest."""
-    seed_everything(SEED)
-    marks = _of_parts(problem) if problem.train is None else _of_loop(problem)
-    return hashlib.sha256(repr(list(marks)).encode()).hexdigest()[:16]
-
-
-def _of_parts(problem: Problem) -> Iterator[Any]:
-    model = built(problem, SEED)
-    yield from weights(model)
-    model.train()
-    batches = endless(problem, SEED)
-    for _ in range(2):
-        yield _rounded(loss_of(problem, model, next(batches)).item())
-    metric, others, _ = problem.judged(evaluated(problem, model, "validation"))
-    yield _rounded(metric)
-    yield {name: _rounded(value) for name, value in others.items()}
-
-
-def _of_loop(problem: Problem) -> list[Any]:
-    found: list[Any] = []
-
-    def make_optimizer(model_or_params: Any, **fixed: Any) -> Any:
-        found.extend(weights(model_or_params))
-        raise StopRun("only the beginning was asked for")
-
-    def report(*_: Any, **__: Any) -> None:
-        """Nothing is reported before there is an optimizer."""
-
-    assert problem.train is not None
-    with suppress(StopRun):
-        problem.train(make_optimizer, SEED, report, "validation")
-    return found
-
-
-def weights(model_or_params: Any) -> list[tuple[str, tuple[int, ...], str]]:
-    """Name, shape and values, the latter in :data:`DIGITS` digits, of what an optimizer is made for."""
-    found: list[tuple[str, tuple[int, ...], str]] = []
-    for name, p in _named(model_or_params):
-        if isinstance(p, nn.parameter.UninitializedParameter):
-            found.append((name, (), "uninitialized"))
-            continue
-        values = torch.view_as_real(p.detach()) if p.is_complex() else p.detach()
-        values = values.double().flatten()
-        place = torch.linspace(1, 2, len(values), dtype=values.dtype, device=values.device)
-        # a sum of positive terms, so that it depends on every value and no rounding is blown up
-        found.append((name, tuple(p.shape), _rounded(((values.abs() + values.relu()) * place).sum().item())))
-    return found
-
-
-def _named(model_or_params: Any) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(model_or_params, nn.Module):
-        yield from model_or_params.named_parameters()
-        return
-    entries: Iterable[Any] = [model_or_params] if isinstance(model_or_params, Tensor) else model_or_params
-    for i, entry in enumerate(entries):
-        if isinstance(entry, dict):
-            yield from _named(entry["params"])
-        else:
-            yield entry if isinstance(entry, tuple) else (str(i), entry)
-
-
-def _rounded(value: float) -> str:
-    return f"{value:.{DIGITS}g}"

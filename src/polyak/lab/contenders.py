@@ -39,7 +39,7 @@ from polyak import optim
 from polyak.declare import SearchSpace
 from polyak.lab.errors import BadInput, raised, suggestion
 from polyak.lab.files import executed, read
-from polyak.lab.source import INSTALLED, digest, files_of
+from polyak.lab.source import INSTALLED, digest, files_of, files_of_module
 from polyak.lab.space import declared, torch_space
 from polyak.optim.create import arguments
 from polyak.optim.create import build as build_method
@@ -239,13 +239,13 @@ def _code(factory: Any, path: Path | None) -> str:
     if path is not None:
         files += files_of(path, path.read_bytes())
     elif not files:
-        if module is None or not getattr(module, "__file__", None):
+        file = getattr(module, "__file__", None)
+        if module is None or not file:
             return name
-        path, top = Path(str(module.__file__)), module.__name__.partition(".")[0]
-        if INSTALLED.intersection(path.parts):
+        top = module.__name__.partition(".")[0]
+        if INSTALLED.intersection(Path(file).parts):
             return f"{name} {top} {getattr(sys.modules[top], '__version__', '')}"
-        depth = module.__name__.count(".") + (path.name == "__init__.py")
-        files += files_of(path, path.read_bytes(), path.parents[depth], module.__package__ or "")
+        files += files_of_module(module)
     return f"{name} {digest(files)[:16]}"
 
 

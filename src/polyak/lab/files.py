@@ -30,6 +30,16 @@ def stop_if_loading() -> None:
 
 
 @contextmanager
+def as_script(path: Path) -> Iterator[None]:
+    """Whatever is run in this block finds the command line that ``python path`` has, without arguments."""
+    before, sys.argv = sys.argv, [str(path)]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+@contextmanager
 def loading() -> Iterator[None]:
     """Whatever is run in this block is there to be loaded, and compares nothing."""
     _loading.append(None)
@@ -60,13 +70,13 @@ def execute(path: Path, source: bytes, reference: str) -> types.ModuleType:
         sys.path.remove(str(path.parent))
     sys.path.insert(0, str(path.parent))
     for name, place in neighbours(path, source).items():
-        if getattr(sys.modules.get(name), "__file__", None) != str(place):
+        if place.is_relative_to(path.parent) and getattr(sys.modules.get(name), "__file__", None) != str(place):
             sys.modules.pop(name, None)  # another file's folder has a module of that name too
     module = types.ModuleType(_module_name(path))
     module.__file__ = str(path)
     sys.modules[module.__name__] = module  # dataclasses and pickle look it up there
     try:
-        with loading():
+        with loading(), as_script(path):
             exec(compile(source, str(path), "exec"), module.__dict__)
     except _EnoughLoaded:
         pass

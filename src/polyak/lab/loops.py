@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from polyak.lab.contenders import Contender, state_bytes
 from polyak.lab.errors import BadInput, in_one_line
-from polyak.lab.problem import Metrics, Problem, number
+from polyak.lab.problem import Metrics, Problem, number, whole
+from polyak.lab.settings import checked
 from polyak.lab.spec import Bars
 from polyak.lab.stopping import hopeless
 
@@ -145,30 +146,19 @@ class Run:
 
     def make_optimizer(self, model_or_params: Any, **fixed: Any) -> torch.optim.Optimizer:
         """The method under test with this trial's hyperparameters; ``fixed`` are others that it takes."""
-        clash = sorted(set(fixed) & set(self.setting))
-        if clash:
-            names = ", ".join(f"{name}={fixed[name]!r}" for name in clash)
-            raise BadInput(f"make_optimizer({names}): these are set for {self.method.name}; leave them out here")
-        model_or_params = self._without_own_settings(model_or_params)
+        model_or_params = checked(self.method.name, self.setting, model_or_params, fixed)
         begin = time.perf_counter()
         optimizer = self.method.build(model_or_params, **{**self.setting, **fixed})
         self._construction_seconds += time.perf_counter() - begin
-        self.optimizers.append(_Timed(optimizer, self._stepped if not self.optimizers else lambda: None))
+        try:
+            timed = _Timed(optimizer, self._stepped if not self.optimizers else lambda: None)
+        except AttributeError as error:
+            cure = "call super().__init__(params, defaults) in its __init__"
+            raise BadInput(f"{self.method.name} was never made a torch.optim.Optimizer: {error}; {cure}") from error
+        self.optimizers.append(timed)
         if len(self.optimizers) == 1:
             self._clock.go_on()
         return optimizer
-
-    def _without_own_settings(self, model_or_params: Any) -> Any:
-        """What an optimizer is made for, refused where a group takes a tuned value back; it may go without decay."""
-        if isinstance(model_or_params, (nn.Module, Tensor)):
-            return model_or_params
-        entries = list(model_or_params)
-        for group in (entry for entry in entries if isinstance(entry, dict)):
-            for name in sorted(self.setting.keys() & group.keys()):
-                if name != "weight_decay" or group[name]:
-                    taken = f"a group has {name}={group[name]!r}, which is set for {self.method.name}"
-                    raise BadInput(f"make_optimizer: {taken}; leave it out, or scale it in optimizer.param_groups")
-        return entries
 
     def _stepped(self) -> None:
         self.step_seconds.append(self._clock.stepped())
@@ -192,9 +182,10 @@ class Run:
         self._ask_to_halt()
 
     def _checked(self, step: Any) -> int:
-        if isinstance(step, bool) or not isinstance(step, int) or step < self.step:
+        count = whole(step)
+        if count is None or count < self.step:
             raise ValueError(f"report(step): step must be an integer from {self.step}, the last one, on; got {step!r}")
-        return step
+        return count
 
     def _take_loss(self, loss: float) -> None:
         self.losses.append((self.step, loss))
@@ -248,7 +239,7 @@ class Run:
         except StopRun:
             return self.stopped()
         kept = {"scores": scores} if scores and split == "test" else {}
-        return Outcome("finished", metric, {**self._detail(), "metrics": others, **kept})
+        return Outcome("finished", metric, {**self._detail(), "metrics": _numbers(others), **kept})
 
     def stopped(self) -> Outcome:
         """What a run came to that was ended early."""
@@ -300,6 +291,10 @@ def _windows(losses: list[tuple[int, float]], steps: int) -> list[list[float | i
             while following > end and end < math.inf:
                 end = next(ends)
     return curve
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: _number(value) for name, value in values.items()}
 
 
 def _number(value: float) -> float | None:

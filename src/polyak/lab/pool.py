@@ -51,6 +51,11 @@ class Refused:
     line: str
 
 
+@dataclass(frozen=True)
+class Worn:
+    """An earlier run left something in a worker that others would find: a fresh one is to make what it was given."""
+
+
 class _Gone:
     """A worker has ended."""
 
@@ -196,6 +201,11 @@ class Pool:
             worker.told = word
             if self._told:
                 self._told(spec, word.step, word.steps)
+        elif isinstance(word, Worn) and spec is not None:
+            worker.spec = None
+            worker.stop()
+            self._workers.remove(worker)
+            self.begin(spec)
         elif isinstance(word, _Gone):
             return self._crashed(worker)
         elif isinstance(word, Outcome) and spec is not None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +33,10 @@ class ReportProgress(Protocol):
 
     def __call__(self, step: int, value: Metrics | None = None, *, loss: float | Tensor | None = None) -> None:
         """``value`` is the validation metric after ``step``, ``loss`` the training loss of that step."""
+
+    @property
+    def folder(self) -> Path:
+        """A folder of the run's own, removed when it has ended."""
 
 
 Train = Callable[[MakeOptimizer, int, ReportProgress, str], Metrics]
@@ -165,7 +171,7 @@ class Problem:
         """How many steps a run takes: the number wanted for all, or the problem's own; None where nobody knows."""
         if wanted is not None and self.train is not None:
             raise BadInput(f"{self.name}: steps={wanted} cannot be kept, its train function decides how many it takes")
-        return self.steps if wanted is None else wanted
+        return whole(self.steps if wanted is None else wanted)
 
     def better(self, a: float, b: float) -> bool:
         """Whether metric ``a`` is better than metric ``b``."""
@@ -220,8 +226,16 @@ def number(value: Any, name: str) -> float:
         raise TypeError(f"{name} must be a number, got {value!r:.80}") from None
 
 
+def whole(value: Any) -> int | None:
+    """An integer, NumPy's too, as Python's own; None for anything else."""
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
+
+
 def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return (whole(value) or 0) >= 1
 
 
 def _is_finite(value: Any) -> bool:

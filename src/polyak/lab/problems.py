@@ -5,7 +5,7 @@ One that you have a training script for brings its own loop::
 
     def train(make_optimizer, seed, report, split):
         model = build_model()                               # the global generators were seeded with the seed
-        optimizer = make_optimizer(model, momentum=0.9)     # the method under test, with the trial's hyperparameters
+        optimizer = make_optimizer(model)                   # the method under test, with the trial's hyperparameters
         for step in range(1, 1001):
             loss = train_one_step(model, optimizer)
             if step % 100 == 0:
@@ -16,12 +16,14 @@ One that you have a training script for brings its own loop::
         return Problem(name="mine", train=train, metric="accuracy", higher_is_better=True)
 
 ``make_optimizer(model_or_params, **fixed)`` takes arguments that are not tuned, and may be called for each of several
-optimizers. ``report(step, value, loss=loss)`` feeds curves, target and the decision to stop a hopeless run; ``value``
-or ``loss`` may be left out. It ends a run by raising :class:`~polyak.lab.loops.StopRun`, which is no ``Exception``, so
-that ordinary handlers let it pass; ``finally`` blocks are run. ``split`` is ``"validation"`` while a method is tuned
-and ``"test"`` in the runs that are reported: judge on it what you would keep. What is returned is the metric, or a
-dict that has it under the name ``metric`` and others beside it. What lies between a step of the optimizer and the
-report of a value counts as evaluation, and its time is left out of the time to target.
+optimizers. A group of parameters may switch a tuned argument off (``weight_decay=0.0``) and set no other value of it.
+``report(step, value, loss=loss)`` feeds curves, target and the decision to stop a hopeless run; ``value`` or ``loss``
+may be left out. It ends a run by raising :class:`~polyak.lab.loops.StopRun`, which is no ``Exception``, so that
+ordinary handlers let it pass; ``finally`` blocks are run. ``report.folder`` is a folder of the run's own, for
+checkpoints, since the working folder is shared by runs at the same time; it is removed when the run ends. ``split`` is
+``"validation"`` while a method is tuned and ``"test"`` in the runs that are reported: judge on it what you would keep.
+What is returned is the metric, or a dict that has it under the name ``metric`` and others beside it. What lies between
+a step of the optimizer and the report of a value counts as evaluation, and its time is left out of the time to target.
 
 A simple loop needs no code of yours, only its parts::
 
@@ -61,7 +63,7 @@ A simple loop needs no code of yours, only its parts::
             steps=200,
         )
 
-A run is made again when what it computes has changed: the code of the file, of the modules under its folder that it
+A run is made again when what it computes has changed: the code of the file, of all your own modules that it
 imports, and the problem's fingerprint (:mod:`polyak.lab.check`). Comments, docstrings, name, description and target
 change nothing, and tuning is kept when only code under ``if split == "test":`` has changed.
 """
@@ -77,7 +79,7 @@ from pathlib import Path
 
 from polyak.lab.carried import SUFFIX, carry, file_of, unpack
 from polyak.lab.errors import BadInput, raised, suggestion
-from polyak.lab.files import execute, loading, read
+from polyak.lab.files import as_script, execute, loading, read
 from polyak.lab.problem import Problem
 from polyak.lab.seeding import seeded
 from polyak.lab.source import digest, files_of
@@ -206,7 +208,9 @@ def _load_file(reference: str) -> LoadedProblem:
     name, _, function = reference.rpartition(":")
     path = Path(name).resolve()
     source = read(path, f"the problem file {name!r}")
-    made = _call(execute(path, source, reference), function, reference)
+    module = execute(path, source, reference)
+    with as_script(path):
+        made = _call(module, function, reference)
     return _loaded(f"{path}:{function}", path, source, function, made)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from polyak.lab.errors import BadInput, LabError, require
 from polyak.lab.loops import Outcome
 from polyak.lab.places import Places
-from polyak.lab.pool import LOADING_SECONDS, Progress, Refused, Told, late
+from polyak.lab.pool import LOADING_SECONDS, Progress, Refused, Told, Worn, late
 from polyak.lab.spec import RunSpec, versions
 from polyak.lab.worker import Room
 
@@ -219,6 +219,8 @@ def _answer(request: Any, used: dict[str, str], board: Any) -> Any:
     answers: list[Any] = []
     with _Pulse(board, request) as pulse:
         _room.answer(request, lambda word: pulse.take(word) if isinstance(word, Progress) else answers.append(word))
+    if isinstance(answers[0], Worn):
+        os._exit(0)  # Ray makes the run again, in a process that has made none
     return answers[0]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Protocol
 
 from polyak.lab.campaign import Campaign
@@ -15,6 +16,7 @@ from polyak.lab.pool import Pool, Told
 from polyak.lab.problem import Problem
 from polyak.lab.ray_pool import RayPool
 from polyak.lab.spec import LOST, Record, Records, RunSpec
+from polyak.lab.stopping import answers
 from polyak.lab.store import Store
 
 POLL_SECONDS = 0.5  # how soon the end of another process's run is noticed
@@ -63,6 +65,9 @@ def make_runs(
     stored = {record.key: record for record in store.settled()}
     faults = _Faults()
 
+    def fits(spec: RunSpec, record: Record) -> bool:
+        return answers(problems[spec.reference], spec, record)
+
     def note(record: Record, spec: RunSpec, here: bool) -> None:
         records[spec.key] = _as_named_now(record, problems[spec.reference])
         watcher.ended(records[spec.key], here)
@@ -73,8 +78,10 @@ def make_runs(
         while grown is not None:
             campaign = grown
             while due := campaign.due(records):
-                found = [(stored[spec.key], spec) for spec in due if spec.key in stored]
-                found = found or _hand_out(due, store, pool, watcher)
+                found = [
+                    (stored[spec.key], spec) for spec in due if spec.key in stored and fits(spec, stored[spec.key])
+                ]
+                found = found or _hand_out(due, store, pool, watcher, fits)
                 for record, spec in found:
                     note(record, spec, here=False)
                 if found:
@@ -117,7 +124,9 @@ class _Faults:
             raise LabError(f"{record.problem} fails in every run: {reason}")
 
 
-def _hand_out(due: list[RunSpec], store: Store, pool: Hands, watcher: Watcher) -> list[tuple[Record, RunSpec]]:
+def _hand_out(
+    due: list[RunSpec], store: Store, pool: Hands, watcher: Watcher, fits: Callable[[RunSpec, Record], bool]
+) -> list[tuple[Record, RunSpec]]:
     """Begin as many of the due runs as there are idle workers; return those that another process has ended."""
     found: list[tuple[Record, RunSpec]] = []
     for spec in due:
@@ -125,7 +134,7 @@ def _hand_out(due: list[RunSpec], store: Store, pool: Hands, watcher: Watcher) -
             break
         if spec.key in pool.keys:
             continue
-        answer = store.claim(spec)
+        answer = store.claim(spec, partial(fits, spec))
         if isinstance(answer, Record):
             found.append((answer, spec))
         elif answer == "mine":

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib.util
 import sys
+import sysconfig
+import types
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
+
+import torch
 
 import polyak
 
@@ -87,22 +94,32 @@ def files_of(path: Path, source: bytes, folder: Path | None = None, package: str
     return [("", source), *((name, place.read_bytes()) for name, place in beside.items())]
 
 
+def files_of_module(module: types.ModuleType) -> list[tuple[str, bytes]]:
+    """The same of the file of a module that has been imported."""
+    path = Path(str(module.__file__))
+    depth = module.__name__.count(".") + (path.name == "__init__.py")
+    return files_of(path, path.read_bytes(), path.parents[depth], module.__package__ or "")
+
+
 def neighbours(path: Path, source: bytes, folder: Path | None = None, package: str = "") -> dict[str, Path]:
-    """The modules of a folder that a file imports, wherever in its code, and those that they import; by name.
+    """The modules of the user's own that a file imports, wherever in its code, and those that they import; by name.
 
     Args:
         path: the file.
         source: what is in it.
-        folder: modules under it count, by default those under the file's own.
+        folder: where modules are looked for first, by default the file's own. Whatever lies under it counts, of other
+            places what :func:`is_own`.
         package: the package that the file is in.
     """
     folder = (path.parent if folder is None else folder).resolve()
     roots = [folder, *(Path(entry or ".").resolve() for entry in sys.path), Path(polyak.__path__[0]).parent]
     found: dict[str, Path] = {}
     waiting = list(_imported(source, package.split(".") if package else []))
+    asked: set[str] = set()
     while waiting:
         name = waiting.pop()
-        place = None if name in found else _place(name, roots, folder)
+        place = None if name in asked else _place(name, roots, folder)
+        asked.add(name)
         if place is None or place == path.resolve():
             continue
         found[name] = place
@@ -127,12 +144,42 @@ def _imported(source: bytes, package: list[str]) -> Iterator[str]:
             yield from (".".join(parts[:end]) for end in range(1, len(parts) + 1))
 
 
+def is_own(place: Path) -> bool:
+    """Whether code is the user's own: nothing that is installed, and no part of Python, torch or polyak."""
+    return not INSTALLED.intersection(place.parts) and not any(map(place.is_relative_to, _others()))
+
+
+def _counts(place: Path, folder: Path) -> bool:
+    """Whether a file is the user's own, or belongs to what lies under a folder, which may itself be installed."""
+    if not place.is_relative_to(folder) or INSTALLED.intersection(place.relative_to(folder).parts):
+        return is_own(place)
+    return not any(place.is_relative_to(other) and not folder.is_relative_to(other) for other in _others())
+
+
+@lru_cache
+def _others() -> tuple[Path, ...]:
+    """Where code lies whose versions are known: of Python, and of torch and polyak, wherever they were built."""
+    python = [sysconfig.get_path("stdlib"), sysconfig.get_path("platstdlib")]
+    return tuple(Path(place).resolve() for place in (*python, *torch.__path__, *polyak.__path__))
+
+
 def _place(name: str, roots: list[Path], folder: Path) -> Path | None:
-    """Where the code of a module is, if that is under the folder and not installed there."""
-    for root in roots:
+    """Where the code of a module is, if that is the user's own."""
+    for root in [*roots, *_found_otherwise(name)]:
         stem = root.joinpath(*name.split("."))
         for place in (stem / "__init__.py", stem.with_name(f"{stem.name}.py")):
             if place.is_file():
-                inside = place.is_relative_to(folder) and not INSTALLED.intersection(place.relative_to(folder).parts)
-                return place if inside else None
+                return place if _counts(place, folder) else None
     return None
+
+
+def _found_otherwise(name: str) -> Iterator[Path]:
+    """The folder of a module that is found by other means than the path, as some are that were installed to be edited.
+
+    What it is in is imported by nobody here: it is asked for the module or package at the top alone.
+    """
+    with suppress(ImportError, ValueError, AttributeError):
+        spec = importlib.util.find_spec(name.partition(".")[0])
+        if spec is not None and spec.has_location and spec.origin is not None:
+            place = Path(spec.origin).resolve()
+            yield place.parents[1] if spec.submodule_search_locations else place.parent

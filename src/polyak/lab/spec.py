@@ -49,7 +49,9 @@ class RunSpec:
     ``reference`` and ``contender`` (empty: a method of this name) say where problem and method are found, ``source``
     and ``code`` what they are, as digests, ``fingerprint`` how the problem behaves. ``bars`` are steps with the
     validation metric that a trial must hold there to go on; a trial that is not stopped has the figures that it would
-    have had without. ``device`` is where a declared problem is put, empty where that is left to it.
+    have had without, and one that was stopped answers only for a spec whose bars stop it too
+    (:func:`polyak.lab.stopping.answers`). ``device`` is where a declared problem
+    is put, empty where that is left to it.
     """
 
     reference: str = field(repr=False)

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from polyak.lab.problem import Problem
-from polyak.lab.spec import Bars, Record
+from polyak.lab.spec import Bars, Record, RunSpec
 from polyak.lab.statistics import median
 
 WAVE = 10
@@ -42,6 +42,12 @@ def hopeless(problem: Problem, steps: int | None, barred: Bars, curve: Sequence[
         if best is not None and problem.better(bar, best):
             return True
     return False
+
+
+def answers(problem: Problem, spec: RunSpec, record: Record) -> bool:
+    """Whether a stored run is what a spec asks for: one that was stopped only where the spec's own bars stop it too."""
+    curve = record.detail.get("validation", [])
+    return record.status != "stopped" or hopeless(problem, spec.steps, spec.bars, curve)
 
 
 def _best_at(problem: Problem, curve: Curve, rung: int, steps: int | None) -> float | None:

@@ -15,7 +15,7 @@ import os
 import socket
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +104,10 @@ class Store:
             self._db.execute("DELETE FROM runs WHERE owner = ? AND status = 'running'", (self.owner,))
         self._db.close()
 
-    def claim(self, spec: RunSpec) -> Record | Literal["mine", "busy"]:
-        """Take a run, or learn that another process is at it, or what it came to."""
+    def claim(
+        self, spec: RunSpec, fits: Callable[[Record], bool] = lambda record: True
+    ) -> Record | Literal["mine", "busy"]:
+        """Take a run, or learn that another process is at it, or what it came to, if that ``fits``."""
         with self._explained("write"), self._transaction():
             row = self._db.execute(
                 f"SELECT {COLUMNS}, owner, renewed, ended FROM runs WHERE key = ?", (spec.key,)
@@ -115,9 +117,8 @@ class Store:
                 record = _record(columns)
                 if columns[8] == "running" and owner != self.owner and _alive(owner, renewed):
                     return "busy"
-                if record and (
-                    record.status in SETTLED or (record.status != "running" and (ended or 0) >= self.opened)
-                ):
+                has_ended = columns[8] in SETTLED or (columns[8] != "running" and (ended or 0) >= self.opened)
+                if record and has_ended and fits(record):
                     return record
             setting, used = json.dumps(spec.setting), json.dumps(versions())
             values = (spec.key, spec.problem, spec.method, setting, spec.seed, spec.split, spec.steps, used)

@@ -6,6 +6,7 @@ other.
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import traceback
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from polyak.lab.contenders import Contender, found_again
-from polyak.lab.errors import LabError
+from polyak.lab.errors import BadInput, LabError
 from polyak.lab.loops import Outcome, Run, StopRun, spread, why
 from polyak.lab.machine import machine
 from polyak.lab.problem import SCHEDULES, MakeOptimizer, Metrics, Problem, ReportProgress, Train
+from polyak.lab.reporting import Report
 from polyak.lab.seeding import seed_everything
 from polyak.lab.spec import Bars, RunSpec
 
@@ -69,7 +71,9 @@ def run(under_way: Run, seed: int, split: str) -> Outcome:
     seed_everything(seed)
     try:
         train = train_function(under_way.problem, under_way.steps)
-        outcome = under_way.outcome(train(under_way.make_optimizer, seed, under_way.report, split), split)
+        with Report(under_way.report) as report:
+            returned = train(under_way.make_optimizer, seed, report, split)
+        outcome = under_way.outcome(returned, split)
     except (Exception, SystemExit, StopRun) as error:
         if isinstance(error, StopRun) and under_way.is_over:
             outcome = under_way.stopped()
@@ -101,6 +105,7 @@ class _Loop:
         """Train and judge."""
         model = built(self.problem, seed)
         optimizer = make_optimizer(model)
+        _refuse_closure(optimizer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         batches = endless(self.problem, seed)
         value: Metrics = None
@@ -130,6 +135,15 @@ class _Loop:
             loss.backward()
             total += loss.item()
         return total
+
+
+def _refuse_closure(optimizer: torch.optim.Optimizer) -> None:
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        raise BadInput(
+            f"{type(optimizer).__name__} needs a closure, which the loop over a problem's parts does not give to "
+            "step(); bring a loop of your own: Problem(train=...)"
+        )
 
 
 def built(problem: Problem, seed: int) -> nn.Module:

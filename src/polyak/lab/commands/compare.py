@@ -13,12 +13,13 @@ from polyak.lab import terminal
 from polyak.lab.budget import estimate
 from polyak.lab.clear import MOST_SEEDS
 from polyak.lab.commands.app import app
-from polyak.lab.comparison import METHODS, SEEDS, STORE, TRIALS, fit, plan, run
+from polyak.lab.comparison import STORE, fit, run
 from polyak.lab.described import CONFIDENCE, check_levels
 from polyak.lab.errors import BadInput
 from polyak.lab.live import port_of
 from polyak.lab.mounts import warning_of
 from polyak.lab.places import ENGINES, Places
+from polyak.lab.planning import METHODS, SEEDS, TRIALS, plan
 from polyak.lab.problems import BUILTIN, FROM_FILES
 from polyak.lab.results import check_report_path, write_report
 from polyak.lab.store import Store
