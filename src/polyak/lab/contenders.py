@@ -242,7 +242,7 @@ def _code(factory: Any, path: Path | None) -> str:
         if module is None or not getattr(module, "__file__", None):
             return name
         top = module.__name__.partition(".")[0]
-        if INSTALLED.intersection(Path(module.__file__).parts):
+        if INSTALLED.intersection(Path(str(module.__file__)).parts):
             return f"{name} {top} {getattr(sys.modules[top], '__version__', '')}"
         files += files_of_module(module)
     return f"{name} {digest(files)[:16]}"
