@@ -136,6 +136,6 @@ def test_what_a_run_leaves_is_told(tmp_path, monkeypatch):
     found = look_here(own(train), firsts(entries(["sgd"])), None)
     assert found.keeps_state and found.leaves == ("checkpoints/best.pt",)
     state, files = found.warnings(is_here=False)
-    assert "make it anew in every run, so each run gets a process of its own" in state
+    assert state.endswith("each run gets a process of its own, which takes longer; make it anew in every run")
     assert "leaves checkpoints/best.pt in the working folder" in files and "report.folder" in files
-    assert "or give the function" in found.warnings(is_here=True)[0]
+    assert "in every run, or give the function" in found.warnings(is_here=True)[0]

@@ -67,8 +67,9 @@ class Look:
             what = (
                 "a run changes something outside it that the next one finds, such as a list or a generator of a module"
             )
-            cure = "give the function that returns the Problem" if is_here else "so each run gets a process of its own"
-            found.append(f"{what}; make it anew in every run, {'or ' * is_here}{cure}")
+            alone = "" if is_here else "each run gets a process of its own, which takes longer; "
+            cure = "make it anew in every run" + ", or give the function that returns the Problem" * is_here
+            found.append(f"{what}; {alone}{cure}")
         if self.leaves:
             more = ", ..." if len(self.leaves) > SHOWN_FILES else ""
             what = f"a run leaves {', '.join(self.leaves[:SHOWN_FILES])}{more} in the working folder"
