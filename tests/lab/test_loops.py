@@ -77,6 +77,39 @@ def test_a_fixed_argument_that_is_tuned_is_refused():
     assert "make_optimizer(lr=3.0): these are set for sgd; leave them out here" in outcome.detail["reason"]
 
 
+@pytest.mark.parametrize(
+    ("group", "reason"),
+    [
+        ({"lr": 1e-3}, "make_optimizer: a group has lr=0.001, which is set for sgd; leave it out, or scale it in"),
+        ({"weight_decay": 0.1}, "a group has weight_decay=0.1, which is set for sgd"),
+        ({"weight_decay": 0.0}, None),  # as the lab's own groups of biases
+        ({"momentum": 0.9}, None),
+    ],
+)
+def test_a_group_cannot_take_a_tuned_value_back(group, reason):
+    made = []
+
+    def train(make_optimizer, seed, report, split):
+        one, other = nn.Linear(4, 1), nn.Linear(4, 1)
+        made.append(make_optimizer([{"params": list(one.parameters())}, {"params": list(other.parameters()), **group}]))
+        return 1.0
+
+    outcome = run(train, {"lr": 0.1, "weight_decay": 0.01})
+    if reason is not None:
+        assert outcome.status == "failed" and reason in outcome.detail["reason"]
+        return
+    assert outcome.status == "finished"
+    expected = {"lr": 0.1, "weight_decay": 0.01, **group}
+    assert expected.items() <= made[0].param_groups[1].items() and made[0].param_groups[0]["weight_decay"] == 0.01
+
+
+def test_parameters_may_come_from_a_generator():
+    def train(make_optimizer, seed, report, split):
+        return float(len(make_optimizer(nn.Linear(4, 1).parameters()).param_groups[0]["params"]))
+
+    assert run(train).metric == 2.0
+
+
 def test_two_optimizers_count_together():
     def train(make_optimizer, seed, report, split):
         models = nn.Linear(4, 1), nn.Linear(2, 3, bias=False)

@@ -110,7 +110,7 @@ def compare(
         timeout: the seconds after which a run is ended; None waits for ever.
         margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
             seeds.
-        confidence: the chance that none of a problem's calls is false.
+        confidence: the chance that no difference called on a problem is false; of no false equivalence it is larger.
 
     Raises:
         BadInput: something asked for does not exist or cannot be.
@@ -231,7 +231,7 @@ def run(
         command: what was typed, for the report.
         margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
             seeds.
-        confidence: the chance that none of a problem's calls is false.
+        confidence: the chance that no difference called on a problem is false; of no false equivalence it is larger.
     """
     at_a_time = checked_workers(workers)
     check_timeout(timeout, campaign)
