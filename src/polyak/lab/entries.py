@@ -123,7 +123,8 @@ def _check(contender: Contender) -> None:
         arguments = f"; its arguments: {', '.join(contender.taken)}" if contender.taken else ""
         raise BadInput(
             f"{contender.name} does not say where to look for its settings: give --space "
-            f"{contender.name}.lr=1e-5:1e-1:log, or space = {{'lr': '1e-5:1e-1:log'}} in its file{arguments}"
+            f"{contender.name}.lr=1e-5:1e-1:log (in Python spaces={{'{contender.name}.lr': '1e-5:1e-1:log'}}), or "
+            f"space = {{'lr': '1e-5:1e-1:log'}} in its file{arguments}"
         )
     for name in contender.space:
         if not contender.takes(name):
@@ -135,4 +136,6 @@ def _check(contender: Contender) -> None:
                 contender.build([nn.Parameter(torch.zeros(2, 2))], **setting)
         except (TypeError, ValueError) as error:
             shown = ", ".join(f"{name}={v}" for name, v in {**contender.fixed, **setting}.items())
-            raise BadInput(f"{contender.name} refuses {shown}: {error}; change --space or --fix") from error
+            raise BadInput(
+                f"{contender.name} refuses {shown}: {error}; change --space or --fix (in Python spaces or fixes)"
+            ) from error
