@@ -68,7 +68,7 @@ def text_of(method: Callable[..., Any]) -> str:
     raise BadInput(f"the method {method!r:.80} is known to this process alone; define it at the top of a file")
 
 
-def _reached(module: types.ModuleType, name: str) -> object:
+def _reached(module: types.ModuleType | None, name: str) -> object:
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -86,7 +86,7 @@ def _shortest(module: str, name: str, method: object) -> str:
     """The name of a class or function where a package offers it, such as torch.optim.AdamW."""
     parts = module.split(".")
     places = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return next(f"{place}.{name}" for place in places if getattr(sys.modules.get(place), name, None) is method)
+    return next(f"{place}.{name}" for place in places if _reached(sys.modules.get(place), name) is method)
 
 
 def _distinct(found: list[Contender]) -> list[Contender]:
