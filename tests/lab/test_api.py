@@ -9,6 +9,8 @@ import numpy
 import pytest
 import torch
 
+import polyak
+from polyak.declare import Range
 from polyak.lab import BadInput, LabError, compare, fit, plan, run, write_report
 from polyak.lab.places import Places
 from polyak.lab.results import check_report_path
@@ -80,18 +82,53 @@ def test_options_reach_the_runs(store):
         ([3], "sgd", {}, "a problem cannot be 3"),
         ([], "sgd", {}, "at least one problem"),
         ("rosenbrock", [], {}, "at least one problem and one method"),
-        ("rosenbrock", [torch.optim.SGD], {}, "a method cannot be"),
+        ("rosenbrock", [torch.optim.SGD([torch.zeros(1)], lr=1.0)], {}, "a method cannot be"),
+        ("rosenbrock", [lambda params: None], {}, "known to this process alone; define it at the top of a file"),
+        (
+            "rosenbrock",
+            "sgd",
+            {"spaces": 3},
+            "spaces must be a dict like .* or texts as of --space, got 3",
+        ),
+        ("rosenbrock", "sgd", {"spaces": {"lr": 0.1}}, r"spaces\['lr'\] is 0.1; write low:high:log"),
+        ("rosenbrock", "sgd", {"fixes": {"eps": 1}}, r"fixes\['eps'\]: no argument 'eps'"),
         ("rosenbrock", "sgd", {"trials": 0}, "trials must be at least 1, got 0"),
         ("rosenbrock", "sgd", {"seeds": 2.5}, "seeds must be at least 1, got 2.5"),
         ("rosenbrock", "sgd", {"tuning_seed": -1}, "tuning_seed must be an integer from 0, got -1"),
         ("rosenbrock", "sgd", {"steps": True}, "steps must be at least 1, got True"),
-        (quadratic, torch.optim.SGD, {}, "a method cannot be"),
+        (quadratic, 3, {}, "a method cannot be 3"),
         ("rosenbrock", "sgd", {"reference": "adamw"}, "the reference 'adamw' is none of the methods"),
     ],
 )
 def test_bad_input_is_refused_before_anything_runs(problems, methods, more, words):
     with pytest.raises(BadInput, match=words):
         plan(problems, methods, **more)
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ({"margin": "0.1"}, "margin must be a finite number of at least 0, got '0.1'"),
+        ({"margin": True}, "margin must be a finite number of at least 0, got True"),
+        ({"confidence": "0.9"}, "confidence must be between 0 and 1, got '0.9'"),
+        ({"workers": "2"}, "workers must be at least 1, got '2'"),
+        ({"workers": 2.5}, "workers must be at least 1, got 2.5"),
+        ({"store": None}, "store must be the path of a file, got None"),
+    ],
+)
+def test_what_is_of_a_wrong_kind_is_refused_before_the_problem_is_loaded(more, words):
+    with pytest.raises(BadInput, match=words):
+        compare(lambda: pytest.fail("it was loaded"), "sgd", **more)
+
+
+def test_methods_spaces_and_fixed_values_may_be_objects(store):
+    found = compare(
+        quadratic(), [torch.optim.SGD, polyak.optim.AdamW], trials=2, seeds=1, store=store,
+        spaces={"lr": "0.01:0.02", "adamw.lr": Range(0.02, 0.03)}, fixes={"weight_decay": 0.001},
+    )  # fmt: skip
+    settings = {method.method: method.setting for method in found.report.problems[0].methods}
+    assert 0.01 <= settings["torch.optim.SGD"]["lr"] <= 0.02 <= settings["adamw"]["lr"] <= 0.03
+    assert {setting["weight_decay"] for setting in settings.values()} == {0.001}
 
 
 def test_margin_and_confidence_reach_the_verdict(store):

@@ -1,5 +1,7 @@
 """Optimizers of polyak, of other libraries and the user's own, under the same rules."""
 
+import functools
+import importlib
 import sys
 import textwrap
 
@@ -10,7 +12,7 @@ from torch import nn
 from polyak import optim
 from polyak.declare import Choice, Range
 from polyak.lab.contenders import resolve, state_bytes
-from polyak.lab.entries import entries
+from polyak.lab.entries import entries, text_of
 from polyak.lab.errors import BadInput
 
 MINE = """
@@ -115,6 +117,23 @@ def test_choices_that_no_store_can_keep_are_refused(folder):
         entries(["typed.py:make"])
     (folder / "typed.py").write_text(code + "make.space = {'dtype': Choice((None, ('a', 1, True)))}")
     assert len(entries(["typed.py:make"])) == 1
+
+
+def test_classes_and_functions_are_found_by_their_names(folder, monkeypatch):
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    sys.path.insert(0, str(folder))
+    mine = importlib.import_module("mine")
+    found = {
+        "torch.optim.AdamW": torch.optim.AdamW,
+        "sgd": optim.get("sgd"),
+        f"{folder / 'mine.py'}:make": mine.make,
+        f"{folder / 'mine.py'}:Half": mine.Half,
+    }
+    assert {text_of(method): method for method in found.values()} == found
+    assert [c.name for c in entries([mine.make, "sgd", mine.make])] == ["mine.py:make", "sgd"]
+    for local in (functools.partial(mine.make, lr=1.0), lambda params: None, folder.exists):
+        with pytest.raises(BadInput, match="is known to this process alone; define it at the top of a file"):
+            text_of(local)
 
 
 def test_a_space_for_the_whole_file(folder):

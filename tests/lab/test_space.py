@@ -4,7 +4,7 @@ import pytest
 
 from polyak.declare import Choice, Range
 from polyak.lab.errors import BadInput
-from polyak.lab.space import corners, declared, dimension, given, value
+from polyak.lab.space import asked, corners, declared, dimension, given, plain, searched, value
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,30 @@ def test_corners_hold_both_ends_and_every_choice():
     found = corners({"lr": Range(1e-3, 1.0), "m": Choice((1, 2, 3))})
     assert {setting["lr"] for setting in found} == {1e-3, 1.0} and {setting["m"] for setting in found} == {1, 2, 3}
     assert corners({}) == []
+
+
+def test_what_is_asked_of_arguments_is_text_or_a_dict():
+    one = given("--space", "lr=1:2")
+    assert asked("--space", "spaces", "lr=1:2") == asked("--space", "spaces", ["lr=1:2"]) == [one]
+    found = asked("--fix", "fixes", {"eps": 1e-6, "torch.optim.AdamW.betas": (0.9, 0.99)})
+    assert [(each.method, each.argument, each.said) for each in found] == [
+        (None, "eps", 1e-6), ("torch.optim.AdamW", "betas", (0.9, 0.99)),
+    ]  # fmt: skip
+    assert found[1].where == "fixes['torch.optim.AdamW.betas']"
+    with pytest.raises(BadInput, match=r"fixes: 'l r' is no argument; write 'lr', or 'adamw\.lr'"):
+        asked("--fix", "fixes", {"l r": 1})
+    with pytest.raises(BadInput, match=r"fixes must be a dict like \{'momentum': 0.9\} or texts as of --fix, got 3"):
+        asked("--fix", "fixes", [3])
+
+
+def test_ranges_and_choices_are_checked_as_objects_too():
+    assert searched("1:2:log", "here") == searched(Range(1, 2), "here") == Range(1, 2)
+    assert searched(Choice(([1, 2], "a")), "here") == Choice(((1, 2), "a"))
+    for wrong, words in (
+        (Range(2, 1), "here: the range must go from a smaller to a larger number"),
+        (Range(0, 1), "here: a logarithmic range must begin above 0, got 0"),
+        (Choice((object, 1)), "here: <class 'object'> cannot be kept; a value is a number"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            searched(wrong, "here")
+    assert plain([1, (None, "a", True)], "here") == (1, (None, "a", True))

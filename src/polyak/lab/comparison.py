@@ -134,7 +134,7 @@ def compare(
         address: of a Ray cluster, ``"HOST:PORT"`` or ``"auto"``.
         margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
             seeds.
-        confidence: the chance that none of a problem's calls is false.
+        confidence: the chance that no difference called on a problem is false; of no false equivalence it is larger.
         timing: whether each method's step is timed alone in the end, in turn with the others, where runs were made
             beside each other; for 5 % of the time of all runs at most, or 20 s.
         live: serve the page on 127.0.0.1 while the comparison runs, on this port or, with True, on any that is free.
@@ -221,7 +221,7 @@ def run(
         command: what was typed, for the report.
         margin: the difference, in units of the metric, that does not matter; None for the spread of the reference's
             seeds.
-        confidence: the chance that none of a problem's calls is false.
+        confidence: the chance that no difference called on a problem is false; of no false equivalence it is larger.
         timing: whether each method's step is timed alone in the end, where runs were made beside each other.
         live: serve the page on 127.0.0.1 meanwhile, on this port or, with True, on any that is free.
     """

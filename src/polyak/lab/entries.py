@@ -90,7 +90,7 @@ def text_of(method: Callable[..., Any]) -> str:
     raise BadInput(f"the method {method!r:.80} is known to this process alone; define it at the top of a file")
 
 
-def _reached(module: types.ModuleType, name: str) -> object:
+def _reached(module: types.ModuleType | None, name: str) -> object:
     found: Any = module
     for part in name.split("."):
         found = getattr(found, part, None)
@@ -108,7 +108,7 @@ def _shortest(module: str, name: str, method: object) -> str:
     """The name of a class or function where a package offers it, such as torch.optim.AdamW."""
     parts = module.split(".")
     places = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
-    return next(f"{place}.{name}" for place in places if getattr(sys.modules.get(place), name, None) is method)
+    return next(f"{place}.{name}" for place in places if _reached(sys.modules.get(place), name) is method)
 
 
 def _distinct(found: list[Contender]) -> list[Contender]:
@@ -145,7 +145,8 @@ def _check(contender: Contender) -> None:
         arguments = f"; its arguments: {', '.join(contender.taken)}" if contender.taken else ""
         raise BadInput(
             f"{contender.name} does not say where to look for its settings: give --space "
-            f"{contender.name}.lr=1e-5:1e-1:log, or space = {{'lr': '1e-5:1e-1:log'}} in its file{arguments}"
+            f"{contender.name}.lr=1e-5:1e-1:log (in Python spaces={{'{contender.name}.lr': '1e-5:1e-1:log'}}), or "
+            f"space = {{'lr': '1e-5:1e-1:log'}} in its file{arguments}"
         )
     for name in contender.space:
         if not contender.takes(name):
@@ -158,7 +159,9 @@ def _check(contender: Contender) -> None:
                 contender.build([nn.Parameter(torch.zeros(2, 2))], **setting)
         except (TypeError, ValueError) as error:
             shown = ", ".join(f"{name}={v}" for name, v in {**contender.fixed, **setting}.items())
-            raise BadInput(f"{contender.name} refuses {shown}: {error}; change --space or --fix") from error
+            raise BadInput(
+                f"{contender.name} refuses {shown}: {error}; change --space or --fix (in Python spaces or fixes)"
+            ) from error
 
 
 def _check_kept(contender: Contender, name: str) -> None:

@@ -30,6 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import optimize, special, stats
 
 from polyak.lab.evidence import Call
+from polyak.lab.statistics import median
 from polyak.lab.tuning import DEGREES, Array
 
 FEWEST = 5
@@ -193,7 +194,7 @@ class Diverged:
         """The median of the differences by seed, or ``None`` where that is infinite or both diverged on all."""
         pairs = zip(self.method, self.reference, strict=True)
         known = [one - other for one, other in pairs if math.isfinite(one) or math.isfinite(other)]
-        middle = float(np.median(known)) if known else math.inf
+        middle = median(known) if known else math.inf
         return middle if math.isfinite(middle) else None
 
     @property
