@@ -211,6 +211,7 @@ def test_what_is_no_number_and_no_command():
     assert polyak("shw").returncode == 2
 
 
+@pytest.mark.slow
 def test_a_read_only_store(fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ["compare", "rosenbrock", "--methods", "adamw", "--trials", "1", "--steps", "5"]
@@ -276,12 +277,14 @@ def live_page_of(folder, *words, until_interrupted):
         process.stderr.close()
 
 
+@pytest.mark.slow
 def test_the_live_page_of_a_comparison_ends_with_it(tmp_path):
     words = ["compare", "rosenbrock", "--methods", "adamw", "--trials", "6", "--seeds", "1", "--workers", "1", "--live"]
     page = live_page_of(tmp_path, *words, until_interrupted=False)
     assert "rosenbrock" in page and "runs are missing" in page and 'data-refresh="2.0"' in page
 
 
+@pytest.mark.slow
 def test_the_live_page_of_a_store_ends_with_ctrl_c(tmp_path):
     campaign = campaign_of(quadratic())
     store = Store(tmp_path / "runs.db")

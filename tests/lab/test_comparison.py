@@ -298,6 +298,7 @@ print("medians", [method.median for method in found.report.problems[0].methods])
 """
 
 
+@pytest.mark.slow
 def test_a_script_without_a_main_guard_may_compare_its_own_problem(here):
     (here / "script.py").write_text(WITHOUT_GUARD)
     done = subprocess.run([PYTHON, "script.py"], capture_output=True, text=True, timeout=200)

@@ -113,7 +113,7 @@ def test_choices_that_no_store_can_keep_are_refused(folder):
     code = "import torch\nfrom polyak.declare import Choice\ndef make(params, lr=1, dtype=None): ...\n"
     space = "make.space = {'dtype': Choice((torch.float32, torch.bfloat16))}"
     (folder / "typed.py").write_text(code + space)
-    with pytest.raises(BadInput, match=r"space\['dtype'\] has torch.float32, which a store cannot keep; take numbers"):
+    with pytest.raises(BadInput, match=r"space\['dtype'\]: torch.float32 cannot be kept; a value is a number"):
         entries(["typed.py:make"])
     (folder / "typed.py").write_text(code + "make.space = {'dtype': Choice((None, ('a', 1, True)))}")
     assert len(entries(["typed.py:make"])) == 1

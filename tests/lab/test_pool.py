@@ -164,13 +164,14 @@ def problem():
 """
 
 
+@pytest.mark.slow
 def test_runs_that_leave_something_behind_get_a_process_each(tmp_path):
     (tmp_path / "state.py").write_text(STATE)
     loaded = load(f"{tmp_path}/state.py:problem")
     with pytest.warns(UserWarning, match="state: a run changes something outside it that the next one finds"):
         campaign = plan(loaded.reference, "sgd", 2, 1)
     specs = campaign.due({})
-    with Pool(1) as pool:
+    with Pool(Places(1)) as pool:
         metrics = []
         for spec in specs:
             pool.begin(spec)

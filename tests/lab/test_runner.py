@@ -101,7 +101,7 @@ def test_a_run_that_another_comparison_stopped_is_made_where_no_bar_stops_it(pro
     store.claim(trial)
     store.finish(trial, STOPPED)
     watcher = Ends()
-    records = make_runs(campaign, store, 1, watcher)
+    records = make_runs(campaign, store, Places(1), watcher)
     assert watcher.ends == [("finished", True)] * 2
     assert [record.metric for record in records.values()] == [0.25, 0.25]
     assert [record.status for record in store.settled()] == ["finished"] * 2

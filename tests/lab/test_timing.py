@@ -154,6 +154,7 @@ def test_another_setting_has_other_times():
     assert timed.times("sgd", {"lr": 0.2}) == timed.times("adamw", {"lr": 0.1}) == timed.times("sgd", None) == {}
 
 
+@pytest.mark.slow
 def test_after_runs_beside_each_other_the_report_says_how_times_were_measured(tmp_path):
     arguments = ["--methods", "adamw,lion", "--trials", "1", "--seeds", "1", "--steps", "20", "--workers", "2"]
     words = "of each method alone, in turn with the others, 5 rounds"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import types
 import warnings
@@ -151,7 +150,6 @@ def _check(contender: Contender) -> None:
     for name in contender.space:
         if not contender.takes(name):
             raise BadInput(f"{contender.name}: space has {name!r}; {suggestion(name, contender.taken or ())}")
-        _check_kept(contender, name)
     for setting in (corners(contender.space) or [{}]) if contender.probed else []:
         try:
             with warnings.catch_warnings():
@@ -162,16 +160,3 @@ def _check(contender: Contender) -> None:
             raise BadInput(
                 f"{contender.name} refuses {shown}: {error}; change --space or --fix (in Python spaces or fixes)"
             ) from error
-
-
-def _check_kept(contender: Contender, name: str) -> None:
-    """Refuse choices that no store could keep."""
-    searched = contender.space[name]
-    for choice in searched.values if isinstance(searched, Choice) else ():
-        try:
-            json.dumps(choice)
-        except (TypeError, ValueError):
-            raise BadInput(
-                f"{contender.name}: space[{name!r}] has {choice!r}, which a store cannot keep; take numbers, texts, "
-                "True, False, None or tuples of them, and let your function make of them what it needs"
-            ) from None
