@@ -139,6 +139,17 @@ def _tam(given: _Given) -> tuple[str, dict[str, Any]]:
     return given.rule, {}
 
 
+def _ano(given: _Given) -> tuple[str, dict[str, Any]]:
+    slug = given.variant_of("default", "anolog", "anosqrt", "anoall")
+    if slug == "default":
+        return "ano", {}
+    # of the source's betas the first has no effect there, and should be what nobody has changed
+    unread, given.left["beta2"] = given.left.pop("betas")
+    if unread != get("ano").betas[0]:
+        raise ValueError(f"{given.name}: nothing in {slug} reads betas[0] = {unread!r}")
+    return slug, {}
+
+
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
     return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
 
@@ -195,5 +206,8 @@ _MAPPINGS: dict[str, _Mapping] = {
     "adatam": _tam,
     "adatamw": _tam,
     "muon": _muon,
+    "ano": _ano,
+    "lionk": _same("lionk"),
+    "alphaadam": _same("alphaadam"),
     "reality-check": _reality_check,
 }

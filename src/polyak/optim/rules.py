@@ -4,11 +4,14 @@ from polyak.optim.methods.adabelief import adabelief
 from polyak.optim.methods.adan import adan
 from polyak.optim.methods.adatam import adatam
 from polyak.optim.methods.ademamix import ademamix
+from polyak.optim.methods.alphaadam import selective
 from polyak.optim.methods.grams import grams
 from polyak.optim.methods.lion import lion
 from polyak.optim.methods.tam import torque_aware
 from polyak.optim.vocabulary.adaptive import adam
+from polyak.optim.vocabulary.ano import ano
 from polyak.optim.vocabulary.balls import heavy_ball, momentum_ema
+from polyak.optim.vocabulary.convex import subgradient
 from polyak.optim.vocabulary.matrices import orthogonalize
 from polyak.optim.vocabulary.scale_free import clip_norm, project
 from polyak.optim.vocabulary.signs import cautious
@@ -20,6 +23,7 @@ __all__ = [
     "adan",
     "adatam",
     "ademamix",
+    "ano",
     "cautious",
     "clip_norm",
     "decay",
@@ -30,5 +34,7 @@ __all__ = [
     "momentum_ema",
     "orthogonalize",
     "project",
+    "selective",
+    "subgradient",
     "torque_aware",
 ]
