@@ -11,6 +11,7 @@ from torch.nn import Parameter
 
 from polyak.optim.create import get
 from polyak.optim.engine.optimizer import Optimizer
+from polyak.optim.methods.ano import Ano
 
 HOW_IT_RAN = ("capturable", "differentiable", "foreach", "fused")
 """Hyperparameters of torch that choose a loop, and not what it computes."""
@@ -145,9 +146,37 @@ def _ano(given: _Given) -> tuple[str, dict[str, Any]]:
         return "ano", {}
     # of the source's betas the first has no effect there, and should be what nobody has changed
     unread, given.left["beta2"] = given.left.pop("betas")
-    if unread != get("ano").betas[0]:
+    if unread != Ano.betas[0]:
         raise ValueError(f"{given.name}: nothing in {slug} reads betas[0] = {unread!r}")
     return slug, {}
+
+
+def _lars(given: _Given) -> tuple[str, dict[str, Any]]:
+    if given.variant_of("default", "joint") == "joint":
+        given.take("joint", True, (True,))
+        return "lars", {"denominator": "joint"}
+    _adapts(given)
+    return "lars", {"exclude_1d": False, "lr_in_buffer": False}
+
+
+def _lamb(given: _Given) -> tuple[str, dict[str, Any]]:
+    if given.variant_of("default", "nvlamb") == "default":
+        return "lamb", {}
+    _adapts(given)
+    given.take("grad_averaging", True, (True,))
+    given.take("trust_clip", False, (False,))
+    return "lamb", {"exclude_1d": False}
+
+
+def _adapts(given: _Given) -> None:
+    """Without decay timm has no trust ratio, unless told otherwise."""
+    given.take("always_adapt", False, (False,))
+    if not given.left.get("weight_decay", 0.0):
+        raise ValueError(f"{given.name}: weight_decay = 0 without always_adapt is not reproduced")
+
+
+def _sgd_sai(given: _Given) -> tuple[str, dict[str, Any]]:
+    return "sgd_sai", {"strict": given.variant_of("default", "degenerate") == "degenerate"}
 
 
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
@@ -208,6 +237,9 @@ _MAPPINGS: dict[str, _Mapping] = {
     "muon": _muon,
     "ano": _ano,
     "lionk": _same("lionk"),
+    "lars": _lars,
+    "lamb": _lamb,
+    "sgd-sai": _sgd_sai,
     "alphaadam": _same("alphaadam"),
     "reality-check": _reality_check,
 }

@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict] = {
     "cadan": {"max_grad_norm": 100.0, "no_prox": True},
     "adatam": {"scope": "global"},
     "adatamw": {"dampen": True, "bias_correction": True},
+    "lionk": {"kappa": "group"},
     "muon": {"ns_dtype": torch.float64, "aux_lr": 1e-2, "aux_weight_decay": 0.05},
 }
 

@@ -7,6 +7,7 @@ from polyak.optim.methods.ademamix import ademamix
 from polyak.optim.methods.alphaadam import selective
 from polyak.optim.methods.grams import grams
 from polyak.optim.methods.lion import lion
+from polyak.optim.methods.sgd_sai import scaled_at_start
 from polyak.optim.methods.tam import torque_aware
 from polyak.optim.vocabulary.adaptive import adam
 from polyak.optim.vocabulary.ano import ano
@@ -15,7 +16,8 @@ from polyak.optim.vocabulary.convex import subgradient
 from polyak.optim.vocabulary.matrices import orthogonalize
 from polyak.optim.vocabulary.scale_free import clip_norm, project
 from polyak.optim.vocabulary.signs import cautious
-from polyak.optim.vocabulary.weight import decay, descend
+from polyak.optim.vocabulary.trust import trust
+from polyak.optim.vocabulary.weight import decay, descend, subtract, times_lr
 
 __all__ = [
     "adabelief",
@@ -34,7 +36,11 @@ __all__ = [
     "momentum_ema",
     "orthogonalize",
     "project",
+    "scaled_at_start",
     "selective",
     "subgradient",
+    "subtract",
+    "times_lr",
     "torque_aware",
+    "trust",
 ]

@@ -18,15 +18,20 @@ from polyak.optim.methods.cadan import CAdan
 from polyak.optim.methods.clion import CLion
 from polyak.optim.methods.csgdm import CSGDM
 from polyak.optim.methods.grams import Grams
+from polyak.optim.methods.lamb import LAMB
+from polyak.optim.methods.lars import LARS
 from polyak.optim.methods.lion import Lion
 from polyak.optim.methods.lionk import LionK
 from polyak.optim.methods.muon import Muon
 from polyak.optim.methods.sgd import SGD
+from polyak.optim.methods.sgd_sai import SGDSaI
 from polyak.optim.methods.sgdp import SGDP
 from polyak.optim.methods.tam import TAM
 
 __all__ = [
     "CSGDM",
+    "LAMB",
+    "LARS",
     "SGD",
     "SGDP",
     "TAM",
@@ -50,4 +55,5 @@ __all__ = [
     "Lion",
     "LionK",
     "Muon",
+    "SGDSaI",
 ]
