@@ -13,6 +13,7 @@ from polyak.optim.vocabulary.adaptive import adam
 from polyak.optim.vocabulary.ano import ano
 from polyak.optim.vocabulary.balls import heavy_ball, momentum_ema
 from polyak.optim.vocabulary.convex import subgradient
+from polyak.optim.vocabulary.lines import level
 from polyak.optim.vocabulary.matrices import orthogonalize
 from polyak.optim.vocabulary.scale_free import clip_norm, project
 from polyak.optim.vocabulary.signs import cautious
@@ -32,6 +33,7 @@ __all__ = [
     "descend",
     "grams",
     "heavy_ball",
+    "level",
     "lion",
     "momentum_ema",
     "orthogonalize",

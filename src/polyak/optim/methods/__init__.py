@@ -23,6 +23,7 @@ from polyak.optim.methods.lars import LARS
 from polyak.optim.methods.lion import Lion
 from polyak.optim.methods.lionk import LionK
 from polyak.optim.methods.muon import Muon
+from polyak.optim.methods.scale import SCALE
 from polyak.optim.methods.sgd import SGD
 from polyak.optim.methods.sgd_sai import SGDSaI
 from polyak.optim.methods.sgdp import SGDP
@@ -32,6 +33,7 @@ __all__ = [
     "CSGDM",
     "LAMB",
     "LARS",
+    "SCALE",
     "SGD",
     "SGDP",
     "TAM",

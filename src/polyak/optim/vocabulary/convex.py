@@ -13,6 +13,7 @@ from polyak.memory.geometry import sign_times_magnitude
 from polyak.memory.matrix import polar
 from polyak.optim.engine.context import Context, Flow
 from polyak.optim.engine.rule import Options, Rule, factory
+from polyak.optim.vocabulary.lines import sums_of_rows
 
 Kappa = Literal["l1", "l2sq", "l2", "lp", "dead", "huber", "pseudo", "logcosh", "group", "topk", "nuclear"]
 Width = Annotated[float | None, POSITIVE, "threshold or width of dead, huber, pseudo and logcosh, as of a gradient"]
@@ -47,7 +48,7 @@ SUBGRADIENTS: dict[str, Any] = {
     "huber": lambda z, c: (z / c.e).clamp(-1.0, 1.0),
     "pseudo": lambda z, c: z / (z * z + c.e * c.e).sqrt(),
     "logcosh": lambda z, c: torch.tanh(z / c.e),
-    "group": lambda z, c: _over(z, c.rows(z * z).row[0].sqrt()),
+    "group": lambda z, c: _over(z, sums_of_rows(z * z, c).sqrt()),
     "nuclear": lambda z, c: c.matrix(_polar, z),
 }
 
