@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from polyak.optim import (
     LAMB,
     LARS,
+    SCALE,
     SGD,
     AdamW,
     AlphaAdam,
@@ -232,9 +233,25 @@ def test_sgd_sai_of_equal_entries(dtype, numel) -> None:
     assert moves(SGDSaI([q], lr=0.1, strict=True), q, [g])[0].abs().amax() > 1e3
 
 
+def test_scale_brings_lines_to_one_size_and_remembers_heads_alone() -> None:
+    start, matrix, embedding, first, second = random(13, *[(4, 6)] * 5)
+    groups = [{"params": [nn.Parameter(start.clone())], "role": role} for role in ("matrix", "embedding", "head")]
+    optimizer = SCALE(groups, lr=1.0, momentum=0.5)
+    ps = [group["params"][0] for group in groups]
+    (rows,), (columns,) = moves(optimizer, ps[0], [matrix]), moves(optimizer, ps[1], [embedding])
+    ps[0].grad = ps[1].grad = None
+    torch.testing.assert_close(rows, matrix / matrix.square().mean(1, keepdim=True).sqrt())
+    torch.testing.assert_close(columns, embedding / embedding.square().mean(0, keepdim=True).sqrt())
+    (head,) = moves(optimizer, ps[2], [first, second])[1:]
+    m = 0.25 * first + 0.5 * second
+    torch.testing.assert_close(head, m / m.square().mean(1, keepdim=True).sqrt())
+    assert [sum(v.numel() > 1 for v in optimizer.state[p].values()) for p in ps] == [0, 0, 1]
+
+
 @pytest.mark.parametrize(
     ("make", "match"),
     [
+        (lambda p: SCALE([{"params": [nn.Parameter(torch.ones(3))]}]), "SCALE needs matrices, parameter 0 has shape"),
         (lambda p: Ano([p], betas=(0.9, 0.4)), r"Ano: betas must be .*the second in \[0.5, 1\), got \(0.9, 0.4\)"),
         (lambda p: Ano([p], betas=("a", 0.9)), r"Ano: betas must be two numbers, .*got \('a', 0.9\)"),
         (lambda p: Anolog([p], beta2=0.4), r"Anolog: beta2 must be in \[0.5, 1\), got 0.4"),
