@@ -6,6 +6,7 @@ Prints one line a figure and writes them as JSON. The outcome is recorded whatev
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import math
 from collections.abc import Callable
@@ -25,6 +26,7 @@ RESULTS = Path(__file__).parent / "results" / "proofs.json"
 SEEDS = (0, 1, 2)
 
 
+@functools.cache
 def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """scikit-learn's digits, scaled to [0, 1], split into 1,297 for training and 500 for test."""
     data = load_digits()
@@ -43,9 +45,13 @@ def perceptron(norm: bool = False) -> nn.Sequential:
 
 
 def train(
-    method: str, seed: int, steps: int = 150, batch: int = 64, norm: bool = False, cosine: bool = True, **h: Any
-) -> tuple[float, float, nn.Module, float]:
-    """Train the perceptron; returns train loss, test accuracy (%), the model, and its hidden weights' norm growth."""
+    method: str, seed: int, steps: int = 150, batch: int = 64, norm: bool = False, cosine: bool = True,
+    noise: float = 0.0, **h: Any,
+) -> tuple[float, float, nn.Module, float]:  # fmt: skip
+    """Train the perceptron; returns train loss, test accuracy (%), the model, and its hidden weights' norm growth.
+
+    ``noise`` is the standard deviation of what is added to every entry of every gradient.
+    """
     x, y, x_test, y_test = digits()
     torch.manual_seed(seed)
     model = perceptron(norm)
@@ -57,6 +63,10 @@ def train(
         chosen = torch.randint(len(x), (batch,), generator=generator)
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[chosen]), y[chosen]).backward()
+        if noise:
+            for p in model.parameters():
+                assert p.grad is not None
+                p.grad += noise * torch.randn(p.shape, generator=generator)
         optimizer.step()
         if schedule:
             schedule.step()
@@ -244,6 +254,64 @@ def _least_squares(method: str, **h: Any) -> float:
     return final if math.isfinite(final) else math.inf
 
 
+def ano() -> dict[str, Any]:
+    """Digits with Gaussian noise on every gradient, batch 32, 200 steps."""
+    methods: dict[str, dict[str, Any]] = {"adam": {}, "ano": {}, "anolog": {}, "lion": {}}
+    options: dict[str, Any] = {"steps": 200, "batch": 32, "seeds": (0, 1)}
+    return {f"noise {s}": grid(methods, (1e-3, 3e-3, 1e-2, 3e-2), noise=s, **options) for s in (0.0, 0.03, 0.1)}
+
+
+def lionk() -> dict[str, Any]:
+    """Where Lion-K ends on ``|x - c|^2 / 2`` with a weight decay of 1, against the minimum under its constraint."""
+    c = torch.tensor([3.0, -2.0, 0.4, 1.2], dtype=torch.float64)
+    bounded = c.clamp(-1, 1)
+    cases: list[tuple[dict[str, Any], int, Callable[[Tensor], Tensor]]] = [
+        ({"kappa": "l1"}, 20_000, lambda x: x - bounded),
+        ({"kappa": "l2sq"}, 20_000, lambda x: x - c / 2),
+        ({"kappa": "dead", "e": 0.5}, 20_000, lambda x: x - (c.sign() * (c.abs() - 0.5).clamp(min=0)).clamp(-1, 1)),
+        ({"kappa": "huber", "e": 0.5}, 20_000, lambda x: x - (c / 1.5).clamp(-1, 1)),
+        ({"kappa": "l2"}, 60_000, lambda x: x - c / c.norm()),
+        ({"kappa": "lp", "p": 1.5}, 60_000, lambda x: x.abs().pow(3).sum() - 1),
+    ]
+    return {h["kappa"]: float(off(_ends(c, steps, **h)).abs().max()) for h, steps, off in cases}
+
+
+def _ends(c: Tensor, steps: int, **h: Any) -> Tensor:
+    p = torch.nn.Parameter(torch.zeros_like(c))
+    optimizer = polyak.optim.create("lionk", [p], weight_decay=1.0, **h)
+    for t in range(steps):
+        optimizer.param_groups[0]["lr"] = 2e-3 * (1 - t / steps)
+        p.grad = p.detach() - c
+        optimizer.step()
+    return p.detach()
+
+
+def large_batch() -> dict[str, Any]:
+    """LARS and LAMB against tuned Nesterov and AdamW, digits, batches as large as the data, 40 steps."""
+    rates: dict[str, tuple[tuple[float, ...], dict[str, Any]]] = {
+        "lars": ((0.1, 0.3, 1.0, 3.0), {"trust_coeff": 0.01}),
+        "sgd": ((0.03, 0.1, 0.3, 1.0), {"momentum": 0.9, "nesterov": True}),
+        "lamb": ((0.01, 0.03, 0.1, 0.3), {}),
+        "adamw": ((3e-3, 0.01, 0.03, 0.1), {}),
+    }
+    return {
+        name: {f"lr {lr:g}": on_digits(name, lr=lr, steps=40, batch=1297, **h) for lr in lrs}
+        for name, (lrs, h) in rates.items()
+    }
+
+
+def sgd_sai() -> dict[str, Any]:
+    """SGD-SaI against SGD with momentum and AdamW on digits, and bytes of state a weight."""
+    rates: dict[str, tuple[tuple[float, ...], dict[str, Any]]] = {
+        "sgd_sai": ((1e-3, 3e-3, 1e-2, 3e-2), {}),
+        "sgd": ((0.03, 0.1, 0.3, 1.0), {"momentum": 0.9}),
+        "adamw": ((1e-3, 3e-3, 1e-2, 3e-2), {}),
+    }
+    return {name: {f"lr {lr:g}": on_digits(name, lr=lr, **h) for lr in lrs} for name, (lrs, h) in rates.items()} | {
+        "bytes": {name: polyak.optim.get(name).state_bytes_per_parameter() for name in ("sgd_sai", "adamw")}
+    }
+
+
 PROOFS: dict[str, Callable[[], dict[str, Any]]] = {
     "adabelief": adabelief,
     "adamp": adamp,
@@ -254,6 +322,11 @@ PROOFS: dict[str, Callable[[], dict[str, Any]]] = {
     "lion": lambda: grid({"adamw": {}, "lion": {}}, (1e-3, 3e-3, 1e-2), weight_decay=0.0),
     "tam": tam,
     "muon": muon,
+    "ano": ano,
+    "lionk": lionk,
+    "alphaadam": lambda: grid({"adamw": {}, "alphaadam": {}, "cadamw": {}}, (1e-3, 3e-3, 1e-2), weight_decay=0.0),
+    "large batch": large_batch,
+    "sgd_sai": sgd_sai,
 }
 
 

@@ -11,6 +11,8 @@ from torch.nn import Parameter
 
 from polyak.optim.create import get
 from polyak.optim.engine.optimizer import Optimizer
+from polyak.optim.groups import REST
+from polyak.optim.methods.ano import Ano
 
 HOW_IT_RAN = ("capturable", "differentiable", "foreach", "fused")
 """Hyperparameters of torch that choose a loop, and not what it computes."""
@@ -38,7 +40,7 @@ def from_manifest(manifest: Mapping[str, Any], named_params: dict[str, Parameter
     given = _Given(manifest)
     slug, fixed = mapping(given)
     arguments = given.arguments(slug, fixed)
-    groups = _muon_groups(manifest, named_params) if slug == "muon" else named_params.items()
+    groups = _GROUPS[slug](manifest, named_params) if slug in _GROUPS else named_params.items()
     return get(slug)(groups, **arguments, **engine_options)
 
 
@@ -139,6 +141,50 @@ def _tam(given: _Given) -> tuple[str, dict[str, Any]]:
     return given.rule, {}
 
 
+def _ano(given: _Given) -> tuple[str, dict[str, Any]]:
+    slug = given.variant_of("default", "anolog", "anosqrt", "anoall")
+    if slug == "default":
+        return "ano", {}
+    # of the source's betas the first has no effect there, and should be what nobody has changed
+    unread, given.left["beta2"] = given.left.pop("betas")
+    if unread != Ano.betas[0]:
+        raise ValueError(f"{given.name}: nothing in {slug} reads betas[0] = {unread!r}")
+    return slug, {}
+
+
+def _lars(given: _Given) -> tuple[str, dict[str, Any]]:
+    if given.variant_of("default", "joint") == "joint":
+        given.take("joint", True, (True,))
+        return "lars", {"denominator": "joint"}
+    _adapts(given)
+    return "lars", {"exclude_1d": False, "lr_in_buffer": False}
+
+
+def _lamb(given: _Given) -> tuple[str, dict[str, Any]]:
+    if given.variant_of("default", "nvlamb") == "default":
+        return "lamb", {}
+    _adapts(given)
+    given.take("grad_averaging", True, (True,))
+    given.take("trust_clip", False, (False,))
+    return "lamb", {"exclude_1d": False}
+
+
+def _adapts(given: _Given) -> None:
+    """Without decay timm has no trust ratio, unless told otherwise."""
+    given.take("always_adapt", False, (False,))
+    if not given.left.get("weight_decay", 0.0):
+        raise ValueError(f"{given.name}: weight_decay = 0 without always_adapt is not reproduced")
+
+
+def _sgd_sai(given: _Given) -> tuple[str, dict[str, Any]]:
+    return "sgd_sai", {"strict": given.variant_of("default", "degenerate") == "degenerate"}
+
+
+def _scale(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.rename(adam_lr="aux_lr", adamw_betas="aux_betas", adamw_eps="aux_eps", wd="weight_decay")
+    return "scale", {"aux_weight_decay": given.left.get("weight_decay", 0.0)}
+
+
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
     return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
 
@@ -177,6 +223,17 @@ def _muon_groups(manifest: Mapping[str, Any], named_params: dict[str, Parameter]
     return [{"params": ps, "use_muon": muon, "conv_mode": mode} for (muon, mode), ps in kinds.items()]
 
 
+def _scale_groups(manifest: Mapping[str, Any], named_params: dict[str, Parameter]) -> list[dict[str, Any]]:
+    """Its roles are named in the manifest."""
+    roles = {"main": "matrix", "embed": "embedding", "last": "head", "vector": REST}
+    kinds: dict[str, list[tuple[str, Parameter]]] = {}
+    for name, p in named_params.items():
+        kinds.setdefault(roles[manifest["roles"][name]], []).append((name, p))
+    return [{"params": ps, "role": role} for role, ps in kinds.items()]
+
+
+_GROUPS = {"muon": _muon_groups, "scale": _scale_groups}
+
 _MAPPINGS: dict[str, _Mapping] = {
     "sgd": _same("sgd"),
     "adam": _same("adam"),
@@ -195,5 +252,12 @@ _MAPPINGS: dict[str, _Mapping] = {
     "adatam": _tam,
     "adatamw": _tam,
     "muon": _muon,
+    "ano": _ano,
+    "lionk": _same("lionk"),
+    "lars": _lars,
+    "lamb": _lamb,
+    "sgd-sai": _sgd_sai,
+    "scale": _scale,
+    "alphaadam": _same("alphaadam"),
     "reality-check": _reality_check,
 }

@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict] = {
     "cadan": {"max_grad_norm": 100.0, "no_prox": True},
     "adatam": {"scope": "global"},
     "adatamw": {"dampen": True, "bias_correction": True},
+    "lionk": {"kappa": "group"},
     "muon": {"ns_dtype": torch.float64, "aux_lr": 1e-2, "aux_weight_decay": 0.05},
 }
 
@@ -88,7 +89,7 @@ class Run:
         self.params = {n: p for group in self.groups for n, p in group.items()}
         given = {"lr": 1e-2, "weight_decay": 0.05, **OPTIONS.get(name, {})}
         first, second, self.third = (
-            {"params": list(group.items()), "use_muon": matrices}
+            {"params": list(group.items()), "role": "matrix" if matrices else "rest"}
             for group, matrices in zip(self.groups, (True, False, True), strict=True)
         )
         second |= {"lr": 3e-3, "weight_decay": 0.0}

@@ -34,7 +34,7 @@ def steps(optimizer: Optimizer, params: list[nn.Parameter], start: int, stop: in
 
 
 def made(name: str, storage: Any, execution: Any = "batched", **options: Any) -> tuple[Optimizer, list[nn.Parameter]]:
-    params = weights(matrices=name == "muon")
+    params = weights(matrices=bool(polyak.optim.get(name).roles))
     return polyak.optim.get(name)(params, state_storage=storage, execution=execution, **options), params
 
 

@@ -29,7 +29,8 @@ def trajectory(vector: Vector, execution: str = "eager", device: str = "cpu") ->
 RULES = dict.fromkeys(
     (
         "sgd", "adam", "adamw", "adan", "lion", "adabelief", "ademamix", "adamp", "sgdp", "cadamw", "clion", "cautious",
-        "grams", "tam", "adatam", "adatamw", "muon", "reality-check",
+        "grams", "tam", "adatam", "adatamw", "muon", "reality-check", "ano", "lionk", "alphaadam",
+        "lars", "lamb", "sgd-sai", "scale",
     ),
     trajectory,
 )  # fmt: skip

@@ -84,6 +84,7 @@ def _variants(method: type[Method]) -> Iterator[tuple[dict[str, Any], str]]:
     """The default options, then those that select other code, one change at a time."""
     defaults = {h.name: h.default for h in method.hypers}
     yield defaults, ""
+    yield from ((defaults | {"role": role}, f"{role} groups") for role in method.roles[1:])
     if method.roles:
         yield defaults | {"role": REST}, "other groups"
     for hyper in method.hypers:

@@ -18,7 +18,8 @@ class Flow(NamedTuple):
 
     ``u`` the direction so far (starts as the gradient); ``g`` the gradient, after clipping and before any coupled
     decay; ``p`` the weight at the start of the step; ``w`` the weight written so far; ``decay`` a factor that a
-    read-out puts on weight decay (AdamP).
+    read-out puts on weight decay (AdamP); ``before`` the memory that the direction was read from as it was before the
+    step (AlphaAdam), None behind rules that do not say it.
     """
 
     u: Tensor
@@ -26,6 +27,7 @@ class Flow(NamedTuple):
     p: Tensor
     w: Tensor
     decay: Scalar = 1.0
+    before: Tensor | None = None
 
     def but(self, **changes: Any) -> Flow:
         """This flow with some fields replaced."""

@@ -17,10 +17,13 @@ from polyak.optim.vocabulary.weight import decay, descend
 
 
 @factory
-def lion() -> Rule:
+def lion(sign: bool = True) -> Rule:
     """Lion's direction: the sign of a second mix of memory and gradient (arXiv:2302.06675).
 
     ``z = b1 * m + (1 - b1) * g; u = sign(z); m <- b2 * m + (1 - b2) * g``
+
+    Args:
+        sign: off reads out ``z`` itself, for what Lion-K puts in the place of the sign.
     """
 
     def scalars(h: Options, t: int) -> dict[str, Any]:
@@ -29,7 +32,7 @@ def lion() -> Rule:
 
     def update(x: Flow, s: Any, c: Places) -> tuple[Flow, dict[str, Tensor]]:
         z = c.place("exp_avg", ema(s.exp_avg, x.u, c.rate1))
-        return x.but(u=torch.sign(z)), {"exp_avg": ema(s.exp_avg, x.u, c.rate2)}
+        return x.but(u=torch.sign(z) if sign else z), {"exp_avg": ema(s.exp_avg, x.u, c.rate2)}
 
     slots = (Slot("exp_avg", "average of the gradient", "signed"),)
     known = Lion.reads("betas")

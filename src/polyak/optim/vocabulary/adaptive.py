@@ -57,7 +57,7 @@ def adam(amsgrad: bool = False, eps_form: EpsForm = "after", correct_bias: bool 
             v = new["max_exp_avg_sq"] = torch.maximum(s.max_exp_avg_sq, v)
         ahead = c.beta1 * m + c.rate1 * x.u if nesterov else m
         ahead = c.place("exp_avg", ahead)
-        return x.but(u=c.step * ahead / (v.sqrt() * c.root + c.eps)), new
+        return x.but(u=c.step * ahead / (v.sqrt() * c.root + c.eps), before=s.exp_avg), new
 
     slots: tuple[Slot, ...] = (
         Slot("exp_avg", "average of the gradient", "signed"),

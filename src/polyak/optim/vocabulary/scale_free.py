@@ -64,14 +64,17 @@ def project(only_decay: bool = False) -> Rule:
 
 
 @factory
-def clip_norm() -> Rule:
+def clip_norm(add_eps: bool = True) -> Rule:
     """Clip the gradient by its norm over all tensors: ``g <- g * min(1, max_grad_norm / (norm + eps))``.
 
     The gradient that later rules remember and compare with is the clipped one; ``p.grad`` is not touched.
+
+    Args:
+        add_eps: off leaves eps out (LAMB).
     """
 
     def scalars(h: Options, t: int) -> dict[str, Any]:
-        return {"limit": h["max_grad_norm"], "eps": h.get("eps", 1e-8)}
+        return {"limit": h["max_grad_norm"], "eps": h.get("eps", 1e-8) if add_eps else 0.0}
 
     def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
         norm = c.total(x.u * x.u).sqrt()
@@ -79,5 +82,5 @@ def clip_norm() -> Rule:
         c.note("clip_factor", factor)
         return x.but(u=x.u * factor, g=x.g * factor), {}
 
-    known = (hyper("max_grad_norm", MaxGradNorm, 1.0), hyper("eps", Eps, 1e-8))
+    known = (hyper("max_grad_norm", MaxGradNorm, 1.0), *((hyper("eps", Eps, 1e-8),) if add_eps else ()))
     return Rule("clip_norm", update, scalars, hypers=known)

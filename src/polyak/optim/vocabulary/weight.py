@@ -27,6 +27,29 @@ def descend(lr: float = 1e-3) -> Rule:
 
 
 @factory
+def times_lr() -> Rule:
+    """Take the lr into the direction, ``u <- lr * u``, so that a memory behind it keeps the lr of its day (LARS)."""
+
+    def scalars(h: Options, t: int) -> dict[str, Any]:
+        return {"lr": h["lr"]}
+
+    def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
+        return x.but(u=c.lr * x.u), {}
+
+    return Rule("times_lr", update, scalars, hypers=(hyper("lr", Lr, 1e-3),))
+
+
+@factory
+def subtract() -> Rule:
+    """The step of a direction that has its lr in it, see :func:`times_lr`: ``w <- w - u``."""
+
+    def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
+        return x.but(w=x.w - x.u), {}
+
+    return Rule("subtract", update, writes="step")
+
+
+@factory
 def decay(form: DecayForm = "decoupled", over_momentum: bool = False) -> Rule:
     """Weight decay, in the form and at the place that a method has it.
 
