@@ -34,7 +34,7 @@ from polyak.lab.campaign import Campaign
 from polyak.lab.clear import MOST_SEEDS, after_look, level
 from polyak.lab.described import CONFIDENCE
 from polyak.lab.entries import entries
-from polyak.lab.evidence import Evidence, Trial, choose
+from polyak.lab.evidence import Evidence, Trial, ranking
 from polyak.lab.verdict import judge
 
 RESULTS = Path(__file__).parent / "results"
@@ -95,7 +95,7 @@ class Simulation:
         for i in np.argsort([-(t.validation[0] if t.validation[0] is not None else -np.inf) for t in trials])[:AGAIN]:
             more = self._trial(settings[i], quality[i], TUNING_SEEDS, 1)
             trials[i] = Trial(trials[i].setting, trials[i].validation + more.validation)
-        chosen = choose(trials, True)
+        chosen = next(iter(ranking(trials, True)), None)
         final = self._values(-np.inf if chosen is None else quality[chosen], self.test)
         return Evidence(name, tuple(trials), dict(enumerate(final, 1)))
 
