@@ -18,6 +18,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "cadan": {"max_grad_norm": 0.5, "lr": 0.02},
     "muon": {"ns_dtype": torch.float64, "aux_lr": 0.01},
     "csgdm": {"lr": 1e-4},
+    "sgd_sai": {"lr": 1e-5},
     "tam": {"lr": 1e-4},
     "sgd": {"momentum": 0.9, "lr": 1e-4},
     "sgdp": {"momentum": 0.9, "nesterov": True, "lr": 1e-4},
