@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 from polyak.declare import Choice, Range
 from polyak.lab.described import Described
@@ -92,3 +93,13 @@ def note(made, one, method, setting, seed, split, value, place, draw, number):
         },
     }
     made[key] = Record(key, one.problem, method, setting, seed, split, one.steps, USED, "finished", value, detail)
+
+
+def slow_and_unmet():
+    """A comparison whose target nobody met, and in which the last seed's runs took far longer than the others."""
+    one = described(2, target=0.9999)
+    made = records(one, lost=False)
+    for key, r in made.items():
+        timing = {**r.detail["timing"], "total_seconds": 90.0 if r.seed == 5 else 2.0}
+        made[key] = replace(r, detail={**r.detail, "timing": timing, "target_step": None})
+    return one, made

@@ -138,11 +138,7 @@ def test_a_page_that_follows_a_comparison_asks_for_itself(many):
 
 
 def test_what_is_missing_and_what_was_slow_is_said():
-    described = synthetic.described(2, target=0.9999)
-    records = synthetic.records(described, lost=False)
-    for key, r in records.items():
-        timing = {**r.detail["timing"], "total_seconds": 90.0 if r.seed == 5 else 2.0}
-        records[key] = replace(r, detail={**r.detail, "timing": timing, "target_step": None})
+    described, records = synthetic.slow_and_unmet()
     text = Page(rendered(described, records, progress=["up to 3 runs are <missing>"])).text
     assert "up to 3 runs are <missing>" in text
     assert "the slowest run took 90 s, 47 times the median of its method's: " in text

@@ -69,6 +69,12 @@ def test_branches_on_other_names_count():
     assert of(code) != of(code.replace("1", "2"))
 
 
+def write(folder, files):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path / "added"), str(tmp_path.parent)])
@@ -84,9 +90,7 @@ def folder(tmp_path, monkeypatch):
         "torch.txt": "",
         ".venv/lib/site-packages/models.py": "",
     }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write(tmp_path, files)
     return tmp_path
 
 
@@ -123,9 +127,7 @@ def test_own_modules_elsewhere_count_and_installed_ones_do_not(tmp_path, monkeyp
         "elsewhere/edited/__init__.py": "",
         "elsewhere/edited/inner.py": "",
     }
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
+    write(tmp_path, files)
 
     class Finder:
         """What some tools install for a package that is to be edited."""

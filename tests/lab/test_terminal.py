@@ -1,7 +1,6 @@
 """The terminal: nothing is cut at 80 columns, nothing is read as markup, and progress says what is left."""
 
 import io
-from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -135,11 +134,7 @@ def test_a_terminal_shows_how_far_each_run_is(monkeypatch):
 
 
 def test_what_was_slow_and_a_target_that_nobody_met_are_told():
-    described = synthetic.described(2, target=0.9999)
-    records = synthetic.records(described, lost=False)
-    for key, r in records.items():
-        timing = {**r.detail["timing"], "total_seconds": 90.0 if r.seed == 5 else 2.0}
-        records[key] = replace(r, detail={**r.detail, "timing": timing, "target_step": None})
+    described, records = synthetic.slow_and_unmet()
     text = squeezed(printed(described, records))
     assert "theslowestruntook90s,47timesthemedianofitsmethod's:" in text
     assert "!norunatachosensettingmetthetarget,validationaccuracy0.9999;thenearestcameto0." in text

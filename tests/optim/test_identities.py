@@ -24,22 +24,7 @@ from polyak.optim import (
     chain,
     rules,
 )  # fmt: skip
-
-
-def random(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
-    source = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=source, dtype=torch.float64) for shape in shapes]
-
-
-def moves(optimizer: Optimizer, p: nn.Parameter, gradients: list[Tensor]) -> list[Tensor]:
-    """How far each step moved the weight, downhill positive."""
-    out = []
-    for g in gradients:
-        before = p.detach().clone()
-        p.grad = g.clone()
-        optimizer.step()
-        out.append(before - p.detach())
-    return out
+from tests.optim.moves import moves, random
 
 
 def test_ano_has_the_sign_of_its_memory_and_the_size_of_the_gradient() -> None:

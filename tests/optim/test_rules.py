@@ -43,25 +43,10 @@ from polyak.optim import (
 from polyak.optim.engine import intake, units
 from polyak.optim.engine.sharding import check_shards
 from polyak.optim.methods.ademamix import slow_beta
+from tests.optim.moves import moves, random
 
 SEEDS = st.integers(0, 2**31)
 SHAPES = st.sampled_from([(7,), (3, 5), (1,), (), (130,), (4, 2, 3, 3)])
-
-
-def random(seed: int, *shapes: tuple[int, ...]) -> list[Tensor]:
-    source = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=source, dtype=torch.float64) for shape in shapes]
-
-
-def moves(optimizer: Optimizer, p: nn.Parameter, gradients: list[Tensor]) -> list[Tensor]:
-    """How far each step moved the weight, downhill positive."""
-    out = []
-    for g in gradients:
-        before = p.detach().clone()
-        p.grad = g.clone()
-        optimizer.step()
-        out.append(before - p.detach())
-    return out
 
 
 @settings(max_examples=25)

@@ -145,11 +145,6 @@ class Campaign:
         """How many runs there are if every method finds a setting."""
         return sum(self.runs_at(problem, method) for problem in self.problems for method in self.methods)
 
-    def starts_with_defaults(self, method: str) -> bool:
-        """Whether trial 0 of a method is its published defaults."""
-        contender = self.contenders[method]
-        return search.published_setting(contender.space, contender.defaults) is not None
-
     def steps_of(self, loaded: LoadedProblem) -> int | None:
         """The steps of a run on a problem; None where nobody knows."""
         return loaded.problem.run_steps(self.steps)

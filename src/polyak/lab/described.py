@@ -13,6 +13,7 @@ from typing import Any
 
 from polyak.declare import Choice, Range
 from polyak.lab.errors import BadInput
+from polyak.lab.values import is_number
 
 CONFIDENCE = 0.95
 Space = Mapping[str, "Range | Choice"]
@@ -120,14 +121,10 @@ def _percent(share: float) -> str:
 
 def check_levels(margin: float | None, confidence: float) -> None:
     """Refuse a margin or a confidence that cannot be."""
-    if margin is not None and not (_is_number(margin) and 0 <= margin < math.inf):
+    if margin is not None and not (is_number(margin) and 0 <= margin < math.inf):
         raise BadInput(f"margin must be a finite number of at least 0, got {margin!r}")
-    if not (_is_number(confidence) and 0 < confidence < 1):
+    if not (is_number(confidence) and 0 < confidence < 1):
         raise BadInput(f"confidence must be between 0 and 1, got {confidence!r}")
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def dimension(data: Mapping[str, Any]) -> Range | Choice:

@@ -23,6 +23,7 @@ from polyak.lab.problem import Metrics, Problem, number, whole
 from polyak.lab.settings import checked
 from polyak.lab.spec import Bars
 from polyak.lab.stopping import hopeless
+from polyak.lab.values import finite
 
 BLOW_UP = 100.0
 RUNNING = 10  # losses
@@ -253,7 +254,7 @@ class Run:
         excess = sum(each.excess() for each in self.optimizers)
         detail = {
             "train": _windows(self.losses, self.steps or self.step),
-            "validation": [[step, _number(metric)] for step, metric in self.validation],
+            "validation": [[step, finite(metric)] for step, metric in self.validation],
             "parameters": sum(parameters.values()),
             "state_bytes": sum(state_bytes(each.optimizer) for each in self.optimizers),
             "timing": {
@@ -286,7 +287,7 @@ def _windows(losses: list[tuple[int, float]], steps: int) -> list[list[float | i
         window.append(loss)
         following = losses[place][0] if place < len(losses) else math.inf
         if following > end or place == len(losses):
-            curve.append([step, _number(sum(window) / len(window))])
+            curve.append([step, finite(sum(window) / len(window))])
             window.clear()
             while following > end and end < math.inf:
                 end = next(ends)
@@ -294,9 +295,4 @@ def _windows(losses: list[tuple[int, float]], steps: int) -> list[list[float | i
 
 
 def _numbers(values: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: _number(value) for name, value in values.items()}
-
-
-def _number(value: float) -> float | None:
-    """JSON has no infinities."""
-    return value if math.isfinite(value) else None
+    return {name: finite(value) for name, value in values.items()}

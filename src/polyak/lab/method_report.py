@@ -14,6 +14,7 @@ from polyak.lab.described import Described
 from polyak.lab.evidence import Trial, edges, expected_validation
 from polyak.lab.spec import LOST, Record
 from polyak.lab.statistics import median, time_to_target
+from polyak.lab.values import finite
 from polyak.lab.verdict import Judgement
 
 Curve = list[list[float]]  # rows of step, median, lowest, highest
@@ -127,13 +128,13 @@ def method_report(described: Described, method: str, runs: list[Record]) -> Meth
         setting=setting,
         edges=list(edges(described.spaces.get(method, {}), setting or {})),
         metrics=metrics,
-        median=_finite(median(values)) if values else None,
-        low=_finite(min(values)) if values else None,
-        high=_finite(max(values)) if values else None,
+        median=finite(median(values)) if values else None,
+        low=finite(min(values)) if values else None,
+        high=finite(max(values)) if values else None,
         trials=trials,
         expected=_expected(trials, described.higher_is_better),
         reached=sum(step is not None for step in target_steps),
-        target_step=_finite(time_to_target(target_steps)),
+        target_step=finite(time_to_target(target_steps)),
         state_bytes_per_parameter=_state_bytes(finals),
         train_curve=_curve([r.detail.get("train", []) for r in finals]),
         validation_curve=_curve([r.detail.get("validation", []) for r in finals]),
@@ -215,10 +216,6 @@ def _spread(count: int) -> list[int]:
     return sorted({1 + round((count - 1) * i / (BUDGETS - 1)) for i in range(BUDGETS)}) if count else []
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
 def _state_bytes(records: list[Record]) -> float | None:
     sizes = [r.detail for r in records if r.detail.get("parameters") and r.detail.get("state_bytes") is not None]
     return float(sizes[0]["state_bytes"] / sizes[0]["parameters"]) if sizes else None
@@ -240,7 +237,7 @@ def _timing(finals: list[Record], runs: list[Record]) -> dict[str, float | None]
     seconds = [record.detail.get("timing", {}).get("target_seconds") for record in finals]
     middle = {name: values(finals, name) for name in ("step_ms", "optimizer_ms")}
     return {
-        "target_seconds": _finite(time_to_target(seconds)),
+        "target_seconds": finite(time_to_target(seconds)),
         **{name: median(found) if found else None for name, found in middle.items()},
         "compile_seconds": max(values(runs, "compile_seconds"), default=None),
     }

@@ -13,6 +13,7 @@ import torch
 from polyak.lab.campaign import Campaign
 from polyak.lab.carried import SUFFIX
 from polyak.lab.errors import BadInput, suggestion
+from polyak.lab.values import is_number
 
 ENGINES = ("processes", "ray")
 VISIBLE = "CUDA_VISIBLE_DEVICES"
@@ -45,8 +46,7 @@ class Places:
         workers, timeout = self.workers, self.timeout
         if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 1):
             raise BadInput(f"workers must be at least 1, got {workers!r}")
-        is_number = isinstance(timeout, (int, float)) and not isinstance(timeout, bool)
-        if timeout is not None and not (is_number and 0 < timeout < math.inf):
+        if timeout is not None and not (is_number(timeout) and 0 < timeout < math.inf):
             raise BadInput(f"timeout must be a number of seconds above 0, got {timeout!r}")
         if self.engine not in ENGINES:
             raise BadInput(f"unknown engine {self.engine!r}; {suggestion(str(self.engine), ENGINES)}")

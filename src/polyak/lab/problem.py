@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from polyak.lab.errors import BadInput, suggestion
+from polyak.lab.values import is_number
 
 Metrics = Any  # a number, scores of examples, or a dict of them by name
 Schedule = Callable[[int, int], float]
@@ -239,4 +240,4 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return is_number(value) and math.isfinite(value)

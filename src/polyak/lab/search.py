@@ -21,6 +21,7 @@ from typing import Any
 
 from polyak.declare import Choice, Range, SearchSpace
 from polyak.lab.errors import require
+from polyak.lab.values import is_number
 
 OFF_SHARE = 0.2
 
@@ -57,13 +58,13 @@ def published_setting(space: SearchSpace, defaults: Mapping[str, Any]) -> Settin
 
 
 def _is_zero(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == 0
+    return is_number(value) and value == 0
 
 
 def _offers(one: Range | Choice, value: Any) -> bool:
     if isinstance(one, Choice):
         return value in one.values
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if not is_number(value):
         return False
     return one.low <= value <= one.high or (one.log and value == 0)
 
