@@ -125,7 +125,7 @@ def test_two_nodes_make_a_comparison(cluster, tmp_path, monkeypatch):
         ("test", 2): "crashed",
         ("test", 3): "timeout",
     }
-    assert found.problems[0].methods[0].metrics == {1: 2.0} and (tmp_path / "died").exists()
+    assert found.report.problems[0].methods[0].metrics == {1: 2.0} and (tmp_path / "died").exists()
     assert 4 in seen.steps
     opened = Store(store, read_only=True)
     reasons = {record.status: record.detail.get("reason") for record in opened.runs()}
