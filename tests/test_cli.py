@@ -39,7 +39,10 @@ def test_list_shows_every_method():
         method = optim.get(name)
         line = next(line for line in shown.splitlines() if line.split()[:1] == [name])
         assert method.paper.title in line and str(method.paper.year) in line
-        assert line.split()[-1] == f"{method.state_bytes_per_parameter():g}"
+        assert line.split(str(method.paper.year))[1].split() == [
+            f"{method.state_bytes_per_parameter():g}",
+            *method.evidence.split(),
+        ]
 
 
 def test_compile_prepares_the_kernels_of_methods(monkeypatch, capsys, fails):

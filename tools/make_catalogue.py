@@ -18,8 +18,12 @@ HEAD = """# Methods
 
 Made from the code by `tools/make_catalogue.py`; the same facts as `polyak show NAME`.
 
-| name | class | paper | year | state, bytes per float32 weight |
-|---|---|---|---|---|
+Verified by: what the recorded trajectories come from that a method reproduces. A transcription is of the paper, and an
+interpretation of what the paper leaves open: they tell that the code does what we think, and no more.
+"""
+TABLE = """
+| name | class | paper | year | state, bytes per float32 weight | verified by |
+|---|---|---|---|---|---|
 """
 
 
@@ -27,7 +31,8 @@ def row(name: str) -> str:
     """The method's line of the table."""
     method = polyak.optim.get(name)
     paper = f"[{method.paper.title}]({method.paper.link})"
-    return f"| [`{name}`](#{name}) | `{method.__name__}` | {paper} | {method.paper.year} | {_bytes(name):g} |\n"
+    figures = f"{method.paper.year} | {_bytes(name):g} | {method.evidence}"
+    return f"| [`{name}`](#{name}) | `{method.__name__}` | {paper} | {figures} |\n"
 
 
 def _bytes(name: str) -> float:
@@ -55,15 +60,18 @@ def section(name: str) -> str:
     return (
         f"\n## {name}\n\n`polyak.optim.{method.__name__}`: [{method.paper.title}]({method.paper.link}), "
         f"{method.paper.year}.\n\n```text\n{method.equation}\n```\n\n{_state(name)}"
-        f"Verified by: {', '.join(method.vectors)}.\n\n"
+        f"Verified by: {method.evidence} ({', '.join(method.vectors)}).\n\n"
         f"| argument | default | allowed | |\n|---|---|---|---|\n{table}"
     )
 
 
 def catalogue() -> str:
     """The whole page."""
-    names = polyak.optim.names()
-    return HEAD + "".join(map(row, names)) + "".join(map(section, names))
+    tables = [
+        f"\n**{family.capitalize()}**\n{TABLE}{''.join(map(row, names))}"
+        for family, names in polyak.optim.families().items()
+    ]
+    return HEAD + "".join(tables) + "".join(map(section, polyak.optim.names()))
 
 
 def main() -> int:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import json
 import os
 import pickle
 import re
@@ -73,6 +74,26 @@ def test_every_memory_says_what_it_holds_and_how_it_may_be_kept(name: str) -> No
         assert slot.holds, slot.name
         squares = slot.name.endswith(("_sq", "_var"))
         assert slot.average == (None if slot.name in exact else "positive" if squares else "signed"), slot.name
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_what_verifies_a_method_is_what_its_vectors_were_recorded_from(name: str) -> None:
+    method = polyak.optim.get(name)
+    recorded = [v for v in method.vectors if not v.startswith("torch.optim.")]
+    sources = [json.loads((ROOT / "tests" / "vectors" / f"{v}.json").read_text())["source"] for v in recorded]
+    foreign = [s for s in sources if not re.match(r"own\b|written from the spec card", s, re.I)]
+    by_peers = all(re.match(r"\w+==|.*INDEPENDENT", s) for s in foreign)
+    if method.evidence == "the authors' code":
+        assert foreign and not by_peers, sources
+    elif method.evidence == "independent code":
+        assert (foreign or len(recorded) < len(method.vectors)) and by_peers, sources
+    else:
+        assert not foreign, sources
+
+
+def test_every_method_is_in_one_family() -> None:
+    families = polyak.optim.families()
+    assert sorted(name for own in families.values() for name in own) == ALL and "other" not in families
 
 
 def test_memories_of_options_that_are_off_are_named_with_them() -> None:

@@ -7,7 +7,7 @@ class of your own derived from :class:`Method`.
 
 from polyak.declare import Choice, Hyper, Interval, Paper, Range
 from polyak.optim import methods, rules
-from polyak.optim.create import create, get, names
+from polyak.optim.create import create, families, get, names
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
 from polyak.optim.engine.optimizer import Optimizer
@@ -36,6 +36,7 @@ __all__ = [
     "chain",
     "create",
     "factory",
+    "families",
     "get",
     "names",
     "release_gradients",

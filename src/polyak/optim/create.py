@@ -1,17 +1,17 @@
-"""Pick a method by name: ``names``, ``get``, ``create``."""
+"""Pick a method by name: ``names``, ``families``, ``get``, ``create``."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
 from polyak.declare import Hyper
 from polyak.optim import methods
 from polyak.optim.groups import Role, decay_groups
-from polyak.optim.method import Method
+from polyak.optim.method import Family, Method
 
 METHODS: dict[str, type[Method]] = {cls.slug: cls for cls in (vars(methods)[name] for name in methods.__all__)}
 
@@ -19,6 +19,12 @@ METHODS: dict[str, type[Method]] = {cls.slug: cls for cls in (vars(methods)[name
 def names() -> list[str]:
     """The names of all methods, sorted."""
     return sorted(METHODS)
+
+
+def families() -> dict[str, list[str]]:
+    """The names of all methods by family, sorted, in the order of :data:`polyak.optim.method.Family`."""
+    found = {family: [name for name in names() if METHODS[name].family == family] for family in get_args(Family)}
+    return {family: own for family, own in found.items() if own}
 
 
 def get(name: str) -> type[Method]:

@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import KW_ONLY
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
@@ -18,6 +18,15 @@ from polyak.optim.engine.optimizer import TORCH_SWITCHES, Optimizer
 from polyak.optim.engine.rule import Options, Slot
 from polyak.optim.groups import GROUP_ROLES, REST, Role, split_roles
 
+Family = Literal[
+    "momentum", "adaptive", "sign", "step size", "robust and lean", "matrix", "second order", "sparse", "other"
+]
+"""What the methods of the catalogue are listed by; "other" is what no method of polyak is."""
+
+Evidence = Literal["the authors' code", "independent code", "own transcription", "interpretation"]
+"""What a method's trajectories were recorded from. A transcription is of the paper, and an interpretation of what the
+paper leaves open: both only tell that the code does what we think."""
+
 _SETTABLE = ("execution", "check_finite")
 
 
@@ -28,10 +37,13 @@ class Method(Declared, Optimizer):
 
         w <- what the chain of recipe(options) makes of w
 
-    See :mod:`polyak.declare` for the fields. ``slug`` is its name in :func:`polyak.optim.get`, ``vectors`` the
-    recorded trajectories it is checked with. ``options`` of :meth:`recipe` are a parameter group.
+    See :mod:`polyak.declare` for the fields. ``slug`` is its name in :func:`polyak.optim.get`, ``family`` what it is
+    listed under, ``vectors`` the recorded trajectories it is checked with and ``evidence`` what they come from.
+    ``options`` of :meth:`recipe` are a parameter group.
     """
 
+    family: ClassVar[Family] = "other"
+    evidence: ClassVar[Evidence] = "the authors' code"
     roles: ClassVar[tuple[Role, ...]] = ()
 
     params: Annotated[ParamsT, Argument("parameters, named parameters or groups")]

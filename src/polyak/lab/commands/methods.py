@@ -22,13 +22,17 @@ from polyak.optim.engine.keeping import STORAGES, Keeping
 
 @app.command(name="list")
 def list_methods() -> None:
-    """List the methods."""
+    """List the methods, by family."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for heading in ("method", "paper", "year", "state, B/param"):
+    for heading in ("method", "paper", "year", "state, B/param", "verified by"):
         made.add_column(heading, justify="right" if heading in ("year", "state, B/param") else "left")
-    for name in optim.names():
-        method = optim.get(name)
-        made.add_row(name, method.paper.title, str(method.paper.year), f"{method.state_bytes_per_parameter():g}")
+    for family, names in optim.families().items():
+        made.add_row(f"[bold]{family}[/]")
+        for name in names:
+            method = optim.get(name)
+            state = f"{method.state_bytes_per_parameter():g}"
+            made.add_row(name, method.paper.title, str(method.paper.year), state, method.evidence)
+        made.add_section()
     terminal.console().print(made)
 
 
@@ -53,7 +57,7 @@ def show(name: Annotated[str, typer.Argument(help="A method, see `polyak list`."
     out.print(f"state: {method.state_bytes_per_parameter():g} bytes per float32 parameter")
     for slot, condition in method.memories():
         out.print(f"    {slot.name}: {slot.holds}{condition and f' ({condition})'}", markup=False, soft_wrap=True)
-    out.print(f"verified by: {', '.join(method.vectors) or 'no vectors'}", markup=False)
+    out.print(f"verified by: {method.evidence}; {', '.join(method.vectors) or 'no vectors'}", markup=False)
 
 
 def _allowed(hyper: Hyper) -> str:

@@ -89,6 +89,7 @@ class AdaBelief(Method):
     """
 
     slug = "adabelief"
+    family = "adaptive"
     paper = Paper("AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients", 2020, "2010.07468")
     vectors = ["adabelief", "adabelief-rectify", "adabelief-coupled", "adabelief-amsgrad"]
 

@@ -24,8 +24,10 @@ class Adam(Method):
     """
 
     slug = "adam"
+    family = "adaptive"
     paper = Paper("Adam: A Method for Stochastic Optimization", 2014, "1412.6980")
     vectors = ["torch.optim.Adam"]
+    evidence = "independent code"
 
     lr: Annotated[Lr, Range(1e-4, 3e-2)] = 1e-3
     betas: Betas = (0.9, 0.999)

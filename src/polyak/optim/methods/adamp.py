@@ -31,6 +31,7 @@ class AdamP(Method):
     """
 
     slug = "adamp"
+    family = "adaptive"
     paper = Paper(
         "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", 2020, "2006.08217"
     )

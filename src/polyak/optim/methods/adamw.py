@@ -23,8 +23,10 @@ class AdamW(Adam):
     """
 
     slug = "adamw"
+    family = "adaptive"
     paper = Paper("Decoupled Weight Decay Regularization", 2017, "1711.05101")
     vectors = ["torch.optim.AdamW", "reality-check-adamw"]
+    evidence = "independent code"
 
     weight_decay: Annotated[WeightDecay, Range(1e-4, 1e-1), "decoupled weight decay"] = 1e-2
 

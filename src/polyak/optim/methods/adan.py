@@ -74,6 +74,7 @@ class Adan(Method):
     """
 
     slug = "adan"
+    family = "adaptive"
     paper = Paper("Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models", 2022, "2208.06677")
     vectors = ["adan", "adan-noprox", "adan-clip"]
 

@@ -67,8 +67,10 @@ class AdaTAM(Method):
     """
 
     slug = "adatam"
+    family = "adaptive"
     paper = Paper("Torque-Aware Momentum", 2024, "2412.18790")
     vectors = ["adatam-card"]
+    evidence = "own transcription"
     decay_form: ClassVar[DecayForm] = "coupled"
 
     lr: Annotated[Lr, Range(1e-5, 1e-2)] = 1e-3

@@ -21,8 +21,10 @@ class AdaTAMW(AdaTAM):
     """
 
     slug = "adatamw"
+    family = "adaptive"
     paper = Paper("Torque-Aware Momentum", 2024, "2412.18790")
     vectors = ["adatamw-card"]
+    evidence = "own transcription"
     decay_form: ClassVar[DecayForm] = "decoupled"
 
     weight_decay: Annotated[WeightDecay, Range(1e-4, 1e-1), "decoupled weight decay"] = 0.0

@@ -87,6 +87,7 @@ class AdEMAMix(Method):
     """
 
     slug = "ademamix"
+    family = "adaptive"
     paper = Paper("The AdEMAMix Optimizer: Better, Faster, Older", 2024, "2409.03137")
     vectors = ["ademamix", "ademamix-warmup", "ademamix-beta1zero"]
 

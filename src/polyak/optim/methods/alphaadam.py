@@ -65,10 +65,12 @@ class AlphaAdam(Method):
     """
 
     slug = "alphaadam"
+    family = "adaptive"
     paper = Paper(
         "AlphaAdam: Asynchronous Masked Optimization with Dynamic Alpha for Selective Updates", 2025, "2501.18094"
     )
     vectors = ["alphaadam-card"]
+    evidence = "interpretation"
 
     lr: Annotated[Lr, Range(1e-4, 3e-2)] = 1e-3
     betas: Betas = (0.9, 0.999)

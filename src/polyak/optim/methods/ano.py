@@ -29,6 +29,7 @@ class Ano(Method):
     """
 
     slug = "ano"
+    family = "adaptive"
     paper = Paper("Ano: Faster is Better in Noisy Landscape", 2025, "2508.18258")
     vectors = ["ano"]
 

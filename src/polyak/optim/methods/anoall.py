@@ -24,6 +24,7 @@ class Anoall(Anosqrt):
     """
 
     slug = "anoall"
+    family = "adaptive"
     paper = Paper("Ano: Faster is Better in Noisy Landscape", 2025, "2508.18258")
     vectors = ["anoall"]
 

@@ -27,6 +27,7 @@ class Anolog(Anosqrt):
     """
 
     slug = "anolog"
+    family = "adaptive"
     paper = Paper("Ano: Faster is Better in Noisy Landscape", 2025, "2508.18258")
     vectors = ["anolog"]
 

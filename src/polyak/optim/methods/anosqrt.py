@@ -26,6 +26,7 @@ class Anosqrt(Method):
     """
 
     slug = "anosqrt"
+    family = "adaptive"
     paper = Paper("Ano: Faster is Better in Noisy Landscape", 2025, "2508.18258")
     vectors = ["anosqrt"]
 

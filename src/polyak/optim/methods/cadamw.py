@@ -29,6 +29,7 @@ class CAdamW(Method):
     """
 
     slug = "cadamw"
+    family = "adaptive"
     paper = Paper("Cautious Optimizers: Improving Training with One Line of Code", 2024, "2411.16085")
     vectors = ["cadamw", "cadamw-epsafter"]
 

@@ -25,8 +25,10 @@ class CAdan(Adan):
     """
 
     slug = "cadan"
+    family = "adaptive"
     paper = Paper("Cautious Optimizers: Improving Training with One Line of Code", 2024, "2411.16085")
     vectors = ["cadan"]
+    evidence = "independent code"
 
     mask_scale: Masked = "mean"
 

@@ -26,6 +26,7 @@ class CLion(Lion):
     """
 
     slug = "clion"
+    family = "sign"
     paper = Paper("Cautious Optimizers: Improving Training with One Line of Code", 2024, "2411.16085")
     vectors = ["clion", "clion-mean", "clion-factor"]
 

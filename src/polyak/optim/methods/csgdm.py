@@ -27,8 +27,10 @@ class CSGDM(Method):
     """
 
     slug = "csgdm"
+    family = "momentum"
     paper = Paper("Cautious Optimizers: Improving Training with One Line of Code", 2024, "2411.16085")
     vectors = ["csgdm"]
+    evidence = "independent code"
 
     lr: Annotated[Lr, Range(1e-3, 1.0)] = 1e-2
     momentum: Annotated[Momentum, Choice((0.8, 0.9, 0.95))] = 0.9

@@ -41,6 +41,7 @@ class Grams(Method):
     """
 
     slug = "grams"
+    family = "adaptive"
     paper = Paper("Grams: Gradient Descent with Adaptive Momentum Scaling", 2024, "2412.17107")
     vectors = ["grams", "grams-nobias"]
 

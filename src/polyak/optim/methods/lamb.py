@@ -29,8 +29,10 @@ class LAMB(Method):
     """
 
     slug = "lamb"
+    family = "step size"
     paper = Paper("Large Batch Optimization for Deep Learning: Training BERT in 76 minutes", 2019, "1904.00962")
     vectors = ["lamb", "lamb-nvlamb"]
+    evidence = "independent code"
 
     lr: Annotated[Lr, Range(1e-4, 1e-1)] = 1e-3
     betas: Betas = (0.9, 0.999)

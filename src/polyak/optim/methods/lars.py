@@ -32,8 +32,10 @@ class LARS(Method):
     """
 
     slug = "lars"
+    family = "step size"
     paper = Paper("Large Batch Training of Convolutional Networks", 2017, "1708.03888")
     vectors = ["lars", "lars-joint"]
+    evidence = "independent code"
 
     lr: Annotated[Lr, Range(1e-2, 30.0)] = 1.0
     momentum: Momentum = 0.9

@@ -55,6 +55,7 @@ class Lion(Method):
     """
 
     slug = "lion"
+    family = "sign"
     paper = Paper("Symbolic Discovery of Optimization Algorithms", 2023, "2302.06675")
     vectors = ["lion", "lion-decoupled"]
 

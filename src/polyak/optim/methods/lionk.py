@@ -48,11 +48,13 @@ class LionK(Lion):
     """
 
     slug = "lionk"
+    family = "sign"
     paper = Paper("Lion Secretly Solves Constrained Optimization: As Lyapunov Predicts", 2023, "2310.05898")
     vectors = [
         "lionk-l2sq-card", "lionk-l2-card", "lionk-lp-card", "lionk-dead-card", "lionk-huber-card",
         "lionk-pseudo-card", "lionk-logcosh-card", "lionk-group-card", "lionk-topk-card", "lionk-nuclear-card",
     ]  # fmt: skip
+    evidence = "own transcription"
 
     kappa: Annotated[Kappa, "the convex function K"] = "l1"
     e: Width = None

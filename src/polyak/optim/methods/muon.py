@@ -63,6 +63,7 @@ class Muon(MatrixMethod):
     """
 
     slug = "muon"
+    family = "matrix"
     paper = Paper(
         "Muon: An optimizer for hidden layers in neural networks", 2024,
         url="https://kellerjordan.github.io/posts/muon/",

@@ -35,6 +35,7 @@ class SCALE(MatrixMethod):
     """
 
     slug = "scale"
+    family = "robust and lean"
     paper = Paper("A Minimalist Optimizer Design for LLM Pretraining", 2025, "2506.16659")
     vectors = ["scale"]
     roles = ("matrix", "embedding", "head")

@@ -28,11 +28,13 @@ class SGD(Method):
     """
 
     slug = "sgd"
+    family = "momentum"
     paper = Paper(
         "Some methods of speeding up the convergence of iteration methods", 1964,
         url="https://doi.org/10.1016/0041-5553(64)90137-5",
     )  # fmt: skip
     vectors = ["torch.optim.SGD", "reality-check-nesterov"]
+    evidence = "independent code"
 
     lr: Annotated[Lr, Range(1e-3, 1.0)] = 1e-3
     momentum: Annotated[Momentum, STATIC_IF_ZERO, Choice((0.8, 0.9, 0.95))] = 0.0

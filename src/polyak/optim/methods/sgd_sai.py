@@ -69,6 +69,7 @@ class SGDSaI(Method):
     """
 
     slug = "sgd_sai"
+    family = "step size"
     paper = Paper("No More Adam: Learning Rate Scaling at Initialization is All You Need", 2024, "2412.11768")
     vectors = ["sgd-sai", "sgd-sai-degenerate"]
 

@@ -34,6 +34,7 @@ class SGDP(Method):
     """
 
     slug = "sgdp"
+    family = "momentum"
     paper = Paper(
         "AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant Weights", 2020, "2006.08217"
     )

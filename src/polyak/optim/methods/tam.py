@@ -51,8 +51,10 @@ class TAM(Method):
     """
 
     slug = "tam"
+    family = "momentum"
     paper = Paper("Torque-Aware Momentum", 2024, "2412.18790")
     vectors = ["tam-card"]
+    evidence = "own transcription"
 
     lr: Annotated[Lr, Range(2e-3, 2.0)] = 1e-2
     momentum: Annotated[Momentum, Choice((0.8, 0.9, 0.95))] = 0.9
