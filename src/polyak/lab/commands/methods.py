@@ -19,6 +19,9 @@ from polyak.optim.ahead import sources
 from polyak.optim.create import arguments
 from polyak.optim.engine.keeping import STORAGES, Keeping
 
+WIDE = 1000
+"""Columns for what another program reads a line a method of; no title is as long."""
+
 
 @app.command(name="list")
 def list_methods() -> None:
@@ -33,7 +36,8 @@ def list_methods() -> None:
             state = f"{method.state_bytes_per_parameter():g}"
             made.add_row(name, method.paper.title, str(method.paper.year), state, method.evidence)
         made.add_section()
-    terminal.console().print(made)
+    out = terminal.console()
+    out.print(made, width=None if out.is_terminal else WIDE, crop=out.is_terminal)
 
 
 @app.command()
