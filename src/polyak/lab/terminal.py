@@ -26,10 +26,10 @@ BARS = 16  # runs under way that get a bar of their own
 CALL_STYLES = {"better": "bold green", "worse": "red"}
 
 
-def console(stderr: bool = False) -> Console:
-    """A console whose width does not depend on the environment when it writes to a file."""
+def console(stderr: bool = False, width: int = WIDTH_WITHOUT_TERMINAL) -> Console:
+    """A console that is ``width`` wide, whatever the environment says, where it writes to a file."""
     made = Console(stderr=stderr, highlight=False)
-    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=WIDTH_WITHOUT_TERMINAL)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=width)
 
 
 class LiveProgress:

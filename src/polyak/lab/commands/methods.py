@@ -36,8 +36,7 @@ def list_methods() -> None:
             state = f"{method.state_bytes_per_parameter():g}"
             made.add_row(name, method.paper.title, str(method.paper.year), state, method.evidence)
         made.add_section()
-    out = terminal.console()
-    out.print(made, width=None if out.is_terminal else WIDE, crop=out.is_terminal)
+    terminal.console(width=WIDE).print(made)
 
 
 @app.command()
