@@ -259,5 +259,7 @@ _MAPPINGS: dict[str, _Mapping] = {
     "sgd-sai": _sgd_sai,
     "scale": _scale,
     "alphaadam": _same("alphaadam"),
+    "momo": _same("momo"),
+    "momo-adam": _same("momo_adam"),
     "reality-check": _reality_check,
 }

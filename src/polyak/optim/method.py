@@ -29,10 +29,12 @@ class Method(Declared, Optimizer):
         w <- what the chain of recipe(options) makes of w
 
     See :mod:`polyak.declare` for the fields. ``slug`` is its name in :func:`polyak.optim.get`, ``vectors`` the
-    recorded trajectories it is checked with. ``options`` of :meth:`recipe` are a parameter group.
+    recorded trajectories it is checked with. ``options`` of :meth:`recipe` are a parameter group. Options that are
+    ``one_for_all`` are refused in a group if they differ from those of the first.
     """
 
     roles: ClassVar[tuple[Role, ...]] = ()
+    one_for_all: ClassVar[tuple[str, ...]] = ()
 
     params: Annotated[ParamsT, Argument("parameters, named parameters or groups")]
     _: KW_ONLY
@@ -62,6 +64,14 @@ class Method(Declared, Optimizer):
         if field.name not in _SETTABLE:
             raise AttributeError(self._elsewhere(field.name))
         self.__dict__[field.name] = value
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options fall back to the constructor's."""
+        for name in self.one_for_all if self.param_groups else ():
+            first, given = self.param_groups[0][name], param_group.get(name, self.defaults[name])
+            if given != first:
+                raise ValueError(f"{self._owner()}: {name} must be the same in all groups, {first!r}, got {given!r}")
+        super().add_param_group(param_group)
 
     @classmethod
     def memories(cls) -> list[tuple[Slot, str]]:

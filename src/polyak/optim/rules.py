@@ -15,6 +15,7 @@ from polyak.optim.vocabulary.balls import heavy_ball, momentum_ema
 from polyak.optim.vocabulary.convex import subgradient
 from polyak.optim.vocabulary.lines import level
 from polyak.optim.vocabulary.matrices import orthogonalize
+from polyak.optim.vocabulary.model_step import model_adam, model_momentum
 from polyak.optim.vocabulary.scale_free import clip_norm, project
 from polyak.optim.vocabulary.signs import cautious
 from polyak.optim.vocabulary.trust import trust
@@ -35,6 +36,8 @@ __all__ = [
     "heavy_ball",
     "level",
     "lion",
+    "model_adam",
+    "model_momentum",
     "momentum_ema",
     "orthogonalize",
     "project",

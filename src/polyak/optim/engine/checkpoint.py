@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polyak.declare import Hyper
+from polyak.optim.engine import shared
 from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.keeping import KAHAN, Keeping, Kept
 from polyak.optim.engine.member import STEP, local
@@ -86,7 +87,7 @@ def _read(option: Any) -> Any:
 
 def state_bytes(optimizer: Checkpointed) -> int:
     """Bytes of all state tensors on this rank."""
-    return sum(local(t).numel() * t.itemsize for t in state_tensors(optimizer))
+    return sum(local(t).numel() * t.itemsize for t in (*state_tensors(optimizer), *shared.tensors(optimizer)))
 
 
 def state_tensors(optimizer: Checkpointed) -> Iterator[Tensor]:
@@ -159,7 +160,7 @@ def _merge_group(optimizer: Checkpointed, group: dict[str, Any], saved: dict[str
     if "param_names" in group:
         merged["param_names"] = group["param_names"]
     optimizer.check_group(merged)
-    return merged
+    return merged | shared.loaded(optimizer.chain_of(merged), group, saved, f"group {index}")
 
 
 def _check_foreign(optimizer: Checkpointed, group: dict[str, Any], saved: dict[str, Any], index: int) -> None:

@@ -22,6 +22,8 @@ from polyak.optim.methods.lamb import LAMB
 from polyak.optim.methods.lars import LARS
 from polyak.optim.methods.lion import Lion
 from polyak.optim.methods.lionk import LionK
+from polyak.optim.methods.momo import MoMo
+from polyak.optim.methods.momo_adam import MoMoAdam
 from polyak.optim.methods.muon import Muon
 from polyak.optim.methods.scale import SCALE
 from polyak.optim.methods.sgd import SGD
@@ -56,6 +58,8 @@ __all__ = [
     "Grams",
     "Lion",
     "LionK",
+    "MoMo",
+    "MoMoAdam",
     "Muon",
     "SGDSaI",
 ]
