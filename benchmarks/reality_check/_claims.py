@@ -28,5 +28,7 @@ CLAIMS = {
     "lars": "ResNet-50 at batches of 32 thousand; tuned Nesterov momentum does the same (arXiv:2102.06356).",
     "lamb": "BERT at batches of 32 thousand; tuned Adam does the same (arXiv:2102.06356).",
     "sgd_sai": "As good as AdamW or better on ViT, GPT-2 and LoRA, with half of its state.",
+    "momo": "As good as SGD with momentum or better, at a far wider range of rates: a constant lr of 1 is good.",
+    "momo_adam": "As good as Adam or better, over a wider range of rates: a constant lr of 1e-2 nearly everywhere.",
     "scale": "Perplexity of a 350 M language model 16.3 where Adam has 18.8, with almost no state.",
 }

@@ -87,7 +87,7 @@ def _read(option: Any) -> Any:
 
 def state_bytes(optimizer: Checkpointed) -> int:
     """Bytes of all state tensors on this rank."""
-    return sum(local(t).numel() * t.itemsize for t in (*state_tensors(optimizer), *shared.tensors(optimizer)))
+    return sum(local(t).numel() * t.itemsize for t in state_tensors(optimizer))
 
 
 def state_tensors(optimizer: Checkpointed) -> Iterator[Tensor]:
@@ -102,7 +102,7 @@ def load(optimizer: Checkpointed, state_dict: dict[str, Any]) -> None:
     for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         changed = pre_hook(optimizer, state_dict)
         state_dict = state_dict if changed is None else changed
-    saved_groups = deepcopy(state_dict["param_groups"])
+    saved_groups = [{k: _copy_of(v) for k, v in group.items()} for group in state_dict["param_groups"]]
     _check_sizes(optimizer, saved_groups)
     groups: list[dict[str, Any]] = []
     states: dict[Any, Any] = {k: v for k, v in state_dict["state"].items() if not isinstance(k, int)}
@@ -123,6 +123,10 @@ def load(optimizer: Checkpointed, state_dict: dict[str, Any]) -> None:
     optimizer.forget_plans(bool(states))
     for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         post_hook(optimizer)
+
+
+def _copy_of(option: Any) -> Any:
+    return option.detach().clone() if isinstance(option, Tensor) else deepcopy(option)
 
 
 def _say_other_storage(group: dict[str, Any], saved: dict[str, Any]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyak.optim.engine.member import holds_nothing
+
 
 class TakesLoss:
     """What an optimizer knows of losses.
@@ -64,10 +66,11 @@ def loss_of_step(loss: float | Tensor, device: torch.device, average: bool, owne
     Raises:
         RuntimeError: it is not finite. All ranks raise then.
     """
-    found = one_number(loss, owner).to(device, torch.float64, copy=True)
+    found = one_number(loss, owner).double()
     if average and torch.distributed.is_available() and torch.distributed.is_initialized():
+        found = found.to(device, copy=True)
         torch.distributed.all_reduce(found)
         found /= torch.distributed.get_world_size()
-    if not bool(torch.isfinite(found)):
+    if not holds_nothing(found) and not bool(torch.isfinite(found)):
         raise RuntimeError(f"{owner}: the loss is {float(found)}; nothing was changed")
-    return found
+    return found.to(device, non_blocking=True)

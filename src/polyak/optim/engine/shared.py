@@ -6,13 +6,14 @@ first group's count; a step writes all in place, at its end.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from polyak.optim.engine.chain import Chain
+from polyak.optim.engine.member import holds_nothing
 from polyak.optim.engine.rule import Options, Shared
 
 
@@ -64,7 +65,7 @@ def write(plans: Iterable[Runs], new: Mapping[str, Tensor]) -> None:
     """Write new values to all groups that keep them."""
     for plan in plans if new else ():
         for memory in plan.chain.shared:
-            if memory.name in new:
+            if memory.name in new and not holds_nothing(new[memory.name]):
                 plan.group[memory.name].copy_(new[memory.name])
 
 
@@ -92,12 +93,6 @@ def reset(optimizer: Shares) -> None:
             group[memory.name].fill_(memory.initial)
 
 
-def tensors(optimizer: Shares) -> Iterator[Tensor]:
-    """All of them."""
-    for group in optimizer.param_groups:
-        yield from (group[memory.name] for memory in optimizer.chain_of(group).shared)
-
-
 def checked(memory: Shared, group: Options) -> Tensor:
     """The value that a group has, as a 0-d float64 tensor where its weights are; the same tensor if it is that."""
     given, device = group[memory.name], _device(group)
@@ -117,4 +112,5 @@ def _device(group: Options) -> torch.device:
 
 def _new(value: float | Tensor, device: torch.device) -> Tensor:
     with torch.inference_mode(False):
-        return torch.as_tensor(value).detach().to(device, torch.float64, copy=True).reshape(())
+        given = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64, device="cpu")
+        return given.detach().to(device, torch.float64, copy=True).reshape(())
