@@ -38,8 +38,8 @@ OPTIONS: dict[str, dict] = {
     "adatamw": {"dampen": True, "bias_correction": True},
     "lionk": {"kappa": "group"},
     "muon": {"ns_dtype": torch.float64, "aux_lr": 1e-2, "aux_weight_decay": 0.05},
-    "momo": {"lr": 0.1, "lb": -50.0, "use_fstar": True},
-    "momo_adam": {"lb": -1.0, "use_fstar": True},
+    "momo": {"lr": 0.1, "lb": -1e4, "use_fstar": True},
+    "momo_adam": {"lb": -1e3, "use_fstar": True},
 }
 
 

@@ -66,12 +66,15 @@ class Method(Declared, Optimizer):
         self.__dict__[field.name] = value
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its options fall back to the constructor's."""
+        """Add a group; its options fall back to the constructor's, or to the first group's if they are one for all."""
+        group = dict(param_group)
         for name in self.one_for_all if self.param_groups else ():
-            first, given = self.param_groups[0][name], param_group.get(name, self.defaults[name])
-            if given != first:
-                raise ValueError(f"{self._owner()}: {name} must be the same in all groups, {first!r}, got {given!r}")
-        super().add_param_group(param_group)
+            first = self.param_groups[0][name]
+            if group.setdefault(name, first) != first:
+                raise ValueError(
+                    f"{self._owner()}: {name} must be the same in all groups, {first!r}, got {group[name]!r}"
+                )
+        super().add_param_group(group)
 
     @classmethod
     def memories(cls) -> list[tuple[Slot, str]]:
