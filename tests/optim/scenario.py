@@ -38,6 +38,9 @@ OPTIONS: dict[str, dict] = {
     "adatamw": {"dampen": True, "bias_correction": True},
     "lionk": {"kappa": "group"},
     "muon": {"ns_dtype": torch.float64, "aux_lr": 1e-2, "aux_weight_decay": 0.05},
+    "alr_mag": {"lb": -1.0},
+    "alr_hb": {"lb": -1.0, "c": 0.5},
+    "alr_nag": {"lb": -1.0},
     "momo": {"lr": 0.1, "lb": -1e4, "use_fstar": True},
     "momo_adam": {"lb": -1e3, "use_fstar": True},
 }
@@ -104,7 +107,8 @@ class Run:
     def grow(self) -> None:
         """Add the third group."""
         self.optimizer.add_param_group(self.third)
-        self.initial.append(dict(self.optimizer.param_groups[2]))
+        common = {name: self.initial[0][name] for name in self.optimizer.one_for_all}
+        self.initial.append({**self.optimizer.param_groups[2], **common})
 
     def train(self, start: int, stop: int) -> None:
         """Run steps ``start`` to ``stop``."""

@@ -16,6 +16,7 @@ from polyak.optim.vocabulary.convex import subgradient
 from polyak.optim.vocabulary.lines import level
 from polyak.optim.vocabulary.matrices import orthogonalize
 from polyak.optim.vocabulary.model_step import model_adam, model_momentum
+from polyak.optim.vocabulary.polyak_step import polyak_step
 from polyak.optim.vocabulary.scale_free import clip_norm, project
 from polyak.optim.vocabulary.signs import cautious
 from polyak.optim.vocabulary.trust import trust
@@ -40,6 +41,7 @@ __all__ = [
     "model_momentum",
     "momentum_ema",
     "orthogonalize",
+    "polyak_step",
     "project",
     "scaled_at_start",
     "selective",

@@ -9,6 +9,9 @@ from polyak.optim.methods.adatam import AdaTAM
 from polyak.optim.methods.adatamw import AdaTAMW
 from polyak.optim.methods.ademamix import AdEMAMix
 from polyak.optim.methods.alphaadam import AlphaAdam
+from polyak.optim.methods.alr_hb import ALRHB
+from polyak.optim.methods.alr_mag import ALRMAG
+from polyak.optim.methods.alr_nag import ALRNAG
 from polyak.optim.methods.ano import Ano
 from polyak.optim.methods.anoall import Anoall
 from polyak.optim.methods.anolog import Anolog
@@ -32,6 +35,9 @@ from polyak.optim.methods.sgdp import SGDP
 from polyak.optim.methods.tam import TAM
 
 __all__ = [
+    "ALRHB",
+    "ALRMAG",
+    "ALRNAG",
     "CSGDM",
     "LAMB",
     "LARS",
