@@ -193,6 +193,14 @@ def _alr(given: _Given) -> tuple[str, dict[str, Any]]:
     return "alr_hb", {"v2": given.take("factor", 1.0, (1.0, 2.0)) == 2.0}
 
 
+def _am(given: _Given) -> tuple[str, dict[str, Any]]:
+    """The vectors pin heights from before the paper's was known, and a weight that may be 1."""
+    heights = ("aggregate", "anchored", "shared")
+    variant = given.variant_of(*(f"{kind} {height}" for kind in ("am-sgd", "am-adamw") for height in heights))
+    given.rename(offset="height")
+    return variant.split()[0].replace("-", "_"), {"height": variant.split()[1], "bmax": 1.0}
+
+
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
     return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
 
@@ -268,6 +276,7 @@ _MAPPINGS: dict[str, _Mapping] = {
     "scale": _scale,
     "alphaadam": _same("alphaadam"),
     "alr": _alr,
+    "am-momentum": _am,
     "momo": _same("momo"),
     "momo-adam": _same("momo_adam"),
     "reality-check": _reality_check,

@@ -41,6 +41,8 @@ OPTIONS: dict[str, dict] = {
     "alr_mag": {"lb": -1.0},
     "alr_hb": {"lb": -1.0, "c": 0.5},
     "alr_nag": {"lb": -1.0},
+    "am_sgd": {"bmax": 0.8},
+    "am_adamw": {"lam": 1.0},
     "momo": {"lr": 0.1, "lb": -1e4, "use_fstar": True},
     "momo_adam": {"lb": -1e3, "use_fstar": True},
 }

@@ -31,7 +31,7 @@ RULES = dict.fromkeys(
     (
         "sgd", "adam", "adamw", "adan", "lion", "adabelief", "ademamix", "adamp", "sgdp", "cadamw", "clion", "cautious",
         "grams", "tam", "adatam", "adatamw", "muon", "reality-check", "ano", "lionk", "alphaadam",
-        "lars", "lamb", "sgd-sai", "scale", "momo", "momo-adam", "alr",
+        "lars", "lamb", "sgd-sai", "scale", "momo", "momo-adam", "alr", "am-momentum",
     ),
     trajectory,
 )  # fmt: skip

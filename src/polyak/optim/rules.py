@@ -10,6 +10,7 @@ from polyak.optim.methods.lion import lion
 from polyak.optim.methods.sgd_sai import scaled_at_start
 from polyak.optim.methods.tam import torque_aware
 from polyak.optim.vocabulary.adaptive import adam
+from polyak.optim.vocabulary.adaptive_memory import plane_adam, plane_momentum
 from polyak.optim.vocabulary.ano import ano
 from polyak.optim.vocabulary.balls import heavy_ball, momentum_ema
 from polyak.optim.vocabulary.convex import subgradient
@@ -41,6 +42,8 @@ __all__ = [
     "model_momentum",
     "momentum_ema",
     "orthogonalize",
+    "plane_adam",
+    "plane_momentum",
     "polyak_step",
     "project",
     "scaled_at_start",

@@ -12,6 +12,8 @@ from polyak.optim.methods.alphaadam import AlphaAdam
 from polyak.optim.methods.alr_hb import ALRHB
 from polyak.optim.methods.alr_mag import ALRMAG
 from polyak.optim.methods.alr_nag import ALRNAG
+from polyak.optim.methods.am_adamw import AMAdamW
+from polyak.optim.methods.am_sgd import AMSGD
 from polyak.optim.methods.ano import Ano
 from polyak.optim.methods.anoall import Anoall
 from polyak.optim.methods.anolog import Anolog
@@ -38,6 +40,7 @@ __all__ = [
     "ALRHB",
     "ALRMAG",
     "ALRNAG",
+    "AMSGD",
     "CSGDM",
     "LAMB",
     "LARS",
@@ -45,6 +48,7 @@ __all__ = [
     "SGD",
     "SGDP",
     "TAM",
+    "AMAdamW",
     "AdEMAMix",
     "AdaBelief",
     "AdaTAM",

@@ -12,7 +12,7 @@ from polyak.optim.vocabulary.polyak_step import AdaptiveDecay, Caution, LargestS
 
 
 class ALRHB(Method):
-    """ALR-HB, capped ALR-SHB, the heavy ball with Polyak's step size (Wang et al., arXiv:2305.12939). It needs the loss.
+    """ALR-HB, capped ALR-SHB, the heavy ball with Polyak's step size (Wang et al., arXiv:2305.12939). Needs the loss.
 
     ::
 

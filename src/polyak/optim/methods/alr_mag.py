@@ -13,7 +13,7 @@ from polyak.optim.vocabulary.polyak_step import AdaptiveDecay, Caution, LargestS
 
 
 class ALRMAG(Method):
-    """ALR-MAG, with a cap ALR-SMAG, Polyak's step size along a heavy ball (Wang et al., arXiv:2305.12939). Needs the loss.
+    """ALR-MAG, capped ALR-SMAG, Polyak's step size along a heavy ball (Wang et al., arXiv:2305.12939). Needs the loss.
 
     ::
 
