@@ -98,7 +98,7 @@ def test_the_weights_behind_the_point_ahead() -> None:
 def test_no_step_below_the_bound_or_without_gradient(kind: str) -> None:
     w = nn.Parameter(torch.ones(3))
     optimizer = polyak.optim.get(kind)([w], lb=1.0)
-    for g, loss in ((1.0, 0.5), (0.0, 2.0)):
+    for g, loss in ((0.0, 2.0), (1.0, 0.5)):
         w.grad = torch.full((3,), g)
         optimizer.step(loss=loss)
         assert bool((w == 1).all())
@@ -181,7 +181,8 @@ def test_adaptive_memory_over_adams_root(execution: Any, lam: float, wd: float) 
     """One weight for each tensor."""
     source = np.random.default_rng(0)
     starts, lrs = source.normal(size=(2, 5)), [0.01, 0.02, 0.0, 0.01, 0.005, 0.02]
-    gradients = source.normal(size=(2, len(lrs), 5)) + 0.7
+    turns = np.array([1.0, 1.5, -0.6, -0.3, 0.5, -2.0])[:, None]
+    gradients = (0.3 * source.normal(size=(2, len(lrs), 5)) + 1) * turns
     params = [nn.Parameter(torch.tensor(s)) for s in starts]
     optimizer = AMAdamW(params, lam=lam, weight_decay=wd, execution=execution)
     for t, lr in enumerate(lrs):
