@@ -28,5 +28,12 @@ CLAIMS = {
     "lars": "ResNet-50 at batches of 32 thousand; tuned Nesterov momentum does the same (arXiv:2102.06356).",
     "lamb": "BERT at batches of 32 thousand; tuned Adam does the same (arXiv:2102.06356).",
     "sgd_sai": "As good as AdamW or better on ViT, GPT-2 and LoRA, with half of its state.",
+    "alr_mag": "Better than tuned SGD with momentum, Adam and other adaptive rates on CIFAR, without a schedule.",
+    "alr_hb": "No rate to tune from the problem's constants, and no oscillation of the ball, whatever its momentum.",
+    "alr_nag": "A straight derivation after ALR-HB; nothing is claimed for it.",
+    "am_sgd": "Better than SGD with a momentum tuned by hand, from convex problems to image classification.",
+    "am_adamw": "Better than AdamW with a first beta tuned by hand, up to language models, and stable without warm-up.",
+    "momo": "As good as SGD with momentum or better, at a far wider range of rates: a constant lr of 1 is good.",
+    "momo_adam": "As good as Adam or better, over a wider range of rates: a constant lr of 1e-2 nearly everywhere.",
     "scale": "Perplexity of a 350 M language model 16.3 where Adam has 18.8, with almost no state.",
 }

@@ -185,6 +185,22 @@ def _scale(given: _Given) -> tuple[str, dict[str, Any]]:
     return "scale", {"aux_weight_decay": given.left.get("weight_decay", 0.0)}
 
 
+def _alr(given: _Given) -> tuple[str, dict[str, Any]]:
+    variant = given.variant_of("hb", "shb", "nag", "smag")
+    given.rename(beta="momentum")
+    if variant not in ("hb", "shb"):
+        return {"nag": "alr_nag", "smag": "alr_mag"}[variant], {}
+    return "alr_hb", {"v2": given.take("factor", 1.0, (1.0, 2.0)) == 2.0}
+
+
+def _am(given: _Given) -> tuple[str, dict[str, Any]]:
+    """The vectors pin heights from before the paper's was known, and a weight that may be 1."""
+    heights = ("aggregate", "anchored", "shared")
+    variant = given.variant_of(*(f"{kind} {height}" for kind in ("am-sgd", "am-adamw") for height in heights))
+    given.rename(offset="height")
+    return variant.split()[0].replace("-", "_"), {"height": variant.split()[1], "bmax": 1.0}
+
+
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
     return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
 
@@ -259,5 +275,9 @@ _MAPPINGS: dict[str, _Mapping] = {
     "sgd-sai": _sgd_sai,
     "scale": _scale,
     "alphaadam": _same("alphaadam"),
+    "alr": _alr,
+    "am-momentum": _am,
+    "momo": _same("momo"),
+    "momo-adam": _same("momo_adam"),
     "reality-check": _reality_check,
 }

@@ -16,12 +16,13 @@ def by_hand(method: str, accumulate: int, clip: float, poison: int = -1) -> dict
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, EPOCHS * BATCHES)
     for index in range(EPOCHS * BATCHES):
         x, y = batch(index)
-        ((model(x, index) - y).square().mean() / accumulate).backward()
+        loss = (model(x, index) - y).square().mean() / accumulate
+        loss.backward()
         if (index + 1) % accumulate == 0:
             if clip:
                 torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
             if index != poison:
-                optimizer.step()
+                optimizer.step(loss=loss)
             schedule.step()
             optimizer.zero_grad()
     return weights(model)

@@ -7,6 +7,7 @@ tests.optim.scenario DIRECTORY``.
 """
 
 import functools
+import math
 import sys
 import traceback
 from pathlib import Path
@@ -37,6 +38,13 @@ OPTIONS: dict[str, dict] = {
     "adatamw": {"dampen": True, "bias_correction": True},
     "lionk": {"kappa": "group"},
     "muon": {"ns_dtype": torch.float64, "aux_lr": 1e-2, "aux_weight_decay": 0.05},
+    "alr_mag": {"lb": -1.0},
+    "alr_hb": {"lb": -1.0, "c": 0.5},
+    "alr_nag": {"lb": -1.0},
+    "am_sgd": {"bmax": 0.8},
+    "am_adamw": {"lam": 1.0},
+    "momo": {"lr": 0.1, "lb": -1e4, "use_fstar": True},
+    "momo_adam": {"lb": -1e3, "use_fstar": True},
 }
 
 
@@ -101,7 +109,8 @@ class Run:
     def grow(self) -> None:
         """Add the third group."""
         self.optimizer.add_param_group(self.third)
-        self.initial.append(dict(self.optimizer.param_groups[2]))
+        common = {name: self.initial[0][name] for name in self.optimizer.one_for_all}
+        self.initial.append({**self.optimizer.param_groups[2], **common})
 
     def train(self, start: int, stop: int) -> None:
         """Run steps ``start`` to ``stop``."""
@@ -125,7 +134,7 @@ class Run:
         if t == INFINITE:
             self.params["big"].grad = torch.full_like(self.params["big"], torch.inf)
         before = self.everything() if t == INFINITE else {}
-        self.scaler.step(self.optimizer)
+        self.scaler.step(self.optimizer, loss=1 + 0.5 * math.sin(t))
         self.scaler.update()
         after = self.everything() if t == INFINITE else {}
         assert set(before) == set(after)
@@ -136,6 +145,9 @@ class Run:
         out = {name: p.detach().clone() for name, p in self.params.items()}
         for name, p in self.params.items():
             out |= {f"{name}.{key}": v.clone() for key, v in self.optimizer.state.get(p, {}).items()}
+        for index, group in enumerate(self.optimizer.param_groups):
+            shared = self.optimizer.chain_of(group).shared
+            out |= {f"{memory.name} of group {index}": group[memory.name].clone() for memory in shared}
         return out
 
     def save(self, path: Path) -> None:

@@ -26,6 +26,7 @@ from polyak.optim import (
 from polyak.optim.engine import views
 
 SHAPES = ((40, 30), (4, 3, 3, 3), (17,), (), (0, 2))
+LOSS = 0.7  # for those that read one
 
 
 def weights(dtype: torch.dtype = torch.float64) -> list[nn.Parameter]:
@@ -42,7 +43,7 @@ def give_gradients(params: list[nn.Parameter], t: int = 0) -> None:
 def train(optimizer: torch.optim.Optimizer, params: list[nn.Parameter], start: int, stop: int) -> None:
     for t in range(start, stop):
         give_gradients(params, t)
-        optimizer.step()
+        optimizer.step(loss=LOSS)
 
 
 def everything(params: list[nn.Parameter], optimizer: Optimizer) -> list[Tensor]:
@@ -157,12 +158,12 @@ def test_diagnostics_change_nothing(name: str) -> None:
     params[0].grad = None
     before = everything(params, optimizer)
     groups = copy.deepcopy(optimizer.state_dict()["param_groups"])
-    figures = optimizer.diagnostics()
+    figures = optimizer.diagnostics(loss=LOSS)
     assert unchanged(params, optimizer, before) and optimizer.state_dict()["param_groups"] == groups
     full = [i for i, p in enumerate(params) if p.numel() and p.grad is not None]
     assert list(figures) == [f"parameter {i} of group 0" for i in full]
     moved = [p.detach().clone() for p in params]
-    optimizer.step()
+    optimizer.step(loss=LOSS)
     for i in full:  # what it said is what the step then did
         rms = (moved[i] - params[i].detach()).square().mean().sqrt()
         assert figures[f"parameter {i} of group 0"]["update_rms"] == pytest.approx(float(rms), rel=1e-6)
@@ -223,7 +224,7 @@ def test_maximize_is_minimizing_the_negative(name: str) -> None:
             for p in params:
                 p.grad = p.grad if maximize else -p.grad
             kept = [p.grad.clone() for p in params]
-            optimizer.step()
+            optimizer.step(loss=LOSS if maximize else -LOSS)
             assert all(torch.equal(p.grad, g) for p, g in zip(params, kept, strict=True)), "p.grad is the user's"
         trained.append([p.detach() for p in params])
     assert all(torch.equal(a, b) for a, b in zip(*trained, strict=True))

@@ -134,7 +134,7 @@ def test_no_state_before_the_first_step() -> None:
         optimizer.explain()
         assert len(optimizer.state) == 0
         a.grad = torch.ones_like(a)
-        optimizer.step()
+        optimizer.step(loss=1.0)
         assert b not in optimizer.state, name
         del optimizer.param_groups[1]  # a group that never had a gradient
         assert sorted(optimizer.state_dict()["state"]) in ([0], [])
@@ -271,11 +271,11 @@ def test_fake_and_meta_tensors(name: str, where: str) -> None:
         for t in range(3):
             for p in params:
                 p.grad = torch.ones_like(p)
-            optimizer.step()
+            optimizer.step(loss=1.0)
             if t == 0:
                 optimizer.add_param_group({"params": params[1:]})
         optimizer.load_state_dict(optimizer.state_dict())
-        optimizer.step()
+        optimizer.step(loss=1.0)
         optimizer.explain()
 
 
@@ -288,7 +288,7 @@ def test_a_default_device_is_not_that_of_the_weights() -> None:
         for t in range(2):
             give(params, t)
             with torch.device("meta"):
-                optimizer.step()
+                optimizer.step(loss=1.0)
         assert {v.device.type for p in params for v in optimizer.state[p].values()} <= {"cpu"}, name
 
 

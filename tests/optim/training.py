@@ -73,10 +73,11 @@ def train(
     for step in range(first, last):
         x, y = batch(step)
         optimizer.zero_grad()
-        (model(x[part], step) - y[part]).square().mean().backward()
+        loss = (model(x[part], step) - y[part]).square().mean()
+        loss.backward()
         if meddle is not None:
             meddle(step)
-        optimizer.step()
+        optimizer.step(**({"loss": loss} if isinstance(optimizer, Optimizer) else {}))
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

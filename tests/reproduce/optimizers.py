@@ -16,11 +16,12 @@ def trajectory(vector: Vector, execution: str = "eager", device: str = "cpu") ->
         optimizer = from_manifest(vector.manifest, params, execution=execution)
     except KeyError as error:
         raise Unknown(error.args[0]) from error
+    losses = vector.input("loss", device) if vector.manifest.get("losses_used") else [None] * vector.length
     went: dict[str, list[torch.Tensor]] = {name: [] for name in params}
     for t in range(vector.length):
         for name, p in params.items():
             p.grad = gradients[name][t].clone()
-        optimizer.step()
+        optimizer.step(loss=losses[t])
         for name, p in params.items():
             went[name].append(p.detach().clone())
     return {f"p/{name}": array(torch.stack(steps)) for name, steps in went.items()}
@@ -30,7 +31,7 @@ RULES = dict.fromkeys(
     (
         "sgd", "adam", "adamw", "adan", "lion", "adabelief", "ademamix", "adamp", "sgdp", "cadamw", "clion", "cautious",
         "grams", "tam", "adatam", "adatamw", "muon", "reality-check", "ano", "lionk", "alphaadam",
-        "lars", "lamb", "sgd-sai", "scale",
+        "lars", "lamb", "sgd-sai", "scale", "momo", "momo-adam", "alr", "am-momentum",
     ),
     trajectory,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
 from polyak.optim.engine.optimizer import Optimizer
 from polyak.optim.engine.release import Released, release_gradients
-from polyak.optim.engine.rule import Rule, Slot, factory
+from polyak.optim.engine.rule import Rule, Shared, Slot, factory
 from polyak.optim.groups import roles_of
 from polyak.optim.method import MatrixMethod, Method
 from polyak.optim.methods import *  # noqa: F403
@@ -32,6 +32,7 @@ __all__ = [
     "Range",
     "Released",
     "Rule",
+    "Shared",
     "Slot",
     "chain",
     "create",

@@ -39,12 +39,14 @@ class Method(Declared, Optimizer):
 
     See :mod:`polyak.declare` for the fields. ``slug`` is its name in :func:`polyak.optim.get`, ``family`` what it is
     listed under, ``vectors`` the recorded trajectories it is checked with and ``evidence`` what they come from.
-    ``options`` of :meth:`recipe` are a parameter group.
+    ``options`` of :meth:`recipe` are a parameter group. Options that are ``one_for_all`` are refused in a group if they
+    differ from those of the first.
     """
 
     family: ClassVar[Family] = "other"
     evidence: ClassVar[Evidence] = "the authors' code"
     roles: ClassVar[tuple[Role, ...]] = ()
+    one_for_all: ClassVar[tuple[str, ...]] = ()
 
     params: Annotated[ParamsT, Argument("parameters, named parameters or groups")]
     _: KW_ONLY
@@ -74,6 +76,17 @@ class Method(Declared, Optimizer):
         if field.name not in _SETTABLE:
             raise AttributeError(self._elsewhere(field.name))
         self.__dict__[field.name] = value
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options fall back to the constructor's, or to the first group's if they are one for all."""
+        group = dict(param_group)
+        for name in self.one_for_all if self.param_groups else ():
+            first = self.param_groups[0][name]
+            if group.setdefault(name, first) != first:
+                raise ValueError(
+                    f"{self._owner()}: {name} must be the same in all groups, {first!r}, got {group[name]!r}"
+                )
+        super().add_param_group(group)
 
     @classmethod
     def memories(cls) -> list[tuple[Slot, str]]:

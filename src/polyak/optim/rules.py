@@ -10,11 +10,14 @@ from polyak.optim.methods.lion import lion
 from polyak.optim.methods.sgd_sai import scaled_at_start
 from polyak.optim.methods.tam import torque_aware
 from polyak.optim.vocabulary.adaptive import adam
+from polyak.optim.vocabulary.adaptive_memory import plane_adam, plane_momentum
 from polyak.optim.vocabulary.ano import ano
 from polyak.optim.vocabulary.balls import heavy_ball, momentum_ema
 from polyak.optim.vocabulary.convex import subgradient
 from polyak.optim.vocabulary.lines import level
 from polyak.optim.vocabulary.matrices import orthogonalize
+from polyak.optim.vocabulary.model_step import model_adam, model_momentum
+from polyak.optim.vocabulary.polyak_step import polyak_step
 from polyak.optim.vocabulary.scale_free import clip_norm, project
 from polyak.optim.vocabulary.signs import cautious
 from polyak.optim.vocabulary.trust import trust
@@ -35,8 +38,13 @@ __all__ = [
     "heavy_ball",
     "level",
     "lion",
+    "model_adam",
+    "model_momentum",
     "momentum_ema",
     "orthogonalize",
+    "plane_adam",
+    "plane_momentum",
+    "polyak_step",
     "project",
     "scaled_at_start",
     "selective",

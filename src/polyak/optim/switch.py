@@ -77,7 +77,8 @@ def _given(method: type[Method], group: dict[str, Any], hyperparameters: dict[st
 
 def _portable(method: type[Method], optimizer: Optimizer, group: dict[str, Any]) -> set[str]:
     """Options of a group that mean the same in the other method, and what schedulers and the user put there."""
-    names = set(group) - {h.name for h in optimizer.declared()} - {"params", "method"}
+    shared = {memory.name for memory in optimizer.chain_of(group).shared}
+    names = set(group) - {h.name for h in optimizer.declared()} - {"params", "method"} - shared
     for hyper in method.hypers:
         if hyper.name not in group:
             continue
@@ -92,6 +93,9 @@ def _portable(method: type[Method], optimizer: Optimizer, group: dict[str, Any])
 def _carry_memories(old: Optimizer, new: Optimizer) -> None:
     """Copies of what both keep, in the slots' own form, and what is no memory of the old method as it is."""
     for before_group, group in zip(old.param_groups, new.param_groups, strict=True):
+        for memory in new.chain_of(group).shared:
+            if memory.name in {kept.name for kept in old.chain_of(before_group).shared}:
+                group[memory.name].copy_(before_group[memory.name])
         for p in group["params"]:
             before = old.state.get(p, {})
             chain, before_chain = new.chain_of(group).for_shape(p.shape), old.chain_of(before_group).for_shape(p.shape)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from polyak.declare import Hyper
-from polyak.optim.engine.context import Context, Dialogue, Flow, Memories, Places, Question, settle
-from polyak.optim.engine.rule import Options, Rule, Slot
+from polyak.optim.engine.context import Context, Dialogue, Flow, Memories, Places, Question, conclude, settle
+from polyak.optim.engine.rule import Options, Rule, Shared, Slot
 
 
 class _Look(NamedTuple):
@@ -56,7 +56,12 @@ class Chain:
     @property
     def is_compilable(self) -> bool:
         """Whether kernels of this chain can be compiled: layer inputs have sizes of their own."""
-        return set(self.inputs) <= {"loss"} and not any(callable(slot.shape) for slot in self.slots)
+        return not self.reads_layers and not any(callable(slot.shape) for slot in self.slots)
+
+    @functools.cached_property
+    def reads_layers(self) -> bool:
+        """Whether something enters that belongs to one weight; a loss and shared memories are the same for all."""
+        return not {name for rule in self.rules for name in rule.inputs} <= {"loss"}
 
     def in_rows(self, questions: tuple[Question, ...]) -> bool:
         """Whether the chain sees tensors as (shape[0], rest)."""
@@ -66,8 +71,14 @@ class Chain:
 
     @functools.cached_property
     def inputs(self) -> tuple[str, ...]:
-        """What must enter the step by name, each once."""
-        return tuple(dict.fromkeys(name for rule in self.rules for name in rule.inputs))
+        """What enters the step by name, each once; the shared memories last."""
+        named = [name for rule in self.rules for name in rule.inputs]
+        return tuple(dict.fromkeys([*named, *(memory.name for memory in self.shared)]))
+
+    @functools.cached_property
+    def shared(self) -> tuple[Shared, ...]:
+        """The memories that are kept once for the whole optimizer, in order."""
+        return tuple(memory for rule in self.rules for memory in rule.shared)
 
     def at(self, place: str, rule: Rule) -> Chain:
         """This chain with ``rule`` put behind the read-out of the memory ``place``.
@@ -101,8 +112,9 @@ class Chain:
         """One pass to the end, or up to a question that the dialogue cannot answer, which raises ``Asked``."""
         new: dict[str, Tensor] = {}
         for rule, values in zip(self.rules, coefficients, strict=True):
-            own = Memories({slot.name: memories[slot.name] for slot in rule.slots})
-            x, written = rule.update(x, own, _context(rule, values, dialogue, x))
+            own = {slot.name: memories[slot.name] for slot in rule.slots}
+            own |= {memory.name: dialogue.inputs[memory.name] for memory in rule.shared}
+            x, written = rule.update(x, Memories(own), _context(rule, values, dialogue, x))
             new.update(written)
         return x, new
 
@@ -116,7 +128,8 @@ class Chain:
                 {k: torch.as_tensor(v, dtype=torch.float64, device="cpu") for k, v in c.items()}
                 for c in self.scalars(h, 1)
             ]
-            inputs = {name: one[0, 0] if name == "loss" else one for name in self.inputs}
+            numbers = {"loss", *(memory.name for memory in self.shared)}
+            inputs = {name: one[0, 0] if name in numbers else one for name in self.inputs}
             recorder = _Recorder(4 * one[0, 0], torch.float64, inputs=inputs)
             self.run(Flow(one, one, one, one), memories, as_tensors, recorder)
             self._looks.append(_Look(tuple(recorder.asked), recorder.counts))
@@ -146,9 +159,15 @@ class _Recorder(Dialogue):
         self.counts = True
         return self._numel
 
-    def ask(self, question: Question, terms: tuple[Tensor, ...]) -> Any:
-        self.asked.append(question)
-        return settle(question, terms, self._numel, self.dtype)
+    def ask(self, question: Question, terms: tuple[Tensor, ...], c: Context) -> Any:
+        if question.then is None:
+            self.asked.append(question)
+            return settle(question, terms, self._numel, self.dtype)
+        answers, new = conclude(question, terms, c)
+        if unknown := sorted(set(new) - set(self.inputs)):
+            raise ValueError(f"{question.asker} shares no memory {unknown[0]!r}")
+        self.asked.append(replace(question, gives=len(answers)))
+        return answers
 
 
 def _coefficients(rule: Rule, h: Options, t: int) -> dict[str, Any]:
@@ -186,14 +205,17 @@ def chain(*links: Rule | Chain) -> Chain:
     owner: dict[str, str] = {}
     known: dict[str, Hyper] = {}
     for rule in rules:
-        for slot in rule.slots:
-            if slot.name in owner:
-                raise ValueError(f"{owner[slot.name]} and {rule.name} both keep a memory named {slot.name!r}")
-            owner[slot.name] = rule.name
+        for name in (memory.name for memories in (rule.slots, rule.shared) for memory in memories):
+            if name in owner:
+                raise ValueError(f"{owner[name]} and {rule.name} both keep a memory named {name!r}")
+            owner[name] = rule.name
         for hyper in rule.hypers:
             first = known.setdefault(hyper.name, hyper)
             if first.allowed != hyper.allowed or isinstance(first.default, tuple) != isinstance(hyper.default, tuple):
                 raise ValueError(f"{rule.name} reads {hyper.name!r} in another sense than an earlier rule of the chain")
+    for memory in (memory for rule in rules for memory in rule.shared):
+        if memory.name in known or memory.name == "loss":
+            raise ValueError(f"the shared memory {memory.name!r} of {owner[memory.name]} has the name of an option")
     return Chain(tuple(rules))
 
 

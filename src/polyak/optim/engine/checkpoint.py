@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from polyak.declare import Hyper
+from polyak.optim.engine import shared
 from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.keeping import KAHAN, Keeping, Kept
 from polyak.optim.engine.member import STEP, local
@@ -101,7 +102,7 @@ def load(optimizer: Checkpointed, state_dict: dict[str, Any]) -> None:
     for pre_hook in optimizer._optimizer_load_state_dict_pre_hooks.values():
         changed = pre_hook(optimizer, state_dict)
         state_dict = state_dict if changed is None else changed
-    saved_groups = deepcopy(state_dict["param_groups"])
+    saved_groups = [{k: _copy_of(v) for k, v in group.items()} for group in state_dict["param_groups"]]
     _check_sizes(optimizer, saved_groups)
     groups: list[dict[str, Any]] = []
     states: dict[Any, Any] = {k: v for k, v in state_dict["state"].items() if not isinstance(k, int)}
@@ -122,6 +123,10 @@ def load(optimizer: Checkpointed, state_dict: dict[str, Any]) -> None:
     optimizer.forget_plans(bool(states))
     for post_hook in optimizer._optimizer_load_state_dict_post_hooks.values():
         post_hook(optimizer)
+
+
+def _copy_of(option: Any) -> Any:
+    return option.detach().clone() if isinstance(option, Tensor) else deepcopy(option)
 
 
 def _say_other_storage(group: dict[str, Any], saved: dict[str, Any]) -> None:
@@ -159,7 +164,7 @@ def _merge_group(optimizer: Checkpointed, group: dict[str, Any], saved: dict[str
     if "param_names" in group:
         merged["param_names"] = group["param_names"]
     optimizer.check_group(merged)
-    return merged
+    return merged | shared.loaded(optimizer.chain_of(merged), group, saved, f"group {index}")
 
 
 def _check_foreign(optimizer: Checkpointed, group: dict[str, Any], saved: dict[str, Any], index: int) -> None:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 Scalar = float | Tensor
 Kind = Literal["sum", "mean", "rows", "columns", "total", "matrix"]
+Then = Callable[[tuple[Tensor, ...], Any, Any], tuple[tuple[Tensor, ...], dict[str, Tensor]]]
+"""``(sums, s: shared memories, c: coefficients and inputs) -> (answers, new shared memories by name)``, all 0-d."""
 
 
 class Flow(NamedTuple):
@@ -49,13 +51,21 @@ class Memories:
 class Question:
     """Something a rule asks that one element alone cannot answer.
 
-    Totals of the same ``asker`` are added over all tensors of the optimizer.
+    Totals of the same ``asker`` are added over all tensors of the optimizer; ``then`` makes of them what is told, which
+    are ``gives`` numbers instead of ``width`` sums.
     """
 
     asker: str
     kind: Kind
     solve: Callable[..., Tensor] | None = None
     width: int = 1
+    then: Then | None = None
+    gives: int = 0
+
+    @property
+    def answers(self) -> int:
+        """How many numbers, or arrays, are told for each sum that is asked for, or for all."""
+        return self.width if self.then is None else self.gives
 
     @property
     def is_local(self) -> bool:
@@ -106,6 +116,7 @@ class Dialogue:
         self._numel, self.dtype, self.answers, self.inside = numel, dtype, answers, inside
         self.inputs = inputs or {}
         self.notes: dict[str, Tensor] | None = None
+        self.lead: Context | None = None
         self._brought = 0
 
     @property
@@ -113,14 +124,20 @@ class Dialogue:
         """Elements of the whole tensor."""
         return self._numel
 
-    def ask(self, question: Question, terms: tuple[Tensor, ...]) -> Any:
-        """The answer; raises :class:`Asked` where it must come from outside and is not there yet."""
+    def ask(self, question: Question, terms: tuple[Tensor, ...], c: Context) -> Any:
+        """The answer for a rule's context; raises :class:`Asked` where it must come from outside and is not there."""
         if self.inside and question.is_local:
             return settle(question, terms, self._numel, self.dtype)
         if self._brought == len(self.answers):
             raise Asked(question, terms)
         self._brought += 1
         return self.answers[self._brought - 1]
+
+
+def conclude(question: Question, sums: tuple[Tensor, ...], c: Context) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """What is told of sums over all tensors, and the new shared memories."""
+    assert question.then is not None
+    return question.then(sums, Memories(c.dialogue.inputs), c)
 
 
 def settle(question: Question, terms: tuple[Tensor, ...], numel: Tensor, dtype: torch.dtype) -> Any:
@@ -169,9 +186,20 @@ class Context:
         """The mean of each term over the tensor."""
         return self._ask("mean", tuple(t.sum(dtype=torch.float64) for t in terms))
 
-    def total(self, *terms: Tensor) -> Any:
-        """The sum of each term over all tensors of all groups and ranks: a 0-d float64 tensor."""
-        return self._ask("total", tuple(t.sum(dtype=torch.float64) for t in terms))
+    @property
+    def lead(self) -> Any:
+        """The context of the first group that runs the rule; here or in ``then``."""
+        return self.dialogue.lead or self
+
+    def total(self, *terms: Tensor, then: Then | None = None) -> Any:
+        """The sum of each term over all tensors of all groups and ranks: a 0-d float64 tensor.
+
+        With ``then`` what that makes of the sums: ``then(sums, s, c) -> (answers, new)`` runs outside the kernel, once
+        for each set of coefficients ``c`` (of a group), and is a pure function of a module. It reads the memories
+        ``s`` that the rule shares among all tensors, and says their new values; those of the first group count, whose
+        context every other finds as ``c.lead``. All are 0-d float64 tensors.
+        """
+        return self._ask("total", tuple(t.sum(dtype=torch.float64) for t in terms), then)
 
     def columns(self, *terms: Tensor) -> Any:
         """Sums over each column of the tensor seen as (shape[0], rest): (1, rest)."""
@@ -184,12 +212,12 @@ class Context:
         """
         sums = tuple(t.sum(-1, keepdim=True, dtype=torch.float64) for t in terms)
         question = Question(self.rule_name, "rows", worst or _first, len(terms))
-        answer: Rows = self.dialogue.ask(question, sums)
+        answer: Rows = self.dialogue.ask(question, sums, self)
         return answer
 
     def matrix(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
         """``function`` of ``value`` seen as a stack ``(k, *shape)`` of equal tensors; run by BLAS, not compiled."""
-        answer: Tensor = self.dialogue.ask(Question(self.rule_name, "matrix", function), (value,))[0]
+        answer: Tensor = self.dialogue.ask(Question(self.rule_name, "matrix", function), (value,), self)[0]
         return answer
 
     def note(self, name: str, value: Tensor) -> None:
@@ -197,9 +225,9 @@ class Context:
         if self.dialogue.notes is not None:
             self.dialogue.notes[name] = value
 
-    def _ask(self, kind: Kind, terms: tuple[Tensor, ...]) -> Any:
-        answer = self.dialogue.ask(Question(self.rule_name, kind, width=len(terms)), terms)
-        return answer[0] if len(terms) == 1 else answer
+    def _ask(self, kind: Kind, terms: tuple[Tensor, ...], then: Then | None = None) -> Any:
+        answer = self.dialogue.ask(Question(self.rule_name, kind, width=len(terms), then=then), terms, self)
+        return answer[0] if len(answer) == 1 else answer
 
 
 def _first(*sums: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class _Looking(Unit):
 
 
 @torch.no_grad()
-def read(plans: Sequence[GroupPlan], inputs: dict[str, Tensor]) -> dict[str, dict[str, float]]:
+def read(plans: Sequence[GroupPlan], inputs: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Figures by parameter name. Parameters without a gradient are left out, and those of which nothing lies here."""
     looks: list[_Looking] = []
     runs = []
@@ -66,7 +66,7 @@ def read(plans: Sequence[GroupPlan], inputs: dict[str, Tensor]) -> dict[str, dic
                 continue
             looks.append(_Looking(member))
             names, scalars = coefficients(member.chain, plan.group, int(member.time) + 1, member.value.device)
-            runs.append(run(looks[-1], [g] if g is not None else [], Moment(names, scalars, inputs), mode))
+            runs.append(run(looks[-1], [g] if g is not None else [], Moment(names, scalars, plan.inputs(inputs)), mode))
         plan.let_go()
     drive(runs)
     seen = [(one.first.name, one.look) for one in looks if one.look is not None and one.first.numel]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from polyak.optim.engine.chain import Chain
+from polyak.optim.engine.losses import loss_of_step
 from polyak.optim.engine.member import holds_nothing, local, name_of
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.sharding import found_anywhere
@@ -21,6 +22,7 @@ class Reads(Protocol):
     """What is asked of an optimizer."""
 
     param_groups: list[dict[str, Any]]
+    average_loss: bool
 
     def chain_of(self, group: Options) -> Chain:
         """The chain that a group runs."""
@@ -40,9 +42,9 @@ def inputs_of(optimizer: Reads, taps: Taps | None, loss: float | Tensor | None) 
     if "loss" not in wanted:
         return {**tapped}
     if loss is None:
-        raise RuntimeError(f"{owner} reads the loss: call step(loss=loss), or step(closure)")
+        raise RuntimeError(f"{owner} reads the loss: call step(loss=loss), or step(closure), or set_loss(loss) before")
     device = next((p.device for group in optimizer.param_groups for p in group["params"]), torch.device("cpu"))
-    return {**tapped, "loss": torch.as_tensor(loss).detach().to(device, torch.float64).reshape(())}
+    return {**tapped, "loss": loss_of_step(loss, device, optimizer.average_loss, owner)}
 
 
 def _reading_layers(optimizer: Reads) -> Iterator[tuple[str, Tensor]]:

@@ -162,7 +162,7 @@ def signature(form: Form) -> Iterator[Array]:
     for _ in form.chain.inputs:
         yield Array(torch.float64)
     for question in outside(form.chain.known_questions, form.inside)[: form.level]:
-        yield from _answer_arrays(question.kind, question.width, high(form.weight), whole)
+        yield from _answer_arrays(question.kind, question.answers, high(form.weight), whole)
 
 
 def _answer_arrays(kind: str, width: int, dtype: torch.dtype, whole: Dims) -> Iterator[Array]:
@@ -186,7 +186,7 @@ def _unpacked(form: Form, tensors: list[Tensor]) -> list[Any]:
     for question in outside(form.chain.known_questions, form.inside):
         if not left:
             break
-        width = question.width
+        width = question.answers
         if question.kind == "rows":
             answers.append(Rows(tuple(left[:width]), tuple(left[width : 2 * width]), left[2 * width]))
             del left[: 2 * width + 1]

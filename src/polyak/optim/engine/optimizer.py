@@ -11,11 +11,12 @@ from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
 from polyak.declare import Hyper
-from polyak.optim.engine import checkpoint, diagnose, views
+from polyak.optim.engine import checkpoint, diagnose, shared, views
 from polyak.optim.engine.chain import Chain, check_complete
 from polyak.optim.engine.execution import Execution, checked, in_force
 from polyak.optim.engine.intake import inputs_of, is_request_for_state, materialized, refuse_unfit
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
+from polyak.optim.engine.losses import TakesLoss
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.planner import Planner
 from polyak.optim.engine.rule import Options
@@ -32,7 +33,7 @@ _chains: dict[tuple[Any, ...], Chain] = {}
 _untraced: Callable[[_F], _F] = getattr(torch, "_disable_dynamo", torch.compiler.disable)
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(TakesLoss, torch.optim.Optimizer):
     """Any chain of rules as a PyTorch optimizer.
 
     Args:
@@ -130,6 +131,7 @@ class Optimizer(torch.optim.Optimizer):
             group["params"] = list(listed)
         self.check_group({**self.defaults, **group})
         super().add_param_group(group)
+        shared.complete(self, self.param_groups[-1])
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Refuse a group with options out of range, or with parameters that cannot be optimized."""
@@ -139,6 +141,7 @@ class Optimizer(torch.optim.Optimizer):
             if group.get(name, allowed[0]) not in allowed:
                 raise ValueError(f"{self._owner()}: {name} must be one of {list(allowed)}, got {group[name]!r}")
         self.check_options(group)
+        shared.check(self, group)
         params = group["params"]
         params = [params] if isinstance(params, Tensor) else list(params)
         refuse_unfit([p[1] if isinstance(p, tuple) else p for p in params], self._owner())
@@ -168,24 +171,22 @@ class Optimizer(torch.optim.Optimizer):
 
         Args:
             closure: re-evaluates the model and returns the loss; called once, with gradients enabled.
-            loss: the loss, for chains that read it, where there is no closure.
+            loss: the loss, for chains that read it, where there is no closure; see also :meth:`set_loss`.
 
         Returns:
             What the closure returned; None without one.
 
         Raises:
             RuntimeError: a sparse gradient, with ``check_finite`` a non-finite one, or a loss that is read and not
-                given; nothing has changed then.
-            TypeError: a closure and a loss.
+                given or not finite; nothing has changed then.
+            TypeError: a closure and a loss, or a loss that is read and no number.
         """
-        if closure is None:
-            self._advance(loss)
-            return None
-        if loss is not None:
-            raise TypeError(f"{self._owner()}.step() takes a closure or a loss, not both")
-        with torch.enable_grad():
-            found = closure()
-        self._advance(found)
+        loss, found = self._given(closure, loss), None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = found = closure()
+        self._advance(loss)
+        self._loss = None
         return found
 
     @_untraced
@@ -216,10 +217,12 @@ class Optimizer(torch.optim.Optimizer):
         """Step what the plans describe."""
         self._stepped = True
         with without_autocast(d for plan in plans for d in plan.devices):
-            moments = [plan.moments(inputs or {}) for plan in plans]
+            inputs = {**(inputs or {}), **shared.present(self, plans)}
+            moments = [plan.moments(inputs) for plan in plans]
             for plan, own in zip(plans, moments, strict=True):
                 plan.prepare(own)
-            drive([r for plan, own in zip(plans, moments, strict=True) for r in plan.runs(own)])
+            new = drive([r for plan, own in zip(plans, moments, strict=True) for r in plan.runs(own)])
+            shared.write(plans, new)
         for plan in plans:
             plan.count_step()
 
@@ -244,13 +247,14 @@ class Optimizer(torch.optim.Optimizer):
         inputs = inputs_of(self, self._taps, loss)
         plans = self._planner.current(self)
         with without_autocast(d for plan in plans for d in plan.devices):
-            return diagnose.read(plans, inputs)
+            return diagnose.read(plans, {**inputs, **shared.present(self, plans)})
 
     @torch.no_grad()
     def _forget(self) -> None:
         """Zero all memories and counters."""
         for memory in checkpoint.state_tensors(self):
             memory.zero_()
+        shared.reset(self)
 
     def state_bytes(self) -> int:
         """Bytes of optimizer state on this rank."""
@@ -289,7 +293,7 @@ class Optimizer(torch.optim.Optimizer):
         self._planner, self._stepped = Planner(), stepped
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = ("defaults", "param_groups", "state", "execution", "check_finite", "_rules", "_stepped")
+        kept = ("defaults", "param_groups", "state", "execution", "check_finite", "average_loss", "_rules", "_stepped")
         return {name: self.__dict__[name] for name in kept if name in self.__dict__}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -168,9 +168,14 @@ class GroupPlan:
         """Whether the entries of the state are those that the members hold."""
         return all(state.get(m.param) is m.state for m in self.members.values())
 
+    def inputs(self, given: dict[str, Any]) -> dict[str, Any]:
+        """What enters a step by name as this group has it: what is maximized, the loss has the other sign of."""
+        return {**given, "loss": -given["loss"]} if self.mode.maximize and "loss" in given else given
+
     def moments(self, inputs: dict[str, Any]) -> Moments:
         """What this step gives to its chains; an error in a coefficient comes before anything has moved."""
         found: Moments = {}
+        inputs = self.inputs(inputs)
         for (chain, device), counters in self._kinds.items():
             for time in {0.0 if c is None else float(c[0]) for c in counters}:
                 names, scalars = coefficients(chain, self.group, int(time) + 1, device)

@@ -63,6 +63,24 @@ class Slot:
         return sizes[self.shape]
 
 
+@dataclass(frozen=True)
+class Shared:
+    """A memory that a rule keeps once for the whole optimizer: a number, such as an average of the loss.
+
+    It lies as a 0-d float64 tensor in every parameter group whose chain has the rule. ``update`` reads it as it reads
+    its other memories; the function given to ``c.total(..., then=...)`` says its new value.
+
+    Args:
+        name: its key in ``optimizer.param_groups[i]``.
+        holds: what it is, in words.
+        initial: the value it starts at.
+    """
+
+    name: str
+    holds: str = ""
+    initial: float = 0.0
+
+
 Update = Callable[[Flow, Any, Any], tuple[Flow, dict[str, Tensor]]]
 
 
@@ -93,6 +111,7 @@ class Rule:
         inputs: what must enter the step by name: ``"loss"``, or ``"inputs"`` and ``"output_gradients"`` of the layer
             that a weight belongs to; attributes of the context.
         places: names of memories whose read-out other rules may be put behind with :meth:`Chain.at`.
+        shared: the memories that it keeps once for the whole optimizer.
     """
 
     name: str
@@ -107,6 +126,7 @@ class Rule:
     applies: Callable[[torch.Size], bool] = _always
     inputs: tuple[str, ...] = ()
     places: tuple[str, ...] = ()
+    shared: tuple[Shared, ...] = ()
     inserted: tuple[tuple[str, Rule], ...] = ()
     origin: tuple[Callable[..., Rule], tuple[Any, ...]] | None = field(default=None, repr=False)
 
@@ -134,7 +154,7 @@ class Rule:
         """
         if place not in self.places:
             raise ValueError(f"{self.name} has no place {place!r}; its places are {list(self.places)}")
-        if rule.slots or rule.writes or rule.timed:
+        if rule.slots or rule.shared or rule.writes or rule.timed:
             raise ValueError(f"only a read-out without memory fits behind {place!r}, and {rule.name} is more")
         return _put_behind(self, place, rule)
 

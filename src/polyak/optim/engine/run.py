@@ -17,7 +17,7 @@ from torch import Tensor
 
 from polyak import aot
 from polyak.optim.engine.chain import Chain
-from polyak.optim.engine.context import Question, outside
+from polyak.optim.engine.context import Context, Dialogue, Question, conclude, outside
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.sharding import ShardedSums, localize, matrix_of_shards, sums_of_shards
 from polyak.optim.engine.units import Mode, Moment, Piece, Unit, Waiting, answer_local, solve_stack
@@ -35,7 +35,7 @@ def run(unit: Unit, grads: Sequence[Tensor], moment: Moment, mode: Mode) -> Run:
         if question.kind == "total" or unit.sharded:
             if unit.gathered:
                 pieces = []  # copies do not wait for others: it takes less to gather again
-            answer = yield Waiting(unit, level, question, _added(terms))
+            answer = yield Waiting(unit, level, question, _added(terms), moment)
             pieces = pieces or (unit.pieces(grads, mode, moment.names) if grads else [])
             given = [localize(p, question, own, answer) for p, own in zip(pieces, terms, strict=True)]
         elif question.kind == "matrix":
@@ -61,23 +61,29 @@ def _added(terms: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return tuple(torch.stack(list(ts)).sum(0) for ts in zip(*terms, strict=True))
 
 
-def drive(runs: Sequence[Run]) -> None:
+def drive(runs: Sequence[Run]) -> dict[str, Tensor]:
     """Run all units of all groups to the end, answering the questions that need more than one of them.
 
     Sums across ranks are answered before sums over all tensors, and in the order of the parameters, so that every
     rank enters the same reductions in the same order.
+
+    Returns:
+        The new values of shared memories, by name.
     """
+    new: dict[str, Tensor] = {}
     waiting = [(r, w) for r in runs if (w := next(r, None)) is not None]
     while waiting:
         totals = all(w.is_total for _, w in waiting)
         held = _still_to_come([w for _, w in waiting]) if totals else {w.question for _, w in waiting if w.is_total}
         ready = [(r, w) for r, w in waiting if w.question not in held]
         waiting = [(r, w) for r, w in waiting if w.question in held]
-        answers = (_over_all if totals else _over_ranks)([w for _, w in ready])
+        asked = [w for _, w in ready]
+        answers = _over_all(asked, new) if totals else _over_ranks(asked)
         for (r, _), answer in zip(ready, answers, strict=True):
             following = _send(r, answer)
             if following is not None:
                 waiting.append((r, following))
+    return new
 
 
 def _still_to_come(waiting: Sequence[Waiting]) -> set[Question]:
@@ -109,13 +115,50 @@ def _send(r: Run, answer: Any) -> Waiting | None:
         return None
 
 
-def _over_all(asked: Sequence[Waiting]) -> list[Any]:
-    """Sums over all tensors of all groups; shards are added over their ranks, replicas count once."""
+def _over_all(asked: Sequence[Waiting], new: dict[str, Tensor]) -> list[Any]:
+    """Sums over all tensors of all groups, or what follows from them, and the ``new`` shared memories.
+
+    Shards are added over their ranks, replicas count once. The first that waits for a sum is of the first group.
+    """
     sums: dict[Question, ShardedSums] = {}
+    leads: dict[Question, Waiting] = {}
     for w in asked:
         sums.setdefault(w.question, ShardedSums(w.question.width)).add(w.unit, w.terms)
-    answers = {question: own.result() for question, own in sums.items()}
-    return [tuple(t.to(w.unit.first.value.device) for t in answers[w.question]) for w in asked]
+        leads.setdefault(w.question, w)
+    added = {question: own.result() for question, own in sums.items()}
+    told: dict[tuple[Question, int], tuple[Tensor, ...]] = {}
+    for w in asked:
+        key, device = (w.question, id(w.moment)), w.unit.first.value.device
+        if key not in told:
+            there = tuple(t.to(device) for t in added[w.question])
+            if w.question.then is None:
+                told[key] = there
+                continue
+            told[key], written = conclude(w.question, there, _context(w, leads[w.question], device))
+            if w is leads[w.question]:
+                new |= written
+    return [told[w.question, id(w.moment)] for w in asked]
+
+
+def _context(w: Waiting, lead: Waiting, device: torch.device) -> Context:
+    """What the rule that asks sees outside of the kernel: its coefficients and inputs, and those of the first group."""
+    inputs = {name: v.to(device) for name, v in w.moment.inputs.items() if isinstance(v, Tensor)}
+
+    def of(one: Waiting) -> Context:
+        dialogue = Dialogue(one.unit.first.facts[0], torch.float64, inputs=inputs)
+        return Context(one.question.asker, _coefficients_of(one, device), dialogue)
+
+    found = of(w)
+    found.dialogue.lead = of(lead)
+    return found
+
+
+def _coefficients_of(w: Waiting, device: torch.device) -> dict[str, Any]:
+    rules = [rule.name for rule in w.unit.first.chain]
+    i, names = rules.index(w.question.asker), w.moment.names
+    start = sum(map(len, names[:i]))
+    values = w.moment.scalars[0].to(device)[start : start + len(names[i])]
+    return dict(zip(names[i], values.unbind(), strict=True))
 
 
 def _over_ranks(asked: Sequence[Waiting]) -> list[Any]:
@@ -140,7 +183,8 @@ def _exact(option: Tensor) -> float | Tensor:
 
 def coefficients(chain: Chain, options: Options, t: int, device: torch.device) -> tuple[Any, tuple[Tensor, Tensor]]:
     """Names and values of all coefficients at step ``t``; the values and ``t`` as :class:`Moment` has them."""
-    tensors = {name: v for name, v in options.items() if isinstance(v, Tensor)}
+    kept = {memory.name for memory in chain.shared}
+    tensors = {name: v for name, v in options.items() if isinstance(v, Tensor) and name not in kept}
     if tensors:  # a tensor lr; on an accelerator it stays there
         options = {**options, **{name: _exact(v) for name, v in tensors.items()}}
     by_rule = chain.scalars(options, t)

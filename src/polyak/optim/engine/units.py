@@ -58,7 +58,7 @@ class Moment(NamedTuple):
     def _one(self, name: str, m: Member) -> Tensor:
         value = self.inputs[name]
         if isinstance(value, Tensor):
-            return value
+            return value.to(m.value.device)
         if id(m.param) not in value:
             raise RuntimeError(f"no {name} of a layer with the weight {m.name} were seen in the passes before the step")
         tapped: Tensor = value[id(m.param)]
@@ -190,6 +190,7 @@ class Waiting:
     level: int
     question: Question
     terms: tuple[Tensor, ...]
+    moment: Moment
 
     @property
     def is_total(self) -> bool:
@@ -255,7 +256,7 @@ def _key(member: Member, compiled: bool) -> tuple[Any, ...] | None:
     if any(q.kind == "matrix" for q in member.questions):
         return ("stack", *same, member.value.shape)
     alone = any(q.is_local for q in member.questions) or member.chain.counts
-    elementwise = not alone and not member.chain.inputs
+    elementwise = not alone and not member.chain.reads_layers
     only_arrays = member.layout == "flat" and all(slot.shape == "param" for slot in member.chain.slots)
     dear = not compiled or member.value.device.type in DEAR
     small = 0 < member.numel <= SMALL and member.value.device.type in RUN

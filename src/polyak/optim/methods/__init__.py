@@ -9,6 +9,11 @@ from polyak.optim.methods.adatam import AdaTAM
 from polyak.optim.methods.adatamw import AdaTAMW
 from polyak.optim.methods.ademamix import AdEMAMix
 from polyak.optim.methods.alphaadam import AlphaAdam
+from polyak.optim.methods.alr_hb import ALRHB
+from polyak.optim.methods.alr_mag import ALRMAG
+from polyak.optim.methods.alr_nag import ALRNAG
+from polyak.optim.methods.am_adamw import AMAdamW
+from polyak.optim.methods.am_sgd import AMSGD
 from polyak.optim.methods.ano import Ano
 from polyak.optim.methods.anoall import Anoall
 from polyak.optim.methods.anolog import Anolog
@@ -22,6 +27,8 @@ from polyak.optim.methods.lamb import LAMB
 from polyak.optim.methods.lars import LARS
 from polyak.optim.methods.lion import Lion
 from polyak.optim.methods.lionk import LionK
+from polyak.optim.methods.momo import MoMo
+from polyak.optim.methods.momo_adam import MoMoAdam
 from polyak.optim.methods.muon import Muon
 from polyak.optim.methods.scale import SCALE
 from polyak.optim.methods.sgd import SGD
@@ -30,6 +37,10 @@ from polyak.optim.methods.sgdp import SGDP
 from polyak.optim.methods.tam import TAM
 
 __all__ = [
+    "ALRHB",
+    "ALRMAG",
+    "ALRNAG",
+    "AMSGD",
     "CSGDM",
     "LAMB",
     "LARS",
@@ -37,6 +48,7 @@ __all__ = [
     "SGD",
     "SGDP",
     "TAM",
+    "AMAdamW",
     "AdEMAMix",
     "AdaBelief",
     "AdaTAM",
@@ -56,6 +68,8 @@ __all__ = [
     "Grams",
     "Lion",
     "LionK",
+    "MoMo",
+    "MoMoAdam",
     "Muon",
     "SGDSaI",
 ]
