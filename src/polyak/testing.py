@@ -185,6 +185,16 @@ def _scale(given: _Given) -> tuple[str, dict[str, Any]]:
     return "scale", {"aux_weight_decay": given.left.get("weight_decay", 0.0)}
 
 
+def _spam(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.variant_of("default", "density")
+    return "spam", {}
+
+
+def _stable_spam(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.rename(update_proj_gap="DeltaT")
+    return "stable_spam", {"reset_at": "next"}
+
+
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
     return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
 
@@ -260,4 +270,6 @@ _MAPPINGS: dict[str, _Mapping] = {
     "scale": _scale,
     "alphaadam": _same("alphaadam"),
     "reality-check": _reality_check,
+    "spam": _spam,
+    "stable-spam": _stable_spam,
 }

@@ -27,6 +27,8 @@ from polyak.optim.methods.scale import SCALE
 from polyak.optim.methods.sgd import SGD
 from polyak.optim.methods.sgd_sai import SGDSaI
 from polyak.optim.methods.sgdp import SGDP
+from polyak.optim.methods.spam import SPAM
+from polyak.optim.methods.stable_spam import StableSPAM
 from polyak.optim.methods.tam import TAM
 
 __all__ = [
@@ -36,6 +38,7 @@ __all__ = [
     "SCALE",
     "SGD",
     "SGDP",
+    "SPAM",
     "TAM",
     "AdEMAMix",
     "AdaBelief",
@@ -58,4 +61,5 @@ __all__ = [
     "LionK",
     "Muon",
     "SGDSaI",
+    "StableSPAM",
 ]
