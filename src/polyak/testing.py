@@ -195,6 +195,14 @@ def _stable_spam(given: _Given) -> tuple[str, dict[str, Any]]:
     return "stable_spam", {"reset_at": "next"}
 
 
+def _random_scaling(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.rename(beta="momentum", wd="weight_decay")
+    base = given.variant_of("sgdm", "adamw", "o2nc-ogd").removeprefix("o2nc-")
+    if base == "adamw":
+        given.left["betas"] = (given.left.pop("b1"), given.left.pop("b2"))
+    return "random_scaling", {"base": base}
+
+
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
     return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
 
@@ -270,6 +278,9 @@ _MAPPINGS: dict[str, _Mapping] = {
     "scale": _scale,
     "alphaadam": _same("alphaadam"),
     "reality-check": _reality_check,
+    "smmf": _same("smmf"),
+    "random-scaling": _random_scaling,
+    "adaptive-braking": _same("adaptive_braking"),
     "spam": _spam,
     "stable-spam": _stable_spam,
 }

@@ -46,7 +46,8 @@ RULES = dict.fromkeys(
     (
         "sgd", "adam", "adamw", "adan", "lion", "adabelief", "ademamix", "adamp", "sgdp", "cadamw", "clion", "cautious",
         "grams", "tam", "adatam", "adatamw", "muon", "reality-check", "ano", "lionk", "alphaadam",
-        "lars", "lamb", "sgd-sai", "scale", "spam", "stable-spam",
+        "lars", "lamb", "sgd-sai", "scale", "spam", "stable-spam", "smmf", "random-scaling",
+        "adaptive-braking",
     ),
     trajectory,
 )  # fmt: skip

@@ -5,6 +5,7 @@ from polyak.optim.methods.adam import Adam
 from polyak.optim.methods.adamp import AdamP
 from polyak.optim.methods.adamw import AdamW
 from polyak.optim.methods.adan import Adan
+from polyak.optim.methods.adaptive_braking import AdaptiveBraking
 from polyak.optim.methods.adatam import AdaTAM
 from polyak.optim.methods.adatamw import AdaTAMW
 from polyak.optim.methods.ademamix import AdEMAMix
@@ -23,10 +24,12 @@ from polyak.optim.methods.lars import LARS
 from polyak.optim.methods.lion import Lion
 from polyak.optim.methods.lionk import LionK
 from polyak.optim.methods.muon import Muon
+from polyak.optim.methods.random_scaling import RandomScaling
 from polyak.optim.methods.scale import SCALE
 from polyak.optim.methods.sgd import SGD
 from polyak.optim.methods.sgd_sai import SGDSaI
 from polyak.optim.methods.sgdp import SGDP
+from polyak.optim.methods.smmf import SMMF
 from polyak.optim.methods.spam import SPAM
 from polyak.optim.methods.stable_spam import StableSPAM
 from polyak.optim.methods.tam import TAM
@@ -38,6 +41,7 @@ __all__ = [
     "SCALE",
     "SGD",
     "SGDP",
+    "SMMF",
     "SPAM",
     "TAM",
     "AdEMAMix",
@@ -48,6 +52,7 @@ __all__ = [
     "AdamP",
     "AdamW",
     "Adan",
+    "AdaptiveBraking",
     "AlphaAdam",
     "Ano",
     "Anoall",
@@ -60,6 +65,7 @@ __all__ = [
     "Lion",
     "LionK",
     "Muon",
+    "RandomScaling",
     "SGDSaI",
     "StableSPAM",
 ]
