@@ -25,8 +25,8 @@ class AdaptiveBraking(Method):
     A gradient along the velocity is shrunk, one against it enlarged; ``rho=0`` is SGD with momentum. ``nesterov`` steps
     along ``(1 - rho * a) * g + momentum * v``. :class:`polyak.optim.drivers.Delayed` tries it at a delay.
 
-    No code of the authors is public, and the constants of the paper were not at hand: the form of the scaling, ``rho`` and
-    the granularity are an interpretation.
+    No code of the authors is public, and the constants of the paper were not at hand: the form of the scaling, ``rho``
+    and the granularity are an interpretation.
     """
 
     slug = "adaptive_braking"
