@@ -36,6 +36,11 @@ OPTIONS: dict[str, dict] = {
     "adatam": {"scope": "global"},
     "adatamw": {"dampen": True, "bias_correction": True},
     "lionk": {"kappa": "group"},
+    "spam": {"DeltaT": 7, "warmup_steps": 3, "grad_accu_steps": 2, "threshold": 0.05, "density": 0.5},
+    "stable_spam": {"DeltaT": 7, "total_T": 20, "amsgrad": True},
+    "smmf": {"vector_reshape": False},
+    "random_scaling": {"base": "ogd", "mu": 0.5},
+    "adaptive_braking": {"rho": 2.0, "nesterov": True, "granularity": "filter", "decay_after": True},
     "muon": {"ns_dtype": torch.float64, "aux_lr": 1e-2, "aux_weight_decay": 0.05},
 }
 
