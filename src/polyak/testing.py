@@ -201,6 +201,24 @@ def _am(given: _Given) -> tuple[str, dict[str, Any]]:
     return variant.split()[0].replace("-", "_"), {"height": variant.split()[1], "bmax": 1.0}
 
 
+def _spam(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.variant_of("default", "density")
+    return "spam", {}
+
+
+def _stable_spam(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.rename(update_proj_gap="DeltaT")
+    return "stable_spam", {"reset_at": "next"}
+
+
+def _random_scaling(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.rename(beta="momentum", wd="weight_decay")
+    base = given.variant_of("sgdm", "adamw", "o2nc-ogd").removeprefix("o2nc-")
+    if base == "adamw":
+        given.left["betas"] = (given.left.pop("b1"), given.left.pop("b2"))
+    return "random_scaling", {"base": base}
+
+
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
     return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
 
@@ -280,4 +298,9 @@ _MAPPINGS: dict[str, _Mapping] = {
     "momo": _same("momo"),
     "momo-adam": _same("momo_adam"),
     "reality-check": _reality_check,
+    "smmf": _same("smmf"),
+    "random-scaling": _random_scaling,
+    "adaptive-braking": _same("adaptive_braking"),
+    "spam": _spam,
+    "stable-spam": _stable_spam,
 }

@@ -1,5 +1,7 @@
 """Optimizers: trajectories of weights under recorded gradients, in every execution mode."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch.nn import Parameter
@@ -11,9 +13,9 @@ from tests.reproduce.vector import Unknown, Vector, array
 def trajectory(vector: Vector, execution: str = "eager", device: str = "cpu") -> dict[str, np.ndarray]:
     """The weights after each step."""
     params = {name: Parameter(vector.input(f"p0/{name}", device)) for name in vector.tensors}
-    gradients = {name: vector.input(f"g/{name}", device) for name in vector.tensors}
+    gradients = {name: _gradients(vector, name, device) for name in vector.tensors}
     try:
-        optimizer = from_manifest(vector.manifest, params, execution=execution)
+        optimizer = from_manifest(_without_masks(vector), params, execution=execution)
     except KeyError as error:
         raise Unknown(error.args[0]) from error
     losses = vector.input("loss", device) if vector.manifest.get("losses_used") else [None] * vector.length
@@ -27,11 +29,26 @@ def trajectory(vector: Vector, execution: str = "eager", device: str = "cpu") ->
     return {f"p/{name}": array(torch.stack(steps)) for name, steps in went.items()}
 
 
+def _gradients(vector: Vector, name: str, device: str) -> torch.Tensor:
+    """The gradients of a tensor; of recorded masks, where those of the source were drawn, what they let through."""
+    g = vector.input(f"g/{name}", device)
+    key = f"mask/{name}"
+    return g[: vector.length] * vector.input(key, device) if key in vector.inputs else g
+
+
+def _without_masks(vector: Vector) -> dict[str, Any]:
+    """The manifest; where masks are recorded, without the share of entries for which others would be drawn."""
+    if not any(key.startswith("mask/") for key in vector.inputs):
+        return vector.manifest
+    return {**vector.manifest, "hyperparameters": {k: v for k, v in vector.hyperparameters.items() if k != "density"}}
+
+
 RULES = dict.fromkeys(
     (
         "sgd", "adam", "adamw", "adan", "lion", "adabelief", "ademamix", "adamp", "sgdp", "cadamw", "clion", "cautious",
         "grams", "tam", "adatam", "adatamw", "muon", "reality-check", "ano", "lionk", "alphaadam",
-        "lars", "lamb", "sgd-sai", "scale", "momo", "momo-adam", "alr", "am-momentum",
+        "lars", "lamb", "sgd-sai", "scale", "momo", "momo-adam", "alr", "am-momentum", "spam", "stable-spam", "smmf",
+        "random-scaling", "adaptive-braking",
     ),
     trajectory,
 )  # fmt: skip

@@ -209,17 +209,20 @@ class Factored:
         return (row, col) if sign is None else (row, col, sign)
 
 
-def codec(name: str, signed: bool = True) -> Codec:
+def codec(name: str, signed: bool = True, dtype: torch.dtype = torch.float32) -> Codec:
     """The codec of that name.
 
     Args:
         name: ``"float32"``, ``"bfloat16"``, ``"int8"`` or ``"factored"``.
         signed: whether the memory has signs; a second moment has not.
+        dtype: of the memory, which the factors of ``"factored"`` have too.
 
     Raises:
         ValueError: if ``name`` is none of these.
     """
-    known: dict[str, Codec] = {one.name: one for one in (Float32(), Bfloat16(), Int8(signed), Factored(signed))}
+    known: dict[str, Codec] = {
+        one.name: one for one in (Float32(), Bfloat16(), Int8(signed), Factored(signed, dtype=dtype))
+    }
     require(name in known, "name", name, "one of " + ", ".join(map(repr, known)))
     return known[name]
 

@@ -7,33 +7,47 @@ from polyak.optim.methods.ademamix import ademamix
 from polyak.optim.methods.alphaadam import selective
 from polyak.optim.methods.grams import grams
 from polyak.optim.methods.lion import lion
+from polyak.optim.methods.random_scaling import discounted_descent
 from polyak.optim.methods.sgd_sai import scaled_at_start
+from polyak.optim.methods.smmf import fading_adam
+from polyak.optim.methods.spam import spike_aware_adam
+from polyak.optim.methods.stable_spam import cooled
 from polyak.optim.methods.tam import torque_aware
 from polyak.optim.vocabulary.adaptive import adam
 from polyak.optim.vocabulary.adaptive_memory import plane_adam, plane_momentum
 from polyak.optim.vocabulary.ano import ano
 from polyak.optim.vocabulary.balls import heavy_ball, momentum_ema
+from polyak.optim.vocabulary.braking import braked
 from polyak.optim.vocabulary.convex import subgradient
 from polyak.optim.vocabulary.lines import level
+from polyak.optim.vocabulary.masks import random_mask
 from polyak.optim.vocabulary.matrices import orthogonalize
 from polyak.optim.vocabulary.model_step import model_adam, model_momentum
 from polyak.optim.vocabulary.polyak_step import polyak_step
 from polyak.optim.vocabulary.scale_free import clip_norm, project
+from polyak.optim.vocabulary.scaling import random_scaling
 from polyak.optim.vocabulary.signs import cautious
+from polyak.optim.vocabulary.spikes import ada_clip, clip_spikes, momentum_reset, norm_control, rewarm
 from polyak.optim.vocabulary.trust import trust
 from polyak.optim.vocabulary.weight import decay, descend, subtract, times_lr
 
 __all__ = [
+    "ada_clip",
     "adabelief",
     "adam",
     "adan",
     "adatam",
     "ademamix",
     "ano",
+    "braked",
     "cautious",
     "clip_norm",
+    "clip_spikes",
+    "cooled",
     "decay",
     "descend",
+    "discounted_descent",
+    "fading_adam",
     "grams",
     "heavy_ball",
     "level",
@@ -41,13 +55,19 @@ __all__ = [
     "model_adam",
     "model_momentum",
     "momentum_ema",
+    "momentum_reset",
+    "norm_control",
     "orthogonalize",
     "plane_adam",
     "plane_momentum",
     "polyak_step",
     "project",
+    "random_mask",
+    "random_scaling",
+    "rewarm",
     "scaled_at_start",
     "selective",
+    "spike_aware_adam",
     "subgradient",
     "subtract",
     "times_lr",

@@ -16,7 +16,7 @@ from polyak.optim.engine.rule import Options, Rule, Shared, Slot
 
 
 class _Look(NamedTuple):
-    """What a run on a small tensor shows: the questions, and whether a rule reads the number of elements."""
+    """What a run on a small tensor shows: the questions, and whether a rule reads facts of the tensor itself."""
 
     questions: tuple[Question, ...]
     counts: bool
@@ -52,6 +52,11 @@ class Chain:
     def timed(self) -> bool:
         """Whether a rule depends on the step number."""
         return any(rule.timed for rule in self.rules)
+
+    @property
+    def reads_steps(self) -> bool:
+        """Whether a rule depends on the optimizer's number of steps."""
+        return any(rule.reads_steps for rule in self.rules)
 
     @property
     def is_compilable(self) -> bool:
@@ -142,7 +147,7 @@ class Chain:
 
     @property
     def counts(self) -> bool:
-        """Whether a rule reads the number of elements, known once :meth:`questions` was asked."""
+        """Whether a rule reads the number of elements or the salt, known once :meth:`questions` was asked."""
         return self._looks[0].counts
 
 
@@ -158,6 +163,11 @@ class _Recorder(Dialogue):
     def numel(self) -> Tensor:
         self.counts = True
         return self._numel
+
+    @property
+    def salt(self) -> Tensor:
+        self.counts = True
+        return self._salt
 
     def ask(self, question: Question, terms: tuple[Tensor, ...], c: Context) -> Any:
         if question.then is None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 Scalar = float | Tensor
-Kind = Literal["sum", "mean", "rows", "columns", "total", "matrix"]
+Kind = Literal["sum", "mean", "largest", "rows", "columns", "total", "matrix"]
 Then = Callable[[tuple[Tensor, ...], Any, Any], tuple[tuple[Tensor, ...], dict[str, Tensor]]]
 """``(sums, s: shared memories, c: coefficients and inputs) -> (answers, new shared memories by name)``, all 0-d."""
 
@@ -103,6 +103,7 @@ class Dialogue:
         answers: answers brought from outside, in the order of the questions asked there.
         inside: whether local questions are answered from the arrays at hand, which then hold a whole tensor.
         inputs: what enters a step by name (``loss``, layer inputs).
+        salt: a number that tells the tensor from the others, as a 0-d float64 tensor; 0 if None.
     """
 
     def __init__(
@@ -112,8 +113,10 @@ class Dialogue:
         answers: Sequence[Any] = (),
         inside: bool = True,
         inputs: dict[str, Any] | None = None,
+        salt: Tensor | None = None,
     ) -> None:
         self._numel, self.dtype, self.answers, self.inside = numel, dtype, answers, inside
+        self._salt = torch.zeros_like(numel) if salt is None else salt
         self.inputs = inputs or {}
         self.notes: dict[str, Tensor] | None = None
         self.lead: Context | None = None
@@ -123,6 +126,11 @@ class Dialogue:
     def numel(self) -> Tensor:
         """Elements of the whole tensor."""
         return self._numel
+
+    @property
+    def salt(self) -> Tensor:
+        """A number that tells the tensor from the others."""
+        return self._salt
 
     def ask(self, question: Question, terms: tuple[Tensor, ...], c: Context) -> Any:
         """The answer for a rule's context; raises :class:`Asked` where it must come from outside and is not there."""
@@ -178,6 +186,11 @@ class Context:
         """The number of elements of the tensor (of the whole tensor where it is sharded), a 0-d float64 tensor."""
         return self.dialogue.numel
 
+    @property
+    def salt(self) -> Tensor:
+        """A whole number that tells the tensor from the optimizer's others, on every rank the same: 0-d float64."""
+        return self.dialogue.salt
+
     def sum(self, *terms: Tensor) -> Any:
         """The sum of each term over the tensor, a 0-d float64 tensor; a tuple for several terms."""
         return self._ask("sum", tuple(t.sum(dtype=torch.float64) for t in terms))
@@ -185,6 +198,10 @@ class Context:
     def mean(self, *terms: Tensor) -> Any:
         """The mean of each term over the tensor."""
         return self._ask("mean", tuple(t.sum(dtype=torch.float64) for t in terms))
+
+    def largest(self, *terms: Tensor) -> Any:
+        """The largest entry of each term over the tensor."""
+        return self._ask("largest", tuple(t.amax().double() for t in terms))
 
     @property
     def lead(self) -> Any:

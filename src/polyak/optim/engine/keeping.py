@@ -78,7 +78,8 @@ class Kept:
         if self.form is None:
             parts[0].copy_(value.reshape(parts[0].shape) if self.slot.shape in ("row", "column") else value)
             return
-        value = value.float()
+        if self.form.name != "factored":  # whose factors are in the memory's own dtype
+            value = value.float()
         shape = square_shape(value.numel()) if self.form.name == "factored" else (-1,)
         encoded = self.form.encode(value.reshape(shape), _seeded(seed))
         for part, new in zip(parts, encoded, strict=True):
@@ -138,7 +139,7 @@ class Kept:
         if len(self.suffixes) == 1 and name in fresh:  # one tensor, number by number
             fresh[name].copy_(old)
         elif self.form is not None:
-            laid = old.to(param.device, torch.float32).reshape(-1)
+            laid = old.to(param.device).reshape(-1)
             value = laid.view(square_shape(param.numel())) if self.form.name == "factored" else laid
             parts = [t.view(-1) for t in fresh.values()]
             self.write(parts, value, torch.zeros((), dtype=torch.int64, device=param.device))
@@ -173,7 +174,9 @@ class Keeping:
     def _kept(self, slot: Slot, param: Tensor) -> Kept:
         if self.storage == "float32" or slot.average is None or slot.shape != "param":
             return Kept(slot)
-        form = codec(self.storage, slot.average == "signed")
+        if not slot.narrow(param.shape):
+            return Kept(slot)
+        form = codec(self.storage, slot.average == "signed", slot.dtype_for(param.dtype))
         if not form.fits(param.numel()) or (self.storage != "bfloat16" and hasattr(param, "placements")):
             return Kept(slot)  # small tensors, and shards of tensors, in the slot's own dtype
         return Kept(slot, form, tuple(form.parts(param.numel())))

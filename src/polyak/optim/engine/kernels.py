@@ -81,12 +81,12 @@ def evaluate(
     p, g, scalars, single, *rest = tensors
     dtype = high(form.weight)
     facts = rest.pop(0) if form.has_facts else None
-    numel = facts[0] if facts is not None else scalars[0]
+    numel, salt = (facts[0], facts[1]) if facts is not None else (scalars[0], None)
     parts = [[rest.pop(0) for _ in kept.keys] for kept in form.kept]
     del rest[: form.rounding == "kahan"]
     inputs = {name: rest.pop(0) for name in form.chain.inputs}
     weight, gradient = p.to(dtype), g.to(dtype)
-    dialogue = Dialogue(numel, dtype, _unpacked(form, rest), form.inside, inputs)
+    dialogue = Dialogue(numel, dtype, _unpacked(form, rest), form.inside, inputs, salt)
     dialogue.notes = notes
     gradient = -gradient if form.maximize else gradient
     old = {kept.slot.name: kept.decode(own, dtype, p) for kept, own in zip(form.kept, parts, strict=True)}
@@ -221,8 +221,11 @@ def _identity(form: Form) -> str | None:
 def _described(rule: Rule) -> str | None:
     if rule.origin is None:
         return None
-    make, args = rule.origin
+    make, given = rule.origin
+    args = [_described(arg) if isinstance(arg, Rule) else arg for arg in given]
+    if any(text is None for text, arg in zip(args, given, strict=True) if isinstance(arg, Rule)):
+        return None
     behind = [(place, _described(other)) for place, other in rule.inserted]
     if not make.__module__.startswith("polyak.") or any(text is None for _, text in behind):
         return None
-    return repr((make.__module__, make.__qualname__, args, behind))
+    return repr((make.__module__, make.__qualname__, tuple(args), behind))

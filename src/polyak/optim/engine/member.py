@@ -16,6 +16,8 @@ from polyak.optim.engine.context import Question
 from polyak.optim.engine.keeping import KAHAN, Keeping, layout_of
 
 STEP = "step"
+STEPS = "steps"
+"""The option of a group that counts the optimizer's steps, where its chain reads them."""
 SMALL = 16 * 1024
 """Elements up to which one thread is best, and up to which gathering costs less than a call of its own."""
 

@@ -268,7 +268,7 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
             TypeError: an unknown hyperparameter.
         """
         options = {h.name: h.default for h in cls.hypers}
-        keeping = Keeping(hyperparameters.pop("state_storage", "float32"))
+        keeping = Keeping(hyperparameters.pop("state_storage", getattr(cls, "state_storage", "float32")))
         if unknown := sorted(set(hyperparameters) - set(options)):
             raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}; it has {sorted(options)}")
         weight = torch.empty(1024, 1024, device="meta")

@@ -16,7 +16,7 @@ from polyak.optim.engine.calls import Call, Line, lines
 from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.context import outside
 from polyak.optim.engine.keeping import Keeping
-from polyak.optim.engine.member import SMALL, STEP, Member, holds_nothing, is_sharded, local, name_of
+from polyak.optim.engine.member import SMALL, STEP, STEPS, Member, holds_nothing, is_sharded, local, name_of
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.run import Run, coefficients, run
 from polyak.optim.engine.sharding import check_shards
@@ -117,8 +117,7 @@ class GroupPlan:
         questions = chain.questions(self.group)
         if is_sharded(p):
             check_shards(p, name, {q.kind for q in questions}, {slot.shape for slot in chain.slots})
-        salt = self.optimizer.salt_of(self.index, i)
-        return Member(p, i, name, chain, questions, self.keeping, salt)
+        return Member(p, i, name, chain, questions, self.keeping, self.optimizer.salt_of(self.index, i))
 
     def _mode(self, execution: str) -> Mode:
         return Mode(execution == "compiled", execution == "eager", bool(self.group["maximize"]))
@@ -267,6 +266,8 @@ class GroupPlan:
         for index, counter in self._numbers:
             if self.grads[index] is not None:
                 counter[0] += 1.0
+        if self.chain.reads_steps:
+            self.group[STEPS] += 1
 
     def let_go(self) -> None:
         """Keep no gradient alive."""
@@ -300,6 +301,5 @@ class GroupPlan:
             yield f"  memories kept as {self.keeping.storage}" + (f", not of {_some(high)}" if high else "")
 
 
-def _some(names: list[str], most: int = 4) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

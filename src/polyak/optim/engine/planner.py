@@ -9,6 +9,7 @@ from torch import Tensor
 
 from polyak.optim.engine import diagnose
 from polyak.optim.engine.execution import Execution, in_force
+from polyak.optim.engine.member import STEPS
 from polyak.optim.engine.plan import GroupPlan, Planned
 from polyak.optim.engine.run import check_totals
 from polyak.optim.engine.units import mark_crossing
@@ -50,6 +51,7 @@ class Planner:
             self._plans = []
             self._plans = _planned(optimizer, self.chosen(optimizer)[0], grads, bind=True)
             self._entries = [*map(id, optimizer.state.values())]
+        _agree_on_steps(optimizer)
         return self._plans
 
     def without_gradients(self, optimizer: Runs, bind: bool = False) -> list[GroupPlan]:
@@ -64,6 +66,15 @@ class Planner:
         """Keep no gradient alive."""
         for plan in self._plans:
             plan.let_go()
+
+
+def _agree_on_steps(optimizer: Runs) -> None:
+    """Groups whose chains read the optimizer's number of steps have it, those that were added later too."""
+    groups = [group for group in optimizer.param_groups if optimizer.chain_of(group).reads_steps]
+    if groups:
+        made = max(group.get(STEPS, 0) for group in groups)
+        for group in groups:
+            group[STEPS] = made
 
 
 def _planned(optimizer: Runs, chosen: str, grads: Gradients, bind: bool) -> list[GroupPlan]:

@@ -191,6 +191,10 @@ def release_gradients(
         for q in questions:
             if q.kind == "total":
                 raise ValueError(f"release_gradients: {q.asker} of group {index} needs all gradients at once")
+        if chain.reads_steps:
+            raise ValueError(
+                f"release_gradients: group {index} reads the optimizer's number of steps, and there is none"
+            )
         if chain.inputs:
             raise ValueError(f"release_gradients: group {index} reads {list(chain.inputs)}, known only after the pass")
         for i, p in enumerate(group["params"]):

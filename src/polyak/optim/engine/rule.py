@@ -24,6 +24,10 @@ from polyak.optim.engine.context import Flow
 Options = Mapping[str, Any]
 
 
+def _always(shape: torch.Size) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class Slot:
     """One memory of a rule: its name in ``optimizer.state[p]``, shape and dtype; it starts at ``initial``.
@@ -39,6 +43,7 @@ class Slot:
         dtype: ``"high"`` is float32 for half-precision weights and the weight's own otherwise; ``"param"`` is the
             weight's own.
         initial: the value it starts at.
+        narrow: for which shapes of weight an average may be kept in fewer bytes.
     """
 
     name: str
@@ -47,6 +52,7 @@ class Slot:
     shape: Literal["param", "scalar", "row", "column"] | Callable[[torch.Size], tuple[int, ...]] = "param"
     dtype: Literal["high", "param"] = "high"
     initial: float = 0.0
+    narrow: Callable[[torch.Size], bool] = field(default=_always, repr=False)
 
     def dtype_for(self, param_dtype: torch.dtype) -> torch.dtype:
         """The dtype of this memory for a weight of ``param_dtype``."""
@@ -88,10 +94,6 @@ def _no_scalars(h: Options, t: int) -> dict[str, Any]:
     return {}
 
 
-def _always(shape: torch.Size) -> bool:
-    return True
-
-
 @dataclass(frozen=True, eq=False)
 class Rule:
     """One link of a chain.
@@ -104,6 +106,8 @@ class Rule:
         slots: the memories.
         hypers: the hyperparameters that ``scalars`` reads.
         timed: the rule depends on ``t``; a per-tensor ``step`` is then kept.
+        reads_steps: ``scalars`` reads ``h["steps"]``, the steps that the optimizer has made, which are the same for
+            all tensors whichever had a gradient; the engine then counts them in the parameter groups.
         writes: ``"step"`` if the rule moves the weight (``w``) along the direction, ``"decay"`` if it shrinks it.
         reads_memory: the rule makes sense only behind a rule that keeps a memory.
         refuses: names of rules that must not come before this one.
@@ -120,6 +124,7 @@ class Rule:
     slots: tuple[Slot, ...] = ()
     hypers: tuple[Hyper, ...] = ()
     timed: bool = False
+    reads_steps: bool = False
     writes: Literal["", "step", "decay"] = ""
     reads_memory: bool = False
     refuses: tuple[str, ...] = ()

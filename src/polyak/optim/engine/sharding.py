@@ -104,31 +104,36 @@ class ShardedSums:
 
 
 def sums_of_shards(asked: Sequence[Waiting]) -> list[tuple[list[Tensor], Tensor | None]]:
-    """Sums of each sharded tensor, all in one reduction a process group; of rows also the largest."""
+    """Sums (or largest entries) of each sharded tensor, in one reduction a process group; of rows also the largest."""
     batches: dict[tuple[Any, ...], list[int]] = {}
     for i, w in enumerate(asked):
         batches.setdefault(_groups(w.unit.first.param), []).append(i)
     out: list[Any] = [None] * len(asked)
     for groups, indices in batches.items():
-        sums = [_sums(asked[i]) for i in indices]
-        flat = _reduce(torch.cat([s.view(-1) for s in sums]), groups)
-        for i, part, own in zip(indices, flat.split([s.numel() for s in sums]), sums, strict=True):
-            out[i] = (list(part.view(own.shape).unbind()), None)
+        for largest in (False, True):
+            chosen = [i for i in indices if (asked[i].question.kind == "largest") is largest]
+            if not chosen:
+                continue
+            sums = [_sums(asked[i]) for i in chosen]
+            flat = _reduce(torch.cat([s.view(-1) for s in sums]), groups, largest)
+            for i, part, own in zip(chosen, flat.split([s.numel() for s in sums]), sums, strict=True):
+                out[i] = (list(part.view(own.shape).unbind()), None)
         by_row = [i for i in indices if asked[i].question.kind == "rows"]
         if by_row:
             worst = _reduce(torch.stack([_worst(asked[i]) for i in by_row]), groups, largest=True)
-            for i, largest in zip(by_row, worst.unbind(), strict=True):
-                out[i] = (out[i][0], largest)
+            for i, most in zip(by_row, worst.unbind(), strict=True):
+                out[i] = (out[i][0], most)
     return out
 
 
 def _sums(w: Waiting) -> Tensor:
-    """One sum a term; of columns one vector a term."""
+    """One sum, or largest entry, a term; of columns one vector a term."""
     first = w.unit.first
     columns = first.param.numel() // max(first.param.shape[0], 1) if w.question.kind == "columns" else 0
     if not w.terms or not first.numel:
         shape = (w.question.width, columns) if columns else (w.question.width,)
-        return torch.zeros(shape, dtype=torch.float64, device=first.value.device)
+        nothing = -torch.inf if w.question.kind == "largest" else 0.0
+        return torch.full(shape, nothing, dtype=torch.float64, device=first.value.device)
     return torch.stack([t.view(-1) if columns else t.sum() for t in w.terms])
 
 

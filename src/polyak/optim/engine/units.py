@@ -140,6 +140,8 @@ class Piece:
         found = self.pass_over(moment, answers, level)
         if question.kind in ("rows", "matrix"):
             return tuple(ts[0] if len(ts) == 1 else torch.cat(ts) for ts in zip(*found, strict=True))
+        if question.kind == "largest":
+            return tuple(torch.stack(ts).amax(0) for ts in zip(*found, strict=True))
         return tuple(ts[0] if len(ts) == 1 else torch.stack(ts).sum(0) for ts in zip(*found, strict=True))
 
     def finish(self) -> None:

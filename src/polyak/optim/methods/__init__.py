@@ -5,6 +5,7 @@ from polyak.optim.methods.adam import Adam
 from polyak.optim.methods.adamp import AdamP
 from polyak.optim.methods.adamw import AdamW
 from polyak.optim.methods.adan import Adan
+from polyak.optim.methods.adaptive_braking import AdaptiveBraking
 from polyak.optim.methods.adatam import AdaTAM
 from polyak.optim.methods.adatamw import AdaTAMW
 from polyak.optim.methods.ademamix import AdEMAMix
@@ -30,10 +31,14 @@ from polyak.optim.methods.lionk import LionK
 from polyak.optim.methods.momo import MoMo
 from polyak.optim.methods.momo_adam import MoMoAdam
 from polyak.optim.methods.muon import Muon
+from polyak.optim.methods.random_scaling import RandomScaling
 from polyak.optim.methods.scale import SCALE
 from polyak.optim.methods.sgd import SGD
 from polyak.optim.methods.sgd_sai import SGDSaI
 from polyak.optim.methods.sgdp import SGDP
+from polyak.optim.methods.smmf import SMMF
+from polyak.optim.methods.spam import SPAM
+from polyak.optim.methods.stable_spam import StableSPAM
 from polyak.optim.methods.tam import TAM
 
 __all__ = [
@@ -47,6 +52,8 @@ __all__ = [
     "SCALE",
     "SGD",
     "SGDP",
+    "SMMF",
+    "SPAM",
     "TAM",
     "AMAdamW",
     "AdEMAMix",
@@ -57,6 +64,7 @@ __all__ = [
     "AdamP",
     "AdamW",
     "Adan",
+    "AdaptiveBraking",
     "AlphaAdam",
     "Ano",
     "Anoall",
@@ -71,5 +79,7 @@ __all__ = [
     "MoMo",
     "MoMoAdam",
     "Muon",
+    "RandomScaling",
     "SGDSaI",
+    "StableSPAM",
 ]
