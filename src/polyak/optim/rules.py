@@ -5,8 +5,10 @@ from polyak.optim.methods.adan import adan
 from polyak.optim.methods.adatam import adatam
 from polyak.optim.methods.ademamix import ademamix
 from polyak.optim.methods.alphaadam import selective
+from polyak.optim.methods.auon import brake
 from polyak.optim.methods.grams import grams
 from polyak.optim.methods.lion import lion
+from polyak.optim.methods.namo import sized_polar
 from polyak.optim.methods.sgd_sai import scaled_at_start
 from polyak.optim.methods.tam import torque_aware
 from polyak.optim.vocabulary.adaptive import adam
@@ -27,6 +29,7 @@ __all__ = [
     "adatam",
     "ademamix",
     "ano",
+    "brake",
     "cautious",
     "clip_norm",
     "decay",
@@ -40,6 +43,7 @@ __all__ = [
     "project",
     "scaled_at_start",
     "selective",
+    "sized_polar",
     "subgradient",
     "subtract",
     "times_lr",
