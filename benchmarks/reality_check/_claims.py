@@ -29,4 +29,10 @@ CLAIMS = {
     "lamb": "BERT at batches of 32 thousand; tuned Adam does the same (arXiv:2102.06356).",
     "sgd_sai": "As good as AdamW or better on ViT, GPT-2 and LoRA, with half of its state.",
     "scale": "Perplexity of a 350 M language model 16.3 where Adam has 18.8, with almost no state.",
+    "namo": "Lower loss of GPT-2 than tuned AdamW and Muon, at Muon's cost, over a wider range of learning rates.",
+    "namo_d": "Lower loss of GPT-2 than AdamW, Muon and NAMO.",
+    "auon": "About Muon's and AdamW's loss on a small language model in linear time; below AdamW on CIFAR-10.",
+    "hybrid_auon": "Ahead of Muon in language modelling; no figures are given.",
+    "cmuon": "The cautious mask helps any momentum method; for Muon no figures are given.",
+    "fismo": "Lower loss of GPT-2 than Muon, Shampoo, AdamW and SGD; code and settings are not public.",
 }

@@ -220,18 +220,28 @@ def _namo(given: _Given) -> tuple[str, dict[str, Any]]:
 
 
 def _auon(given: _Given) -> tuple[str, dict[str, Any]]:
-    variant = given.variant_of(
-        "repository HEAD", "HybridAuON repository HEAD", "paper v1 / first released script, float64"
-    )
+    head, paper = "repository HEAD", "paper v1 / first released script, float64"
+    variant = given.variant_of(head, f"HybridAuON {head}", paper)
     if variant.startswith("Hybrid"):
         return "hybrid_auon", {"ns_dtype": torch.float64}
-    return "auon", {"variant": "paper", "gamma": 1.0} if variant.startswith("paper") else {"variant": "head"}
+    return "auon", {"variant": "paper", "gamma": 1.0} if variant == paper else {"variant": "head"}
 
 
 def _auon_groups(manifest: Mapping[str, Any], named_params: dict[str, Parameter]) -> list[dict[str, Any]]:
     """The head's steps all tensors, the paper's 2-d ones alone."""
     taken = [(n, p) for n, p in named_params.items() if p.ndim == 2 or not manifest["variant"].startswith("paper")]
     return [{"params": taken, "role": "matrix"}]
+
+
+def _fismo(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.variant_of("Algorithm 1")
+    given.take("polar", "ns", ("ns",))
+    return "fismo", {"ns_dtype": torch.float64}
+
+
+def _only_matrices(manifest: Mapping[str, Any], named_params: dict[str, Parameter]) -> list[dict[str, Any]]:
+    """What has fewer than 2 dimensions stays."""
+    return [{"params": [(name, p) for name, p in named_params.items() if p.ndim >= 2], "role": "matrix"}]
 
 
 def _matrix_groups(manifest: Mapping[str, Any], named_params: dict[str, Parameter]) -> list[dict[str, Any]]:
@@ -273,6 +283,7 @@ _GROUPS = {
     "namo_d": _matrix_groups,
     "auon": _auon_groups,
     "hybrid_auon": _auon_groups,
+    "fismo": _only_matrices,
 }
 
 _MAPPINGS: dict[str, _Mapping] = {
@@ -296,6 +307,7 @@ _MAPPINGS: dict[str, _Mapping] = {
     "namo": _namo,
     "namo-d": _namo,
     "auon": _auon,
+    "fismo": _fismo,
     "ano": _ano,
     "lionk": _same("lionk"),
     "lars": _lars,

@@ -37,6 +37,12 @@ OPTIONS: dict[str, dict] = {
     "adatamw": {"dampen": True, "bias_correction": True},
     "lionk": {"kappa": "group"},
     "muon": {"ns_dtype": torch.float64, "aux_lr": 1e-2, "aux_weight_decay": 0.05},
+    "cmuon": {"ns_dtype": torch.float64, "aux_lr": 1e-2, "aux_weight_decay": 0.05},
+    "namo": {"ns_dtype": torch.float64, "clip_step": 5e-3, "aux_weight_decay": 0.05},
+    "namo_d": {"ns_dtype": torch.float64, "clip_step": 5e-3, "aux_weight_decay": 0.05},
+    "auon": {"variant": "paper"},
+    "hybrid_auon": {"ns_dtype": torch.float64},
+    "fismo": {"ns_dtype": torch.float64, "normalize_stats": True, "update_interval": 3, "max_dim": 300},
 }
 
 

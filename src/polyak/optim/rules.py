@@ -6,6 +6,7 @@ from polyak.optim.methods.adatam import adatam
 from polyak.optim.methods.ademamix import ademamix
 from polyak.optim.methods.alphaadam import selective
 from polyak.optim.methods.auon import brake
+from polyak.optim.methods.fismo import whitened_polar
 from polyak.optim.methods.grams import grams
 from polyak.optim.methods.lion import lion
 from polyak.optim.methods.namo import sized_polar
@@ -49,4 +50,5 @@ __all__ = [
     "times_lr",
     "torque_aware",
     "trust",
+    "whitened_polar",
 ]

@@ -17,7 +17,9 @@ from polyak.optim.methods.auon import AuON
 from polyak.optim.methods.cadamw import CAdamW
 from polyak.optim.methods.cadan import CAdan
 from polyak.optim.methods.clion import CLion
+from polyak.optim.methods.cmuon import CMuon
 from polyak.optim.methods.csgdm import CSGDM
+from polyak.optim.methods.fismo import FISMO
 from polyak.optim.methods.grams import Grams
 from polyak.optim.methods.hybrid_auon import HybridAuON
 from polyak.optim.methods.lamb import LAMB
@@ -35,6 +37,7 @@ from polyak.optim.methods.tam import TAM
 
 __all__ = [
     "CSGDM",
+    "FISMO",
     "LAMB",
     "LARS",
     "NAMO",
@@ -60,6 +63,7 @@ __all__ = [
     "CAdamW",
     "CAdan",
     "CLion",
+    "CMuon",
     "Grams",
     "HybridAuON",
     "Lion",

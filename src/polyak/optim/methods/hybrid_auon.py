@@ -23,7 +23,8 @@ class HybridAuON(AuON):
     dimensions: of a convolution every kernel is one. The paper takes one Newton-Schulz step, the authors' code 5.
     ``variant="paper"`` normalizes behind Newton-Schulz, an interpretation that has not been published.
 
-    Differs from the authors' code: Newton-Schulz runs in bfloat16 on CUDA, in float32 on the CPU; and see :class:`AuON`.
+    Differs from the authors' code: Newton-Schulz runs in bfloat16 on CUDA, in float32 on the CPU; and as
+    :class:`AuON`.
 
     Raises:
         ValueError: as :class:`AuON`.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from polyak.declare import STATIC, Described, Lr, Momentum, Paper, Range, WeightDecay
 from polyak.optim.engine.chain import Chain, chain
@@ -63,6 +63,8 @@ class Muon(MatrixMethod):
     )  # fmt: skip
     vectors = ["muon", "muon-f64", "muon-moonlight", "muon-moonlight-f64", "muon-torch", "muon-torch-f64"]
 
+    masked: ClassVar[bool] = False
+
     lr: Annotated[Lr, Range(1e-3, 1e-1), "learning rate of the matrices"] = 0.02
     momentum: Momentum = 0.95
     nesterov: Annotated[bool, "orthogonalize one step ahead"] = True
@@ -87,7 +89,7 @@ class Muon(MatrixMethod):
             Polar.of(options), options["adjust_lr"], options["conv_mode"], options["conv_scale"],
             tuple(sizes) if sizes else None,
         )  # fmt: skip
-        return chain(momentum_ema(options["nesterov"]), polar, decay("decoupled"), descend())
+        return chain(momentum_ema(options["nesterov"], cls.masked), polar, decay("decoupled"), descend())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; ``use_muon`` says the role where ``role`` does not, and is there in any case."""
@@ -99,5 +101,5 @@ class Muon(MatrixMethod):
     def check_options(self, group: Options) -> None:
         """``role`` and ``use_muon`` say the same, and Muon groups hold matrices."""
         if bool(group["use_muon"]) != self.is_main(group):
-            raise ValueError(f"Muon: a group has role={group['role']!r} and use_muon={group['use_muon']!r}")
+            raise ValueError(f"{self._owner()}: a group has role={group['role']!r} and use_muon={group['use_muon']!r}")
         super().check_options(group)

@@ -31,7 +31,7 @@ from polyak.optim.engine.rule import Options, Rule, Slot, factory
 from polyak.optim.method import MatrixMethod
 from polyak.optim.vocabulary.adaptive import adam
 from polyak.optim.vocabulary.balls import momentum_ema
-from polyak.optim.vocabulary.matrices import NsCoefficients, NsDtype, NsSteps, Polar
+from polyak.optim.vocabulary.matrices import QUINTIC, NsCoefficients, NsDtype, NsSteps, Polar
 from polyak.optim.vocabulary.weight import decay, descend, subtract
 
 ClampC = Annotated[float, UNIT, STATIC_IF_ZERO, "how far below the mean a column's step may be; 0: any"]
@@ -40,7 +40,7 @@ ClampC = Annotated[float, UNIT, STATIC_IF_ZERO, "how far below the mean a column
 @factory
 def sized_polar(
     per: Literal["tensor", "column"] = "tensor",
-    polar: Polar = Polar(),
+    polar: Polar = QUINTIC,
     scale: float = 0.2,
     clip_step: float | None = 1.0,
     clamped: bool = False,

@@ -79,9 +79,13 @@ def lr_scale(rows: int, columns: int, adjust: AdjustLR | None) -> float:
     return 1.0
 
 
+QUINTIC = Polar()
+"""Muon's: five steps of Keller Jordan's quintic."""
+
+
 @factory
 def orthogonalize(
-    polar: Polar = Polar(),
+    polar: Polar = QUINTIC,
     adjust_lr: AdjustLR | None = "original",
     conv_mode: ConvMode = "flatten",
     conv_scale: Literal["matrix", "kernel"] = "matrix",
