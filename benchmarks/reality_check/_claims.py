@@ -42,4 +42,10 @@ CLAIMS = {
     "adaptive_braking": "ResNets trained with gradients that are 32 steps late at little loss of accuracy; here an "
     "interpretation.",
     "scale": "Perplexity of a 350 M language model 16.3 where Adam has 18.8, with almost no state.",
+    "namo": "Lower loss of GPT-2 than tuned AdamW and Muon, at Muon's cost, over a wider range of learning rates.",
+    "namo_d": "Lower loss of GPT-2 than AdamW, Muon and NAMO.",
+    "auon": "About Muon's and AdamW's loss on a small language model in linear time; below AdamW on CIFAR-10.",
+    "hybrid_auon": "Ahead of Muon in language modelling; no figures are given.",
+    "cmuon": "The cautious mask helps any momentum method; for Muon no figures are given.",
+    "fismo": "Lower loss of GPT-2 than Muon, Shampoo, AdamW and SGD; code and settings are not public.",
 }

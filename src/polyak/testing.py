@@ -242,6 +242,50 @@ def _muon(given: _Given) -> tuple[str, dict[str, Any]]:
     return "muon", fixed
 
 
+def _namo(given: _Given) -> tuple[str, dict[str, Any]]:
+    exact = given.take("use_exact_svd", False, (False, True))
+    variant = given.variant_of("newton-schulz float64", "newton-schulz official dtypes", "exact-svd float64")
+    fixed = {
+        "ns_coefficients": "svd" if exact else "original",
+        "ns_dtype": torch.bfloat16 if "official" in variant else torch.float64,
+        "aux_lr": given.left["lr"],
+    }
+    return given.rule.replace("-", "_"), fixed
+
+
+def _auon(given: _Given) -> tuple[str, dict[str, Any]]:
+    head, paper = "repository HEAD", "paper v1 / first released script, float64"
+    variant = given.variant_of(head, f"HybridAuON {head}", paper)
+    if variant.startswith("Hybrid"):
+        return "hybrid_auon", {"ns_dtype": torch.float64}
+    return "auon", {"variant": "paper", "gamma": 1.0} if variant == paper else {"variant": "head"}
+
+
+def _auon_groups(manifest: Mapping[str, Any], named_params: dict[str, Parameter]) -> list[dict[str, Any]]:
+    """The head's steps all tensors, the paper's 2-d ones alone."""
+    taken = [(n, p) for n, p in named_params.items() if p.ndim == 2 or not manifest["variant"].startswith("paper")]
+    return [{"params": taken, "role": "matrix"}]
+
+
+def _fismo(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.variant_of("Algorithm 1")
+    given.take("polar", "ns", ("ns",))
+    return "fismo", {"ns_dtype": torch.float64}
+
+
+def _only_matrices(manifest: Mapping[str, Any], named_params: dict[str, Parameter]) -> list[dict[str, Any]]:
+    """What has fewer than 2 dimensions stays."""
+    return [{"params": [(name, p) for name, p in named_params.items() if p.ndim >= 2], "role": "matrix"}]
+
+
+def _matrix_groups(manifest: Mapping[str, Any], named_params: dict[str, Parameter]) -> list[dict[str, Any]]:
+    """All with at least 2 dimensions are matrices."""
+    kinds: dict[str, list[tuple[str, Parameter]]] = {"matrix": [], REST: []}
+    for name, p in named_params.items():
+        kinds["matrix" if p.ndim >= 2 else REST].append((name, p))
+    return [{"params": ps, "role": role} for role, ps in kinds.items() if ps]
+
+
 def _muon_groups(manifest: Mapping[str, Any], named_params: dict[str, Parameter]) -> list[dict[str, Any]]:
     """Keller Jordan's takes all matrices; Moonlight's and torch's only 2-d ones; torch's leaves the rest alone.
 
@@ -266,7 +310,15 @@ def _scale_groups(manifest: Mapping[str, Any], named_params: dict[str, Parameter
     return [{"params": ps, "role": role} for role, ps in kinds.items()]
 
 
-_GROUPS = {"muon": _muon_groups, "scale": _scale_groups}
+_GROUPS = {
+    "muon": _muon_groups,
+    "scale": _scale_groups,
+    "namo": _matrix_groups,
+    "namo_d": _matrix_groups,
+    "auon": _auon_groups,
+    "hybrid_auon": _auon_groups,
+    "fismo": _only_matrices,
+}
 
 _MAPPINGS: dict[str, _Mapping] = {
     "sgd": _same("sgd"),
@@ -286,6 +338,10 @@ _MAPPINGS: dict[str, _Mapping] = {
     "adatam": _tam,
     "adatamw": _tam,
     "muon": _muon,
+    "namo": _namo,
+    "namo-d": _namo,
+    "auon": _auon,
+    "fismo": _fismo,
     "ano": _ano,
     "lionk": _same("lionk"),
     "lars": _lars,

@@ -50,6 +50,12 @@ OPTIONS: dict[str, dict] = {
     "am_adamw": {"lam": 1.0},
     "momo": {"lr": 0.1, "lb": -1e4, "use_fstar": True},
     "momo_adam": {"lb": -1e3, "use_fstar": True},
+    "cmuon": {"ns_dtype": torch.float64, "aux_lr": 1e-2, "aux_weight_decay": 0.05},
+    "namo": {"ns_dtype": torch.float64, "clip_step": 5e-3, "aux_weight_decay": 0.05},
+    "namo_d": {"ns_dtype": torch.float64, "clip_step": 5e-3, "aux_weight_decay": 0.05},
+    "auon": {"variant": "paper"},
+    "hybrid_auon": {"ns_dtype": torch.float64},
+    "fismo": {"ns_dtype": torch.float64, "normalize_stats": True, "update_interval": 3, "max_dim": 300},
 }
 
 

@@ -13,7 +13,7 @@ from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.rule import Options
 from polyak.optim.vocabulary.adaptive import adam
 from polyak.optim.vocabulary.balls import momentum_ema
-from polyak.optim.vocabulary.matrices import orthogonalize
+from polyak.optim.vocabulary.matrices import Polar, orthogonalize
 from polyak.optim.vocabulary.weight import decay, descend
 
 
@@ -39,7 +39,7 @@ class Other(MatrixMethod):
             return chain(decay("decoupled"), adam(), descend())
         if options["role"] == "head":
             return chain(momentum_ema(), descend())
-        return chain(momentum_ema(), orthogonalize("svd"), descend())
+        return chain(momentum_ema(), orthogonalize(Polar("svd")), descend())
 
 
 def model() -> nn.Module:

@@ -16,7 +16,10 @@ IDLE = 2  # the step in which `idle` gets no gradient
 OPTIONS: dict[str, dict[str, Any]] = {
     "adan": {"max_grad_norm": 1.0, "lr": 0.02},
     "cadan": {"max_grad_norm": 0.5, "lr": 0.02},
-    "muon": {"ns_dtype": torch.float64, "aux_lr": 0.01},
+    **{
+        name: {"ns_dtype": torch.float64, "aux_lr": 0.01} for name in ("muon", "cmuon", "namo", "namo_d", "hybrid_auon")
+    },
+    "fismo": {"ns_dtype": torch.float64, "aux_lr": 0.01, "normalize_stats": True, "update_interval": 2},
     "csgdm": {"lr": 1e-4},
     "sgd_sai": {"lr": 1e-5},
     "spam": {"DeltaT": 4, "warmup_steps": 2, "grad_accu_steps": 2, "threshold": 0.05, "density": 0.5},

@@ -48,7 +48,7 @@ RULES = dict.fromkeys(
         "sgd", "adam", "adamw", "adan", "lion", "adabelief", "ademamix", "adamp", "sgdp", "cadamw", "clion", "cautious",
         "grams", "tam", "adatam", "adatamw", "muon", "reality-check", "ano", "lionk", "alphaadam",
         "lars", "lamb", "sgd-sai", "scale", "momo", "momo-adam", "alr", "am-momentum", "spam", "stable-spam", "smmf",
-        "random-scaling", "adaptive-braking",
+        "random-scaling", "adaptive-braking", "namo", "namo-d", "auon", "fismo",
     ),
     trajectory,
 )  # fmt: skip

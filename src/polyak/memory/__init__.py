@@ -3,7 +3,7 @@
 * :mod:`~polyak.memory.averages`: exponential averages, heavy ball, their bias and half-life.
 * :mod:`~polyak.memory.schedules`, :mod:`~polyak.memory.profiles`: how the weight of the past changes over a run.
 * :mod:`~polyak.memory.geometry`: projections, angles, agreement of signs.
-* :mod:`~polyak.memory.matrix`: Newton-Schulz and the exact polar factor.
+* :mod:`~polyak.memory.matrix`: Newton-Schulz, the exact polar factor, inverse roots.
 * :mod:`~polyak.memory.history`: windows and ring buffers.
 * :mod:`~polyak.memory.storage`: square-matricized factors and packed signs.
 * :mod:`~polyak.memory.noise`: random bits from an index and a seed.
@@ -17,7 +17,7 @@ from polyak.memory.averages import beta_of_half_life, debias, ema, ema_, half_li
 from polyak.memory.codecs import Bfloat16, Codec, Factored, Float32, Int8, codec
 from polyak.memory.geometry import agreement, cosine, dot, norm, project, reject, rms, sign_times_magnitude
 from polyak.memory.history import push, ring_in_order, ring_valid_count, ring_write, ring_write_truncating
-from polyak.memory.matrix import COEFFICIENTS, CoefficientSet, as_matrix, newton_schulz, polar
+from polyak.memory.matrix import COEFFICIENTS, CoefficientSet, as_matrix, inverse_roots, newton_schulz, polar
 from polyak.memory.noise import uniform, uniform_bits
 from polyak.memory.profiles import gamma_of_sigma_rel, posthoc_weights, sigma_rel_of_gamma
 from polyak.memory.rounding import kahan_add, round_stochastic, to_bfloat16_stochastic
@@ -64,6 +64,7 @@ __all__ = [
     "half_life",
     "half_life_beta",
     "heavy_ball",
+    "inverse_roots",
     "kahan_add",
     "newton_schulz",
     "norm",

@@ -154,6 +154,36 @@ def polar(x: Tensor) -> Tensor:
     return factor.to(x.dtype)
 
 
+def inverse_roots(x: Tensor) -> Tensor:
+    r"""The inverse square root :math:`X^{-1/2}` of each symmetric positive semidefinite matrix.
+
+    By eigenvalues; those below 1e-12 (float64; else 1e-7) of the largest count as if they were so large, so that a
+    singular matrix gives something finite.
+
+    Args:
+        x: real floating symmetric matrices ``(..., n, n)``, of which the lower triangle is read. Computed in at least
+            float32.
+
+    Returns:
+        Tensor of ``x``'s shape and dtype.
+
+    Raises:
+        TypeError: if ``x`` is not real floating.
+        ValueError: if the matrices are not square.
+    """
+    if not x.is_floating_point():
+        raise TypeError(f"x must have a real floating dtype, got {x.dtype}")
+    square = x.ndim >= 2 and x.shape[-1] == x.shape[-2]
+    require(square, "x", tuple(x.shape), "square matrices (the last two dimensions equal)")
+    if x.numel() == 0:
+        return torch.zeros_like(x)
+    values, vectors = torch.linalg.eigh(at_least_float32(x))
+    least = 1e-12 if values.dtype == torch.float64 else 1e-7
+    roots = values.clamp(min=least * values[..., -1:]).rsqrt().unsqueeze(-2)
+    root: Tensor = (vectors * roots) @ vectors.mT
+    return root.to(x.dtype)
+
+
 def as_matrix(shape: Sequence[int], mode: MatrixMode = "batched") -> tuple[int, int, int]:
     r"""Give the ``(batch, rows, cols)`` under which a tensor of this shape is a batch of matrices.
 

@@ -5,8 +5,11 @@ from polyak.optim.methods.adan import adan
 from polyak.optim.methods.adatam import adatam
 from polyak.optim.methods.ademamix import ademamix
 from polyak.optim.methods.alphaadam import selective
+from polyak.optim.methods.auon import brake
+from polyak.optim.methods.fismo import whitened_polar
 from polyak.optim.methods.grams import grams
 from polyak.optim.methods.lion import lion
+from polyak.optim.methods.namo import sized_polar
 from polyak.optim.methods.random_scaling import discounted_descent
 from polyak.optim.methods.sgd_sai import scaled_at_start
 from polyak.optim.methods.smmf import fading_adam
@@ -39,6 +42,7 @@ __all__ = [
     "adatam",
     "ademamix",
     "ano",
+    "brake",
     "braked",
     "cautious",
     "clip_norm",
@@ -67,10 +71,12 @@ __all__ = [
     "rewarm",
     "scaled_at_start",
     "selective",
+    "sized_polar",
     "spike_aware_adam",
     "subgradient",
     "subtract",
     "times_lr",
     "torque_aware",
     "trust",
+    "whitened_polar",
 ]

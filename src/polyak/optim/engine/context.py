@@ -158,6 +158,8 @@ def settle(question: Question, terms: tuple[Tensor, ...], numel: Tensor, dtype: 
         return tuple(t.to(dtype) for t in terms)
     if question.kind == "mean":
         return tuple(t / numel for t in terms)
+    if question.kind == "matrix":  # asked for while a chain is looked at: any answer will do
+        return (terms[0],) * question.width
     return terms
 
 
@@ -232,9 +234,21 @@ class Context:
         answer: Rows = self.dialogue.ask(question, sums, self)
         return answer
 
-    def matrix(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-        """``function`` of ``value`` seen as a stack ``(k, *shape)`` of equal tensors; run by BLAS, not compiled."""
-        answer: Tensor = self.dialogue.ask(Question(self.rule_name, "matrix", function), (value,), self)[0]
+    def matrix(self, function: Callable[..., Tensor], value: Tensor, *others: Tensor) -> Tensor:
+        """``function`` of ``value`` seen as a stack ``(k, *shape)`` of equal tensors; run by BLAS, not compiled.
+
+        ``others`` go to it stacked, too: numbers, vectors and matrices that belong to each of the tensors, the same on
+        every rank where the value is sharded.
+        """
+        answer: Tensor = self.dialogue.ask(Question(self.rule_name, "matrix", function), (value, *others), self)[0]
+        return answer
+
+    def matrices(
+        self, function: Callable[..., tuple[Tensor, ...]], results: int, value: Tensor, *others: Tensor
+    ) -> tuple[Tensor, ...]:
+        """:meth:`matrix` of a function with so many results: the first like ``value``, then stacks of any shape."""
+        question = Question(self.rule_name, "matrix", function, results)
+        answer: tuple[Tensor, ...] = self.dialogue.ask(question, (value, *others), self)
         return answer
 
     def note(self, name: str, value: Tensor) -> None:

@@ -7,7 +7,7 @@ gradient is skipped as a whole tensor without one is: its weights, its memories 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,8 @@ from torch import Tensor
 
 from polyak.optim.engine.context import Question, Rows
 from polyak.optim.engine.kernels import high
-from polyak.optim.engine.member import Member, is_sharded
-from polyak.optim.engine.units import Piece, Unit, Waiting
+from polyak.optim.engine.member import is_sharded
+from polyak.optim.engine.units import Piece, Unit, Waiting, solve
 
 
 def _groups(param: Tensor) -> tuple[Any, ...]:
@@ -149,7 +149,7 @@ def localize(piece: Piece, question: Question, terms: tuple[Tensor, ...], answer
     if question.kind == "total":
         return answer
     if question.kind == "matrix":
-        return (answer.reshape(piece.p.shape).detach(),)
+        return (answer[0].reshape(piece.p.shape), *answer[1:])
     sums, worst = answer
     dtype = high(piece.p.dtype)
     if question.kind == "rows":
@@ -159,18 +159,23 @@ def localize(piece: Piece, question: Question, terms: tuple[Tensor, ...], answer
     return tuple(s / piece.first.facts[0] if question.kind == "mean" else s for s in sums)
 
 
-def matrix_of_shards(member: Member, part: Tensor | None, solve: Callable[[Tensor], Tensor]) -> Tensor:
+def matrix_of_shards(w: Waiting) -> tuple[Tensor, ...]:
     """A matrix function of a sharded tensor: gathered, solved on every rank, and this rank's shard kept."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
+    member = w.unit.first
     param: Any = member.param
     here = member.value
-    if part is None or not member.numel:
+    if not w.terms or not member.numel:
         part = torch.zeros(here.shape, dtype=high(here.dtype), device=here.device)
+    else:
+        part = w.terms[0]
     whole = DTensor.from_local(
         part.view(here.shape), param.device_mesh, param.placements,
         run_check=False, shape=param.shape, stride=param.stride(),
     ).full_tensor()  # fmt: skip
-    solved = solve(whole[None])[0]
-    shard = distribute_tensor(solved, param.device_mesh, param.placements, src_data_rank=None)
-    return shard.to_local() if member.numel else here.new_zeros(member.shape, dtype=high(here.dtype))
+    if not w.terms:  # no gradient here: the others needed this rank's part, and it needs no answer
+        return ()
+    first, *more = (t[0] for t in solve(w.question, whole[None], *(t[None] for t in w.terms[1:])))
+    shard = distribute_tensor(first, param.device_mesh, param.placements, src_data_rank=None)
+    return shard.to_local() if member.numel else here.new_zeros(member.shape, dtype=high(here.dtype)), *more

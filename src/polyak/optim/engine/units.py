@@ -138,7 +138,10 @@ class Piece:
     def terms(self, question: Question, moment: Moment, answers: Answers, level: int) -> tuple[Tensor, ...]:
         """This piece's part of an answer."""
         found = self.pass_over(moment, answers, level)
-        if question.kind in ("rows", "matrix"):
+        if question.kind == "matrix":  # the value is cut, what goes with it is not
+            value = found[0][0] if len(found) == 1 else torch.cat([ts[0] for ts in found])
+            return value, *found[0][1:]
+        if question.kind == "rows":
             return tuple(ts[0] if len(ts) == 1 else torch.cat(ts) for ts in zip(*found, strict=True))
         if question.kind == "largest":
             return tuple(torch.stack(ts).amax(0) for ts in zip(*found, strict=True))
@@ -224,12 +227,19 @@ def answer_local(piece: Piece, question: Question, terms: tuple[Tensor, ...]) ->
     return settle(question, terms, piece.first.facts[0], high(piece.p.dtype))
 
 
-def solve_stack(question: Question, terms: Sequence[Tensor], shape: torch.Size) -> list[tuple[Tensor, ...]]:
-    """A matrix function of equal tensors, as one stack."""
+def solve_stack(question: Question, terms: Sequence[tuple[Tensor, ...]], shape: torch.Size) -> list[Answers]:
+    """A matrix function of equal tensors, and of what goes with each, as one stack."""
+    first, *others = (ts[0][None] if len(ts) == 1 else torch.stack(ts) for ts in zip(*terms, strict=True))
+    solved, *more = solve(question, first.view(-1, *shape), *others)
+    values = solved.reshape(first.shape).unbind()
+    return [list(own) for own in zip(values, *more, strict=True)]
+
+
+def solve(question: Question, *stacks: Tensor) -> tuple[Tensor, ...]:
+    """What a matrix function makes of its stacks."""
     assert question.solve is not None
-    stack = terms[0].view(1, *shape) if len(terms) == 1 else torch.stack([t.view(shape) for t in terms])
-    solved = question.solve(stack)
-    return [(part.reshape(t.shape).detach(),) for part, t in zip(solved, terms, strict=True)]
+    found = question.solve(*stacks)
+    return tuple(t.detach() for t in (found if isinstance(found, tuple) else (found,)))
 
 
 def build(members: Sequence[Member], gather: bool, compiled: bool) -> Iterator[Unit]:

@@ -19,11 +19,15 @@ from polyak.optim.methods.ano import Ano
 from polyak.optim.methods.anoall import Anoall
 from polyak.optim.methods.anolog import Anolog
 from polyak.optim.methods.anosqrt import Anosqrt
+from polyak.optim.methods.auon import AuON
 from polyak.optim.methods.cadamw import CAdamW
 from polyak.optim.methods.cadan import CAdan
 from polyak.optim.methods.clion import CLion
+from polyak.optim.methods.cmuon import CMuon
 from polyak.optim.methods.csgdm import CSGDM
+from polyak.optim.methods.fismo import FISMO
 from polyak.optim.methods.grams import Grams
+from polyak.optim.methods.hybrid_auon import HybridAuON
 from polyak.optim.methods.lamb import LAMB
 from polyak.optim.methods.lars import LARS
 from polyak.optim.methods.lion import Lion
@@ -31,6 +35,8 @@ from polyak.optim.methods.lionk import LionK
 from polyak.optim.methods.momo import MoMo
 from polyak.optim.methods.momo_adam import MoMoAdam
 from polyak.optim.methods.muon import Muon
+from polyak.optim.methods.namo import NAMO
+from polyak.optim.methods.namo_d import NAMOD
 from polyak.optim.methods.random_scaling import RandomScaling
 from polyak.optim.methods.scale import SCALE
 from polyak.optim.methods.sgd import SGD
@@ -47,8 +53,11 @@ __all__ = [
     "ALRNAG",
     "AMSGD",
     "CSGDM",
+    "FISMO",
     "LAMB",
     "LARS",
+    "NAMO",
+    "NAMOD",
     "SCALE",
     "SGD",
     "SGDP",
@@ -70,10 +79,13 @@ __all__ = [
     "Anoall",
     "Anolog",
     "Anosqrt",
+    "AuON",
     "CAdamW",
     "CAdan",
     "CLion",
+    "CMuon",
     "Grams",
+    "HybridAuON",
     "Lion",
     "LionK",
     "MoMo",

@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import torch
-
-from polyak.declare import STATIC, Described, Interval, Lr, Momentum, Paper, Range, WeightDecay
-from polyak.memory.matrix import COEFFICIENTS
+from polyak.declare import STATIC, Described, Lr, Momentum, Paper, Range, WeightDecay
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.rule import Options
 from polyak.optim.method import MatrixMethod
 from polyak.optim.vocabulary.adaptive import EpsPlace, adam
 from polyak.optim.vocabulary.balls import momentum_ema
-from polyak.optim.vocabulary.matrices import AdjustLR, ConvMode, orthogonalize
+from polyak.optim.vocabulary.matrices import (
+    AdjustLR,
+    ConvMode,
+    NsCoefficients,
+    NsDtype,
+    NsEps,
+    NsEpsForm,
+    NsSteps,
+    Polar,
+    orthogonalize,
+)
 from polyak.optim.vocabulary.weight import decay, descend
-
-NAMED = (*COEFFICIENTS, "svd")
-DTYPES = (None, torch.bfloat16, torch.float32, torch.float64)
-
-
-def _is_coefficients(value: Any) -> bool:
-    if isinstance(value, str):
-        return value in NAMED
-    if not isinstance(value, (list, tuple)) or not value:
-        return False
-    rows = value if isinstance(value[0], (list, tuple)) else [value]
-    return all(len(row) == 3 and all(isinstance(v, (int, float)) for v in row) for row in rows)
 
 
 def _is_sizes(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(v, int) and v > 0 for v in value)
 
 
-COEFFICIENT_SETS = Described(f"one of {list(NAMED)}, a triple of numbers or a list of triples", _is_coefficients)
 SIZES = Described("a list of positive integers", _is_sizes)
 
 
@@ -70,15 +64,17 @@ class Muon(MatrixMethod):
     )  # fmt: skip
     vectors = ["muon", "muon-f64", "muon-moonlight", "muon-moonlight-f64", "muon-torch", "muon-torch-f64"]
 
+    masked: ClassVar[bool] = False
+
     lr: Annotated[Lr, Range(1e-3, 1e-1), "learning rate of the matrices"] = 0.02
     momentum: Momentum = 0.95
     nesterov: Annotated[bool, "orthogonalize one step ahead"] = True
     weight_decay: Annotated[WeightDecay, Range(1e-4, 1e-1), "decoupled weight decay, with the plain lr"] = 0.0
-    ns_steps: Annotated[int, Interval(1, 99), STATIC, "Newton-Schulz steps"] = 5
-    ns_coefficients: Annotated[Any, COEFFICIENT_SETS, STATIC, "polynomial of the iteration; svd: exact"] = "original"
-    ns_eps: Annotated[float, Interval(0, 1, low_open=True), STATIC, "keeps the norm away from zero"] = 1e-7
-    ns_eps_form: Annotated[Literal["add", "clamp"], "add eps to the norm, or clamp as torch and timm do"] = "add"
-    ns_dtype: Annotated[torch.dtype | None, DTYPES, "dtype of the iteration; None: by device"] = None
+    ns_steps: NsSteps = 5
+    ns_coefficients: NsCoefficients = "original"
+    ns_eps: NsEps = 1e-7
+    ns_eps_form: NsEpsForm = "add"
+    ns_dtype: NsDtype = None
     adjust_lr: Annotated[AdjustLR | None, "scale of the step"] = "original"
     conv_mode: Annotated[ConvMode, "flatten a convolution to (out, rest), or batch its leading dimensions"] = "flatten"
     conv_scale: Annotated[Literal["matrix", "kernel"], "dimensions that the scale is taken from"] = "matrix"
@@ -89,16 +85,12 @@ class Muon(MatrixMethod):
     def recipe(cls, options: Options) -> Chain:
         if not cls.is_main(options):
             return chain(decay("decoupled"), adam(eps_form=options["aux_eps_form"]), descend())
-        coefficients = options["ns_coefficients"]
-        if not isinstance(coefficients, str):
-            rows = coefficients if isinstance(coefficients[0], (list, tuple)) else [coefficients]
-            coefficients = tuple(tuple(row) for row in rows)
+        sizes = options["split_sizes"]
         polar = orthogonalize(
-            coefficients, options["ns_steps"], options["ns_eps"], options["ns_eps_form"], options["adjust_lr"],
-            options["conv_mode"], options["conv_scale"], options["ns_dtype"],
-            tuple(options["split_sizes"]) if options["split_sizes"] else None,
+            Polar.of(options), options["adjust_lr"], options["conv_mode"], options["conv_scale"],
+            tuple(sizes) if sizes else None,
         )  # fmt: skip
-        return chain(momentum_ema(options["nesterov"]), polar, decay("decoupled"), descend())
+        return chain(momentum_ema(options["nesterov"], cls.masked), polar, decay("decoupled"), descend())
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; ``use_muon`` says the role where ``role`` does not, and is there in any case."""
@@ -110,5 +102,5 @@ class Muon(MatrixMethod):
     def check_options(self, group: Options) -> None:
         """``role`` and ``use_muon`` say the same, and Muon groups hold matrices."""
         if bool(group["use_muon"]) != self.is_main(group):
-            raise ValueError(f"Muon: a group has role={group['role']!r} and use_muon={group['use_muon']!r}")
+            raise ValueError(f"{self._owner()}: a group has role={group['role']!r} and use_muon={group['use_muon']!r}")
         super().check_options(group)

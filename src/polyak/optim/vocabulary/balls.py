@@ -11,6 +11,7 @@ from polyak.memory.averages import ema
 from polyak.memory.averages import heavy_ball as roll
 from polyak.optim.engine.context import Flow, Places
 from polyak.optim.engine.rule import Options, Rule, Slot, factory
+from polyak.optim.vocabulary.signs import agreeing
 
 
 @factory
@@ -46,8 +47,14 @@ def heavy_ball(
 
 
 @factory
-def momentum_ema(nesterov: bool = True) -> Rule:
-    """Momentum as an average, ``b <- b + (1 - momentum) * (u - b)``; with ``nesterov`` reads out one step ahead."""
+def momentum_ema(nesterov: bool = True, masked: bool = False) -> Rule:
+    """Momentum as an average, ``b <- b + (1 - momentum) * (u - b)``; reads out ``b``.
+
+    Args:
+        nesterov: read out one step ahead, ``(1 - momentum) * u + momentum * b``.
+        masked: of what is read out keep the entries at which ``b`` agrees in sign with the gradient, divided by their
+            share (C-Muon); :func:`cautious` behind this rule would look at the signs of what is read out.
+    """
 
     def scalars(h: Options, t: int) -> dict[str, Any]:
         return {"rate": 1 - h["momentum"]}
@@ -55,7 +62,8 @@ def momentum_ema(nesterov: bool = True) -> Rule:
     def update(x: Flow, s: Any, c: Places) -> tuple[Flow, dict[str, Tensor]]:
         b = ema(s.momentum_buffer, x.u, c.rate)
         ahead = x.u + (1 - c.rate) * (b - x.u) if nesterov else b
-        return x.but(u=c.place("momentum_buffer", ahead)), {"momentum_buffer": b}
+        ahead = c.place("momentum_buffer", ahead)
+        return x.but(u=agreeing(ahead, b, x.g, c) if masked else ahead), {"momentum_buffer": b}
 
     slots = (Slot("momentum_buffer", "average of the gradient", "signed"),)
     known = (hyper("momentum", Momentum, 0.95),)

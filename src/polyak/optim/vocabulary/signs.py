@@ -14,6 +14,28 @@ MaskScale = Literal["mean", "count", "none"]
 Masked = Annotated[MaskScale, "divide by the mean of the mask, multiply by N / (kept + 1), or leave it"]
 
 
+def agreeing(
+    value: Tensor,
+    memory: Tensor,
+    gradient: Tensor,
+    c: Context,
+    scale: MaskScale = "mean",
+    floor: float = 1e-3,
+    opposed: float = 0.0,
+) -> Tensor:
+    """The entries of a value at which a memory agrees in sign with the gradient, scaled; see :func:`cautious`."""
+    mask = agreement(memory, gradient)
+    if opposed:
+        mask = mask + opposed * (1 - mask)
+    if scale == "none":
+        c.note("mask_share", mask)
+        return value * mask
+    share = c.mean(mask)
+    c.note("mask_share", share)
+    factor = 1 / share.clamp(min=floor) if scale == "mean" else c.numel / (share * c.numel + 1)
+    return value * mask * factor
+
+
 @factory
 def cautious(scale: MaskScale = "mean", floor: float = 1e-3, opposed: float = 0.0) -> Rule:
     """Keep the entries of the direction that agree in sign with the present gradient (arXiv:2411.16085).
@@ -32,15 +54,6 @@ def cautious(scale: MaskScale = "mean", floor: float = 1e-3, opposed: float = 0.
         raise ValueError(f"cautious: floor must be positive, got {floor!r}")
 
     def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
-        mask = agreement(x.u, x.g)
-        if opposed:
-            mask = mask + opposed * (1 - mask)
-        if scale == "none":
-            c.note("mask_share", mask)
-            return x.but(u=x.u * mask), {}
-        share = c.mean(mask)
-        c.note("mask_share", share)
-        factor = 1 / share.clamp(min=floor) if scale == "mean" else c.numel / (share * c.numel + 1)
-        return x.but(u=x.u * mask * factor), {}
+        return x.but(u=agreeing(x.u, x.u, x.g, c, scale, floor, opposed)), {}
 
     return Rule("cautious", update, reads_memory=True)
