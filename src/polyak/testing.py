@@ -185,6 +185,16 @@ def _scale(given: _Given) -> tuple[str, dict[str, Any]]:
     return "scale", {"aux_weight_decay": given.left.get("weight_decay", 0.0)}
 
 
+def _m3(given: _Given) -> tuple[str, dict[str, Any]]:
+    literal, average = "literal Algorithm 1 (sums, no decay), cubic Newton-Schulz", "ema with RMS cap"
+    if given.variant_of(literal, average) == average:
+        return "m3", {"variant": "ema"}
+    given.rename(slow_chunk="frequency")
+    given.left["betas"] = tuple(given.left.pop(f"beta{i}") for i in (1, 2, 3))
+    given.left["ns_eps"] = given.left["eps"]
+    return "m3", {"variant": "paper", "ns_coefficients": "cubic"}
+
+
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
     return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
 
@@ -259,5 +269,6 @@ _MAPPINGS: dict[str, _Mapping] = {
     "sgd-sai": _sgd_sai,
     "scale": _scale,
     "alphaadam": _same("alphaadam"),
+    "m3": _m3,
     "reality-check": _reality_check,
 }

@@ -7,6 +7,7 @@ from polyak.optim.methods.ademamix import ademamix
 from polyak.optim.methods.alphaadam import selective
 from polyak.optim.methods.grams import grams
 from polyak.optim.methods.lion import lion
+from polyak.optim.methods.m3 import multi_scale, to_rms
 from polyak.optim.methods.sgd_sai import scaled_at_start
 from polyak.optim.methods.tam import torque_aware
 from polyak.optim.vocabulary.adaptive import adam
@@ -36,6 +37,7 @@ __all__ = [
     "level",
     "lion",
     "momentum_ema",
+    "multi_scale",
     "orthogonalize",
     "project",
     "scaled_at_start",
@@ -43,6 +45,7 @@ __all__ = [
     "subgradient",
     "subtract",
     "times_lr",
+    "to_rms",
     "torque_aware",
     "trust",
 ]

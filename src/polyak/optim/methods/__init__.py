@@ -22,6 +22,7 @@ from polyak.optim.methods.lamb import LAMB
 from polyak.optim.methods.lars import LARS
 from polyak.optim.methods.lion import Lion
 from polyak.optim.methods.lionk import LionK
+from polyak.optim.methods.m3 import M3
 from polyak.optim.methods.muon import Muon
 from polyak.optim.methods.scale import SCALE
 from polyak.optim.methods.sgd import SGD
@@ -33,6 +34,7 @@ __all__ = [
     "CSGDM",
     "LAMB",
     "LARS",
+    "M3",
     "SCALE",
     "SGD",
     "SGDP",
