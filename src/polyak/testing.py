@@ -195,6 +195,16 @@ def _m3(given: _Given) -> tuple[str, dict[str, Any]]:
     return "m3", {"variant": "paper", "ns_coefficients": "cubic"}
 
 
+def _nl_deep(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.variant_of("row-wise MLP memory, tanh")
+    return "nl_deep", {}
+
+
+def _nl_delta(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.variant_of("normalised keys")
+    return "nl_delta", {}
+
+
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
     return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
 
@@ -270,5 +280,7 @@ _MAPPINGS: dict[str, _Mapping] = {
     "scale": _scale,
     "alphaadam": _same("alphaadam"),
     "m3": _m3,
+    "nl-deep": _nl_deep,
+    "nl-delta": _nl_delta,
     "reality-check": _reality_check,
 }

@@ -8,6 +8,8 @@ from polyak.optim.methods.alphaadam import selective
 from polyak.optim.methods.grams import grams
 from polyak.optim.methods.lion import lion
 from polyak.optim.methods.m3 import multi_scale, to_rms
+from polyak.optim.methods.nl_deep import deep_memory
+from polyak.optim.methods.nl_delta import delta_memory, features
 from polyak.optim.methods.sgd_sai import scaled_at_start
 from polyak.optim.methods.tam import torque_aware
 from polyak.optim.vocabulary.adaptive import adam
@@ -31,7 +33,10 @@ __all__ = [
     "cautious",
     "clip_norm",
     "decay",
+    "deep_memory",
+    "delta_memory",
     "descend",
+    "features",
     "grams",
     "heavy_ball",
     "level",

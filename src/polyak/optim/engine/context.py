@@ -49,7 +49,8 @@ class Memories:
 class Question:
     """Something a rule asks that one element alone cannot answer.
 
-    Totals of the same ``asker`` are added over all tensors of the optimizer.
+    Totals of the same ``asker`` are added over all tensors of the optimizer. ``width`` is the number of its terms, and,
+    but for a matrix function, of the tensors that answer it.
     """
 
     asker: str
@@ -187,9 +188,9 @@ class Context:
         answer: Rows = self.dialogue.ask(question, sums)
         return answer
 
-    def matrix(self, function: Callable[[Tensor], Tensor], value: Tensor) -> Tensor:
-        """``function`` of ``value`` seen as a stack ``(k, *shape)`` of equal tensors; run by BLAS, not compiled."""
-        answer: Tensor = self.dialogue.ask(Question(self.rule_name, "matrix", function), (value,))[0]
+    def matrix(self, function: Callable[..., Tensor], *values: Tensor) -> Tensor:
+        """``function`` of ``values``, each a stack ``(k, *shape)`` of equal tensors; run by BLAS, not compiled."""
+        answer: Tensor = self.dialogue.ask(Question(self.rule_name, "matrix", function, len(values)), values)[0]
         return answer
 
     def note(self, name: str, value: Tensor) -> None:

@@ -171,7 +171,7 @@ def _answer_arrays(kind: str, width: int, dtype: torch.dtype, whole: Dims) -> It
     elif kind == "columns":
         yield from [Array(dtype, (1, "columns"))] * width
     else:
-        yield from [Array(dtype, whole) if kind == "matrix" else Array(torch.float64)] * width
+        yield from [Array(dtype, whole)] if kind == "matrix" else [Array(torch.float64)] * width
 
 
 def pack(answer: Any) -> list[Tensor]:
@@ -186,7 +186,7 @@ def _unpacked(form: Form, tensors: list[Tensor]) -> list[Any]:
     for question in outside(form.chain.known_questions, form.inside):
         if not left:
             break
-        width = question.width
+        width = 1 if question.kind == "matrix" else question.width
         if question.kind == "rows":
             answers.append(Rows(tuple(left[:width]), tuple(left[width : 2 * width]), left[2 * width]))
             del left[: 2 * width + 1]

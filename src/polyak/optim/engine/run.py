@@ -39,7 +39,7 @@ def run(unit: Unit, grads: Sequence[Tensor], moment: Moment, mode: Mode) -> Run:
             pieces = pieces or (unit.pieces(grads, mode, moment.names) if grads else [])
             given = [localize(p, question, own, answer) for p, own in zip(pieces, terms, strict=True)]
         elif question.kind == "matrix":
-            given = solve_stack(question, [own[0] for own in terms], unit.first.value.shape)
+            given = solve_stack(question, terms, unit.first.value.shape)
         else:
             given = [answer_local(p, question, own) for p, own in zip(pieces, terms, strict=True)]
         for own, one in zip(answers, given, strict=True):
@@ -124,8 +124,7 @@ def _over_ranks(asked: Sequence[Waiting]) -> list[Any]:
     sums = iter(sums_of_shards([w for w in asked if w.question.kind != "matrix"]))
     for w in asked:
         if w.question.kind == "matrix":
-            assert w.question.solve is not None
-            answers.append(matrix_of_shards(w.unit.first, w.terms[0] if w.terms else None, w.question.solve))
+            answers.append(matrix_of_shards(w.unit.first, w.terms, w.question))
         else:
             answers.append(next(sums))
     return answers

@@ -7,7 +7,7 @@ gradient is skipped as a whole tensor without one is: its weights, its memories 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ def check_shards(param: Tensor, name: str, asked: set[Any], shapes: set[Any]) ->
     """
     if "row" in shapes:
         raise ValueError(f"{name} is sharded, and the method keeps a number a row of it: replicate it")
+    if any(map(callable, shapes)):
+        raise ValueError(f"{name} is sharded, and the method keeps memories of shapes of their own for it: replicate it")
     for placement in param.placements:  # type: ignore[attr-defined]
         if asked & {"rows", "columns"} and placement.is_shard() and placement.dim != 0:
             raise ValueError(
@@ -154,18 +156,23 @@ def localize(piece: Piece, question: Question, terms: tuple[Tensor, ...], answer
     return tuple(s / piece.first.facts[0] if question.kind == "mean" else s for s in sums)
 
 
-def matrix_of_shards(member: Member, part: Tensor | None, solve: Callable[[Tensor], Tensor]) -> Tensor:
+def matrix_of_shards(member: Member, parts: tuple[Tensor, ...], question: Question) -> Tensor:
     """A matrix function of a sharded tensor: gathered, solved on every rank, and this rank's shard kept."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     param: Any = member.param
     here = member.value
-    if part is None or not member.numel:
-        part = torch.zeros(here.shape, dtype=high(here.dtype), device=here.device)
-    whole = DTensor.from_local(
-        part.view(here.shape), param.device_mesh, param.placements,
-        run_check=False, shape=param.shape, stride=param.stride(),
-    ).full_tensor()  # fmt: skip
-    solved = solve(whole[None])[0]
+    if not parts or not member.numel:
+        parts = (torch.zeros(here.shape, dtype=high(here.dtype), device=here.device),) * question.width
+
+    def whole(part: Tensor) -> Tensor:
+        gathered: Tensor = DTensor.from_local(
+            part.view(here.shape), param.device_mesh, param.placements,
+            run_check=False, shape=param.shape, stride=param.stride(),
+        ).full_tensor()  # fmt: skip
+        return gathered[None]
+
+    assert question.solve is not None
+    solved = question.solve(*map(whole, parts))[0]
     shard = distribute_tensor(solved, param.device_mesh, param.placements, src_data_rank=None)
     return shard.to_local() if member.numel else here.new_zeros(member.shape, dtype=high(here.dtype))

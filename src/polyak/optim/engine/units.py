@@ -221,12 +221,17 @@ def answer_local(piece: Piece, question: Question, terms: tuple[Tensor, ...]) ->
     return settle(question, terms, piece.first.facts[0], high(piece.p.dtype))
 
 
-def solve_stack(question: Question, terms: Sequence[Tensor], shape: torch.Size) -> list[tuple[Tensor, ...]]:
-    """A matrix function of equal tensors, as one stack."""
+def solve_stack(
+    question: Question, terms: Sequence[tuple[Tensor, ...]], shape: torch.Size
+) -> list[tuple[Tensor, ...]]:
+    """A matrix function of equal tensors, as one stack for each of its arguments."""
     assert question.solve is not None
-    stack = terms[0].view(1, *shape) if len(terms) == 1 else torch.stack([t.view(shape) for t in terms])
-    solved = question.solve(stack)
-    return [(part.reshape(t.shape).detach(),) for part, t in zip(solved, terms, strict=True)]
+    stacks = [
+        same[0].view(1, *shape) if len(same) == 1 else torch.stack([t.view(shape) for t in same])
+        for same in zip(*terms, strict=True)
+    ]
+    solved = question.solve(*stacks)
+    return [(part.reshape(own[0].shape).detach(),) for part, own in zip(solved, terms, strict=True)]
 
 
 def build(members: Sequence[Member], gather: bool, compiled: bool) -> Iterator[Unit]:

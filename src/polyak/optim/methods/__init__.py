@@ -24,6 +24,8 @@ from polyak.optim.methods.lion import Lion
 from polyak.optim.methods.lionk import LionK
 from polyak.optim.methods.m3 import M3
 from polyak.optim.methods.muon import Muon
+from polyak.optim.methods.nl_deep import NLDeep
+from polyak.optim.methods.nl_delta import NLDelta
 from polyak.optim.methods.scale import SCALE
 from polyak.optim.methods.sgd import SGD
 from polyak.optim.methods.sgd_sai import SGDSaI
@@ -59,5 +61,7 @@ __all__ = [
     "Lion",
     "LionK",
     "Muon",
+    "NLDeep",
+    "NLDelta",
     "SGDSaI",
 ]

@@ -84,13 +84,6 @@ def multi_scale(form: Form = "ema") -> Rule:
 
 
 @factory
-def _orthogonal(iteration: Iteration, steps: int, eps: float, dtype: torch.dtype | None) -> Rule:
-    """:func:`~polyak.optim.vocabulary.matrices.orthogonalize` without a scale, for matrices alone."""
-    whole = orthogonalize(iteration, steps, eps, adjust_lr=None, ns_dtype=dtype)
-    return replace(whole, applies=_is_matrix, origin=None)
-
-
-@factory
 def to_rms() -> Rule:
     """Bring the direction of a matrix to a root mean square of ``update_rms``."""
 
@@ -169,7 +162,10 @@ class M3(Method):
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
-        polar = _orthogonal(options["ns_coefficients"], options["ns_steps"], options["ns_eps"], options["ns_dtype"])
+        polar = orthogonalize(
+            options["ns_coefficients"], options["ns_steps"], options["ns_eps"],
+            adjust_lr=None, ns_dtype=options["ns_dtype"], skip_vectors=True,
+        )  # fmt: skip
         memories = multi_scale(options["variant"]).at("fast", polar).at("slow", polar)
         if options["variant"] == "paper":
             return chain(decay("coupled"), memories, descend())

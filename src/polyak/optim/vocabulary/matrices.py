@@ -42,12 +42,14 @@ def orthogonalize(
     conv_scale: Literal["matrix", "kernel"] = "matrix",
     ns_dtype: torch.dtype | None = None,
     split_sizes: tuple[int, ...] | None = None,
+    skip_vectors: bool = False,
 ) -> Rule:
     """Replace the direction by (about) its polar factor ``U V^T``, times :func:`lr_scale`.
 
     Tensors of 3 dimensions are stacks of matrices; of 4, with ``conv_mode="flatten"``, one matrix (out, rest), with
     ``"batched"`` a stack of kernels. ``conv_scale="kernel"`` takes the scale from the last two dimensions.
-    ``split_sizes`` cuts the rows into blocks (fused QKV) that are orthogonalized one by one.
+    ``split_sizes`` cuts the rows into blocks (fused QKV) that are orthogonalized one by one. ``skip_vectors`` leaves
+    tensors with fewer than 2 dimensions as they are.
     """
 
     def solve(block: Tensor) -> Tensor:
@@ -73,4 +75,5 @@ def orthogonalize(
     def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
         return x.but(u=c.matrix(function, x.u)), {}
 
-    return Rule("orthogonalize", update, reads_memory=True)
+    least = 2 if skip_vectors else 0
+    return Rule("orthogonalize", update, applies=lambda shape: len(shape) >= least, reads_memory=True)
