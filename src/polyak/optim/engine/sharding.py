@@ -46,7 +46,9 @@ def check_shards(param: Tensor, name: str, asked: set[Any], shapes: set[Any]) ->
     if "row" in shapes:
         raise ValueError(f"{name} is sharded, and the method keeps a number a row of it: replicate it")
     if any(map(callable, shapes)):
-        raise ValueError(f"{name} is sharded, and the method keeps memories of shapes of their own for it: replicate it")
+        raise ValueError(
+            f"{name} is sharded, and the method keeps memories of shapes of their own for it: replicate it"
+        )
     for placement in param.placements:  # type: ignore[attr-defined]
         if asked & {"rows", "columns"} and placement.is_shard() and placement.dim != 0:
             raise ValueError(

@@ -221,9 +221,7 @@ def answer_local(piece: Piece, question: Question, terms: tuple[Tensor, ...]) ->
     return settle(question, terms, piece.first.facts[0], high(piece.p.dtype))
 
 
-def solve_stack(
-    question: Question, terms: Sequence[tuple[Tensor, ...]], shape: torch.Size
-) -> list[tuple[Tensor, ...]]:
+def solve_stack(question: Question, terms: Sequence[tuple[Tensor, ...]], shape: torch.Size) -> list[tuple[Tensor, ...]]:
     """A matrix function of equal tensors, as one stack for each of its arguments."""
     assert question.solve is not None
     stacks = [
