@@ -29,5 +29,7 @@ CLAIMS = {
     "lamb": "BERT at batches of 32 thousand; tuned Adam does the same (arXiv:2102.06356).",
     "sgd_sai": "As good as AdamW or better on ViT, GPT-2 and LoRA, with half of its state.",
     "m3": "ViTs of 24 M and 86 M on ImageNet-21K: lower loss than AdamW and Muon, at more cost.",
+    "nl_delta": "Faster than momentum on a curved valley (constants not printed).",
+    "nl_deep": "Momentum as a network; no optimizer figures of its own are given.",
     "scale": "Perplexity of a 350 M language model 16.3 where Adam has 18.8, with almost no state.",
 }

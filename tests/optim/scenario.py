@@ -37,6 +37,7 @@ OPTIONS: dict[str, dict] = {
     "adatamw": {"dampen": True, "bias_correction": True},
     "lionk": {"kappa": "group"},
     "m3": {"ns_dtype": torch.float64, "frequency": 4},
+    "nl_delta": {"feature": "cube", "delta": 0.5},
     "muon": {"ns_dtype": torch.float64, "aux_lr": 1e-2, "aux_weight_decay": 0.05},
 }
 

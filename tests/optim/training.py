@@ -17,6 +17,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "adan": {"max_grad_norm": 1.0, "lr": 0.02},
     "cadan": {"max_grad_norm": 0.5, "lr": 0.02},
     "m3": {"ns_dtype": torch.float64, "frequency": 2},
+    "nl_delta": {"lr": 1e-4},
     "muon": {"ns_dtype": torch.float64, "aux_lr": 0.01},
     "csgdm": {"lr": 1e-4},
     "sgd_sai": {"lr": 1e-5},

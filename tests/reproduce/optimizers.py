@@ -9,7 +9,6 @@ from torch.nn import Parameter
 from polyak.testing import from_manifest
 from tests.reproduce.vector import Unknown, Vector, array
 
-
 Start = Callable[[Vector, torch.Tensor], dict[str, torch.Tensor]]
 
 

@@ -11,7 +11,8 @@ from tests.reproduce.vector import Unknown, Vector, is_input
 
 EXECUTIONS = ("eager", "batched", "compiled")
 ADAPTORS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
-    **optimizers.RULES, **drivers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES, **spectra.RULES,
+    **optimizers.RULES, **drivers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES,
+    **spectra.RULES,
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ Feature = Literal["identity", "sign", "cube", "signed_sqrt"]
 
 @factory
 def features(form: Feature = "sign") -> Rule:
-    """What of a gradient is written: ``sign(u)``; ``"cube"`` ``u^3 / mean(u^2)``; ``"signed_sqrt"`` ``sign(u) |u|^.5``."""
+    """What of a gradient is written: ``sign(u)``, or ``"cube"`` ``u^3 / mean(u^2)``, or the root with its sign."""
 
     def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
         if form == "sign":
