@@ -7,7 +7,7 @@ import torch
 from torch.nn import Parameter
 
 from polyak import optim
-from polyak.optim.drivers import CMS, XGrad
+from polyak.optim.drivers import CMS, DGD, XGrad
 from tests.reproduce.vector import Unknown, Vector, array
 
 PULL = r"grads\[t\] \+ ([\d.]+) \* q"
@@ -59,8 +59,27 @@ def cms(vector: Vector, execution: str = "eager", device: str = "cpu") -> dict[s
     return {key: array(torch.stack(steps)) for key, steps in went.items()}
 
 
+def dgd(vector: Vector, execution: str = "eager", device: str = "cpu") -> dict[str, np.ndarray]:
+    """The weights of a linear layer after each step, from recorded inputs and output gradients."""
+    vector.read_all("lr", "mode", "normalize_inputs", "penalty")
+    given = {key: vector.given(key, device) for key in ("x", "dy", "W0")}
+    layer = torch.nn.Linear(*reversed(given["W0"].shape), bias=False, dtype=vector.dtype, device=device)
+    layer.weight.data.copy_(given["W0"])
+    optimizer = DGD(
+        layer, lr=vector.option("lr"), penalty=vector.option("penalty"), order=vector.option("mode"),
+        normalize=vector.option("normalize_inputs"), execution=execution,
+    )  # fmt: skip
+    went = []
+    for x, slopes in zip(given["x"], given["dy"], strict=True):
+        optimizer.zero_grad()
+        ((layer(x) * slopes).sum() / len(x)).backward()
+        optimizer.step()
+        went.append(layer.weight.detach().clone())
+    return {key: array(value) for key, value in given.items()} | {"W": array(torch.stack(went))}
+
+
 def _without(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in options.items() if k not in names}
 
 
-RULES = {"xgrad": xgrad, "nl-cms": cms}
+RULES = {"xgrad": xgrad, "nl-cms": cms, "nl-dgd": dgd}

@@ -1,6 +1,7 @@
 """Drivers: what wraps the whole step of any optimizer, polyak's or ``torch.optim``'s."""
 
 from polyak.optim.drivers.cms import CMS
+from polyak.optim.drivers.dgd import DGD
 from polyak.optim.drivers.xgrad import XGrad
 
-__all__ = ["CMS", "XGrad"]
+__all__ = ["CMS", "DGD", "XGrad"]
