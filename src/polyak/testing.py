@@ -219,6 +219,26 @@ def _random_scaling(given: _Given) -> tuple[str, dict[str, Any]]:
     return "random_scaling", {"base": base}
 
 
+def _m3(given: _Given) -> tuple[str, dict[str, Any]]:
+    literal, average = "literal Algorithm 1 (sums, no decay), cubic Newton-Schulz", "ema with RMS cap"
+    if given.variant_of(literal, average) == average:
+        return "m3", {"variant": "ema"}
+    given.rename(slow_chunk="frequency")
+    given.left["betas"] = tuple(given.left.pop(f"beta{i}") for i in (1, 2, 3))
+    given.left["ns_eps"] = given.left["eps"]
+    return "m3", {"variant": "paper", "ns_coefficients": "cubic"}
+
+
+def _nl_deep(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.variant_of("row-wise MLP memory, tanh")
+    return "nl_deep", {}
+
+
+def _nl_delta(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.variant_of("normalised keys")
+    return "nl_delta", {}
+
+
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
     return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
 
@@ -353,6 +373,9 @@ _MAPPINGS: dict[str, _Mapping] = {
     "am-momentum": _am,
     "momo": _same("momo"),
     "momo-adam": _same("momo_adam"),
+    "m3": _m3,
+    "nl-deep": _nl_deep,
+    "nl-delta": _nl_delta,
     "reality-check": _reality_check,
     "smmf": _same("smmf"),
     "random-scaling": _random_scaling,

@@ -407,6 +407,8 @@ def test_shards_that_hold_no_whole_rows_or_memories_a_row_are_refused():
     check_shards(SimpleNamespace(placements=(Shard(0),)), "w", {"rows", "columns"}, {"param", "column"})
     with pytest.raises(ValueError, match="w is sharded, and the method keeps a number a row of it"):
         check_shards(SimpleNamespace(placements=(Shard(0),)), "w", set(), {"row"})
+    with pytest.raises(ValueError, match="w is sharded, and the method keeps memories of shapes of their own"):
+        check_shards(SimpleNamespace(placements=(Shard(0),)), "w", set(), {lambda shape: (1,)})
 
 
 def test_every_parameter_takes_part_in_the_verdict_on_a_first_step(monkeypatch):

@@ -20,6 +20,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
         name: {"ns_dtype": torch.float64, "aux_lr": 0.01} for name in ("muon", "cmuon", "namo", "namo_d", "hybrid_auon")
     },
     "fismo": {"ns_dtype": torch.float64, "aux_lr": 0.01, "normalize_stats": True, "update_interval": 2},
+    "m3": {"ns_dtype": torch.float64, "frequency": 2},
+    "nl_delta": {"lr": 1e-4},
     "csgdm": {"lr": 1e-4},
     "sgd_sai": {"lr": 1e-5},
     "spam": {"DeltaT": 4, "warmup_steps": 2, "grad_accu_steps": 2, "threshold": 0.05, "density": 0.5},

@@ -1,5 +1,6 @@
 """Optimizers: trajectories of weights under recorded gradients, in every execution mode."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,9 +10,13 @@ from torch.nn import Parameter
 from polyak.testing import from_manifest
 from tests.reproduce.vector import Unknown, Vector, array
 
+Start = Callable[[Vector, torch.Tensor], dict[str, torch.Tensor]]
 
-def trajectory(vector: Vector, execution: str = "eager", device: str = "cpu") -> dict[str, np.ndarray]:
-    """The weights after each step."""
+
+def trajectory(
+    vector: Vector, execution: str = "eager", device: str = "cpu", start: Start | None = None
+) -> dict[str, np.ndarray]:
+    """The weights after each step; ``start`` gives memories that do not start at a number."""
     params = {name: Parameter(vector.input(f"p0/{name}", device)) for name in vector.tensors}
     gradients = {name: _gradients(vector, name, device) for name in vector.tensors}
     try:
@@ -19,6 +24,8 @@ def trajectory(vector: Vector, execution: str = "eager", device: str = "cpu") ->
     except KeyError as error:
         raise Unknown(error.args[0]) from error
     losses = vector.input("loss", device) if vector.manifest.get("losses_used") else [None] * vector.length
+    if start is not None:
+        optimizer.state.update({p: start(vector, p) for p in params.values()})
     went: dict[str, list[torch.Tensor]] = {name: [] for name in params}
     for t in range(vector.length):
         for name, p in params.items():
@@ -43,12 +50,28 @@ def _without_masks(vector: Vector) -> dict[str, Any]:
     return {**vector.manifest, "hyperparameters": {k: v for k, v in vector.hyperparameters.items() if k != "density"}}
 
 
-RULES = dict.fromkeys(
+DRAW = r"(numpy default_rng\(seed\)\.standard_normal\(\(hidden,c\)\)/sqrt\(c\), fresh generator per tensor)"
+
+
+def deep(vector: Vector, execution: str = "eager", device: str = "cpu") -> dict[str, np.ndarray]:
+    """As :func:`trajectory`, with the recorded draw of the memory's first layer."""
+    vector.said(DRAW, "notes")
+
+    def start(vector: Vector, p: torch.Tensor) -> dict[str, torch.Tensor]:
+        columns = p.numel() // p.shape[0]
+        drawn = np.random.default_rng(vector.option("seed")).standard_normal((vector.option("hidden"), columns))
+        return {"inner": torch.tensor(drawn / columns**0.5, dtype=vector.dtype, device=device)}
+
+    return trajectory(vector, execution, device, start)
+
+
+RULES: dict[str, Callable[..., dict[str, np.ndarray]]] = dict.fromkeys(
     (
         "sgd", "adam", "adamw", "adan", "lion", "adabelief", "ademamix", "adamp", "sgdp", "cadamw", "clion", "cautious",
         "grams", "tam", "adatam", "adatamw", "muon", "reality-check", "ano", "lionk", "alphaadam",
         "lars", "lamb", "sgd-sai", "scale", "momo", "momo-adam", "alr", "am-momentum", "spam", "stable-spam", "smmf",
-        "random-scaling", "adaptive-braking", "namo", "namo-d", "auon", "fismo",
+        "random-scaling", "adaptive-braking", "namo", "namo-d", "auon", "fismo", "m3", "nl-delta",
     ),
     trajectory,
 )  # fmt: skip
+RULES["nl-deep"] = deep

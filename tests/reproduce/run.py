@@ -5,19 +5,20 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.reproduce import averages, contrast, factored, local, optimizers
+from tests.reproduce import averages, contrast, drivers, factored, local, optimizers, spectra
 from tests.reproduce.compare import error, limit
 from tests.reproduce.vector import Unknown, Vector, is_input
 
 EXECUTIONS = ("eager", "batched", "compiled")
 ADAPTORS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
-    **optimizers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES,
+    **optimizers.RULES, **drivers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES,
+    **spectra.RULES,
 }  # fmt: skip
 
 
 def executions_of(vector: Vector, execution: str | None = None) -> tuple[str, ...]:
     """The modes in which there is something to recompute: only optimizers have more than one."""
-    if vector.rule not in optimizers.RULES:
+    if vector.rule not in optimizers.RULES.keys() | drivers.RULES.keys():
         return EXECUTIONS[:1]
     return EXECUTIONS if execution is None else (execution,)
 

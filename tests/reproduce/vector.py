@@ -85,6 +85,17 @@ class Vector:
         value = torch.from_numpy(np.array(self.inputs[key]))
         return value.to(device, self.dtype if value.is_floating_point() else value.dtype)
 
+    def given(self, key: str, device: str = "cpu") -> Tensor:
+        """What the manifest says is given, though it is recorded under no input's name; as :meth:`input`.
+
+        Raises:
+            Unknown: if it is not recorded.
+        """
+        if key not in self.recorded:
+            raise Unknown(f"{self.name} has no {key!r}")
+        value = torch.from_numpy(self.recorded[key].copy())
+        return value.to(device, self.dtype if value.is_floating_point() else value.dtype)
+
     def option(self, name: str, *default: Any) -> Any:
         """A hyperparameter, or the default of its source if one is given.
 

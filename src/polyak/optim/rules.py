@@ -9,7 +9,10 @@ from polyak.optim.methods.auon import brake
 from polyak.optim.methods.fismo import whitened_polar
 from polyak.optim.methods.grams import grams
 from polyak.optim.methods.lion import lion
+from polyak.optim.methods.m3 import multi_scale, to_rms
 from polyak.optim.methods.namo import sized_polar
+from polyak.optim.methods.nl_deep import deep_memory
+from polyak.optim.methods.nl_delta import delta_memory, features
 from polyak.optim.methods.random_scaling import discounted_descent
 from polyak.optim.methods.sgd_sai import scaled_at_start
 from polyak.optim.methods.smmf import fading_adam
@@ -49,9 +52,12 @@ __all__ = [
     "clip_spikes",
     "cooled",
     "decay",
+    "deep_memory",
+    "delta_memory",
     "descend",
     "discounted_descent",
     "fading_adam",
+    "features",
     "grams",
     "heavy_ball",
     "level",
@@ -60,6 +66,7 @@ __all__ = [
     "model_momentum",
     "momentum_ema",
     "momentum_reset",
+    "multi_scale",
     "norm_control",
     "orthogonalize",
     "plane_adam",
@@ -76,6 +83,7 @@ __all__ = [
     "subgradient",
     "subtract",
     "times_lr",
+    "to_rms",
     "torque_aware",
     "trust",
     "whitened_polar",

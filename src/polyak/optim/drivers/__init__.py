@@ -1,5 +1,8 @@
 """Drivers: what wraps the whole step of any optimizer, polyak's or ``torch.optim``'s."""
 
+from polyak.optim.drivers.cms import CMS
 from polyak.optim.drivers.delay import Delayed
+from polyak.optim.drivers.dgd import DGD
+from polyak.optim.drivers.xgrad import XGrad
 
-__all__ = ["Delayed"]
+__all__ = ["CMS", "DGD", "Delayed", "XGrad"]

@@ -52,7 +52,8 @@ class Question:
     """Something a rule asks that one element alone cannot answer.
 
     Totals of the same ``asker`` are added over all tensors of the optimizer; ``then`` makes of them what is told, which
-    are ``gives`` numbers instead of ``width`` sums.
+    are ``gives`` numbers instead of ``width`` sums. A matrix function gives ``width`` results; the first ``parts`` of
+    its terms are like the weight, the others go along whole.
     """
 
     asker: str
@@ -61,6 +62,7 @@ class Question:
     width: int = 1
     then: Then | None = None
     gives: int = 0
+    parts: int = 1
 
     @property
     def answers(self) -> int:
@@ -234,21 +236,20 @@ class Context:
         answer: Rows = self.dialogue.ask(question, sums, self)
         return answer
 
-    def matrix(self, function: Callable[..., Tensor], value: Tensor, *others: Tensor) -> Tensor:
-        """``function`` of ``value`` seen as a stack ``(k, *shape)`` of equal tensors; run by BLAS, not compiled.
+    def matrix(self, function: Callable[..., Tensor], *values: Tensor, along: Sequence[Tensor] = ()) -> Tensor:
+        """``function`` of ``values``, each a stack ``(k, *shape)`` of equal tensors; run by BLAS, not compiled.
 
-        ``others`` go to it stacked, too: numbers, vectors and matrices that belong to each of the tensors, the same on
-        every rank where the value is sharded.
+        What goes ``along`` is stacked, too: numbers, vectors and matrices that belong to each of the tensors, the same
+        on every rank where the values are sharded.
         """
-        answer: Tensor = self.dialogue.ask(Question(self.rule_name, "matrix", function), (value, *others), self)[0]
-        return answer
+        return self.matrices(function, 1, *values, along=along)[0]
 
     def matrices(
-        self, function: Callable[..., tuple[Tensor, ...]], results: int, value: Tensor, *others: Tensor
+        self, function: Callable[..., Any], results: int, *values: Tensor, along: Sequence[Tensor] = ()
     ) -> tuple[Tensor, ...]:
-        """:meth:`matrix` of a function with so many results: the first like ``value``, then stacks of any shape."""
-        question = Question(self.rule_name, "matrix", function, results)
-        answer: tuple[Tensor, ...] = self.dialogue.ask(question, (value, *others), self)
+        """:meth:`matrix` of a function with so many results: the first like the values, then stacks of any shape."""
+        question = Question(self.rule_name, "matrix", function, results, parts=len(values))
+        answer: tuple[Tensor, ...] = self.dialogue.ask(question, (*values, *along), self)
         return answer
 
     def note(self, name: str, value: Tensor) -> None:

@@ -97,12 +97,13 @@ class Kept:
     def new(self, param: Tensor) -> dict[str, Tensor]:
         """Fresh tensors."""
         slot = self.slot
+        dtype, initial = slot.dtype_for(param.dtype), slot.initial
+        if callable(initial):
+            return {slot.name: initial(slot.shape_for(param.shape)).to(param.device, dtype, copy=True)}
         if slot.shape != "param":
-            dtype = slot.dtype_for(param.dtype)
-            return {slot.name: torch.full(slot.shape_for(param.shape), slot.initial, dtype=dtype, device=param.device)}
+            return {slot.name: torch.full(slot.shape_for(param.shape), initial, dtype=dtype, device=param.device)}
         if self.form is None:
-            dtype = slot.dtype_for(param.dtype)
-            return {slot.name: torch.full_like(param.detach(), slot.initial, dtype=dtype, requires_grad=False)}
+            return {slot.name: torch.full_like(param.detach(), initial, dtype=dtype, requires_grad=False)}
         made = {}
         for suffix, (shape, dtype) in self.form.parts(param.numel()).items():
             zeros = torch.zeros(shape, dtype=dtype, device=param.device)

@@ -171,7 +171,7 @@ def _answer_arrays(kind: str, width: int, dtype: torch.dtype, whole: Dims) -> It
     elif kind == "columns":
         yield from [Array(dtype, (1, "columns"))] * width
     else:
-        yield from [Array(dtype, whole) if kind == "matrix" else Array(torch.float64)] * width
+        yield from [Array(dtype, whole)] if kind == "matrix" else [Array(torch.float64)] * width
 
 
 def pack(answer: Any) -> list[Tensor]:

@@ -272,7 +272,7 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         if unknown := sorted(set(hyperparameters) - set(options)):
             raise TypeError(f"{cls.__name__} has no argument {unknown[0]!r}; it has {sorted(options)}")
         weight = torch.empty(1024, 1024, device="meta")
-        kept = keeping.of(cls.recipe(options | hyperparameters), weight)
+        kept = keeping.of(cls.recipe(options | hyperparameters).for_shape(weight.shape), weight)
         tensors = [t for one in kept for t in one.new(weight).values() if t.ndim]
         return round(sum(t.nbytes for t in tensors) / weight.numel(), 3)
 

@@ -42,7 +42,8 @@ class Slot:
             outside the kernel (layer hooks).
         dtype: ``"high"`` is float32 for half-precision weights and the weight's own otherwise; ``"param"`` is the
             weight's own.
-        initial: the value it starts at.
+        initial: the value it starts at; where the shape is a function, also a function from the memory's shape to a
+            tensor of starting values, the same whenever it is called.
         narrow: for which shapes of weight an average may be kept in fewer bytes.
     """
 
@@ -51,7 +52,7 @@ class Slot:
     average: Literal["signed", "positive"] | None = None
     shape: Literal["param", "scalar", "row", "column"] | Callable[[torch.Size], tuple[int, ...]] = "param"
     dtype: Literal["high", "param"] = "high"
-    initial: float = 0.0
+    initial: float | Callable[[tuple[int, ...]], Tensor] = 0.0
     narrow: Callable[[torch.Size], bool] = field(default=_always, repr=False)
 
     def dtype_for(self, param_dtype: torch.dtype) -> torch.dtype:

@@ -45,6 +45,10 @@ def check_shards(param: Tensor, name: str, asked: set[Any], shapes: set[Any]) ->
     """
     if "row" in shapes:
         raise ValueError(f"{name} is sharded, and the method keeps a number a row of it: replicate it")
+    if any(map(callable, shapes)):
+        raise ValueError(
+            f"{name} is sharded, and the method keeps memories of shapes of their own for it: replicate it"
+        )
     for placement in param.placements:  # type: ignore[attr-defined]
         if asked & {"rows", "columns"} and placement.is_shard() and placement.dim != 0:
             raise ValueError(
@@ -166,16 +170,21 @@ def matrix_of_shards(w: Waiting) -> tuple[Tensor, ...]:
     member = w.unit.first
     param: Any = member.param
     here = member.value
-    if not w.terms or not member.numel:
-        part = torch.zeros(here.shape, dtype=high(here.dtype), device=here.device)
-    else:
-        part = w.terms[0]
-    whole = DTensor.from_local(
-        part.view(here.shape), param.device_mesh, param.placements,
-        run_check=False, shape=param.shape, stride=param.stride(),
-    ).full_tensor()  # fmt: skip
+    count = w.question.parts
+    values = w.terms[:count]
+    if not values or not member.numel:
+        values = (torch.zeros(here.shape, dtype=high(here.dtype), device=here.device),) * count
+
+    def whole(part: Tensor) -> Tensor:
+        gathered: Tensor = DTensor.from_local(
+            part.view(here.shape), param.device_mesh, param.placements,
+            run_check=False, shape=param.shape, stride=param.stride(),
+        ).full_tensor()  # fmt: skip
+        return gathered[None]
+
+    gathered = [whole(part) for part in values]
     if not w.terms:  # no gradient here: the others needed this rank's part, and it needs no answer
         return ()
-    first, *more = (t[0] for t in solve(w.question, whole[None], *(t[None] for t in w.terms[1:])))
+    first, *more = (t[0] for t in solve(w.question, *gathered, *(t[None] for t in w.terms[count:])))
     shard = distribute_tensor(first, param.device_mesh, param.placements, src_data_rank=None)
     return shard.to_local() if member.numel else here.new_zeros(member.shape, dtype=high(here.dtype)), *more

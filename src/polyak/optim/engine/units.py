@@ -138,9 +138,9 @@ class Piece:
     def terms(self, question: Question, moment: Moment, answers: Answers, level: int) -> tuple[Tensor, ...]:
         """This piece's part of an answer."""
         found = self.pass_over(moment, answers, level)
-        if question.kind == "matrix":  # the value is cut, what goes with it is not
-            value = found[0][0] if len(found) == 1 else torch.cat([ts[0] for ts in found])
-            return value, *found[0][1:]
+        if question.kind == "matrix":  # values are cut, what goes along with them is not
+            cut = zip(*(ts[: question.parts] for ts in found), strict=True)
+            return (*(ts[0] if len(ts) == 1 else torch.cat(ts) for ts in cut), *found[0][question.parts :])
         if question.kind == "rows":
             return tuple(ts[0] if len(ts) == 1 else torch.cat(ts) for ts in zip(*found, strict=True))
         if question.kind == "largest":
@@ -228,11 +228,11 @@ def answer_local(piece: Piece, question: Question, terms: tuple[Tensor, ...]) ->
 
 
 def solve_stack(question: Question, terms: Sequence[tuple[Tensor, ...]], shape: torch.Size) -> list[Answers]:
-    """A matrix function of equal tensors, and of what goes with each, as one stack."""
-    first, *others = (ts[0][None] if len(ts) == 1 else torch.stack(ts) for ts in zip(*terms, strict=True))
-    solved, *more = solve(question, first.view(-1, *shape), *others)
-    values = solved.reshape(first.shape).unbind()
-    return [list(own) for own in zip(values, *more, strict=True)]
+    """A matrix function of equal tensors, and of what goes along with each, as one stack an argument."""
+    stacks = [ts[0][None] if len(ts) == 1 else torch.stack(ts) for ts in zip(*terms, strict=True)]
+    values = [stack.view(-1, *shape) for stack in stacks[: question.parts]]
+    solved, *more = solve(question, *values, *stacks[question.parts :])
+    return [list(own) for own in zip(solved.reshape(stacks[0].shape).unbind(), *more, strict=True)]
 
 
 def solve(question: Question, *stacks: Tensor) -> tuple[Tensor, ...]:

@@ -32,11 +32,14 @@ from polyak.optim.methods.lamb import LAMB
 from polyak.optim.methods.lars import LARS
 from polyak.optim.methods.lion import Lion
 from polyak.optim.methods.lionk import LionK
+from polyak.optim.methods.m3 import M3
 from polyak.optim.methods.momo import MoMo
 from polyak.optim.methods.momo_adam import MoMoAdam
 from polyak.optim.methods.muon import Muon
 from polyak.optim.methods.namo import NAMO
 from polyak.optim.methods.namo_d import NAMOD
+from polyak.optim.methods.nl_deep import NLDeep
+from polyak.optim.methods.nl_delta import NLDelta
 from polyak.optim.methods.random_scaling import RandomScaling
 from polyak.optim.methods.scale import SCALE
 from polyak.optim.methods.sgd import SGD
@@ -56,6 +59,7 @@ __all__ = [
     "FISMO",
     "LAMB",
     "LARS",
+    "M3",
     "NAMO",
     "NAMOD",
     "SCALE",
@@ -91,6 +95,8 @@ __all__ = [
     "MoMo",
     "MoMoAdam",
     "Muon",
+    "NLDeep",
+    "NLDelta",
     "RandomScaling",
     "SGDSaI",
     "StableSPAM",

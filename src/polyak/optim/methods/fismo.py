@@ -132,10 +132,10 @@ def whitened_polar(
         kept = s.row_factor, s.column_factor, s.row_root, s.column_root
         dtype = x.u.dtype
         settings = (c.gamma.to(dtype), c.damping.to(dtype), c.due)
-        whitened, p, q, left, right = c.matrices(form.whiten, 5, x.u, *kept, *settings)
+        whitened, p, q, left, right = c.matrices(form.whiten, 5, x.u, along=(*kept, *settings))
         m = ema(s.momentum_buffer, whitened, c.rate)
         new = {"momentum_buffer": m, "row_factor": p, "column_factor": q, "row_root": left, "column_root": right}
-        return x.but(u=c.matrix(form.read, m, left, right)), new
+        return x.but(u=c.matrix(form.read, m, along=(left, right))), new
 
     slots = (
         Slot("momentum_buffer", "average of the whitened gradient", "signed"),

@@ -82,7 +82,7 @@ def sized_polar(
             ratio = torch.minimum(torch.maximum(ratio, c.clamp_c * mean), mean / c.clamp_c)
         size = c.step * ratio
         c.note("size", size.mean())
-        return x.but(u=c.matrix(capped, x.u, size), decay=size.clamp(max=c.limit)), {"norm_sq": v}
+        return x.but(u=c.matrix(capped, x.u, along=(size,)), decay=size.clamp(max=c.limit)), {"norm_sq": v}
 
     holds = "average of the squared norm of the gradient" + (" of each column" if per == "column" else "")
     slots = (Slot("norm_sq", holds, "positive", "scalar" if per == "tensor" else "column"),)
