@@ -6,6 +6,7 @@
 * :mod:`~polyak.memory.matrix`: Newton-Schulz and the exact polar factor.
 * :mod:`~polyak.memory.history`: windows and ring buffers.
 * :mod:`~polyak.memory.storage`: square-matricized factors and packed signs.
+* :mod:`~polyak.memory.tasks`: gradients of several tasks as one matrix.
 * :mod:`~polyak.memory.noise`: random bits from an index and a seed.
 * :mod:`~polyak.memory.rounding`: stochastic rounding, Kahan's compensated sum.
 * :mod:`~polyak.memory.codecs`: the forms in which a memory is kept between steps.
@@ -38,6 +39,7 @@ from polyak.memory.storage import (
     square_shape,
     unpack_bits,
 )
+from polyak.memory.tasks import cagrad, cagrad_weights, equalize, magnitude_similarity, pcgrad
 
 __all__ = [
     "COEFFICIENTS",
@@ -51,6 +53,8 @@ __all__ = [
     "agreement",
     "as_matrix",
     "beta_of_half_life",
+    "cagrad",
+    "cagrad_weights",
     "codec",
     "constant_beta",
     "cosine",
@@ -59,15 +63,18 @@ __all__ = [
     "dot",
     "ema",
     "ema_",
+    "equalize",
     "factorize",
     "gamma_of_sigma_rel",
     "half_life",
     "half_life_beta",
     "heavy_ball",
     "kahan_add",
+    "magnitude_similarity",
     "newton_schulz",
     "norm",
     "pack_bits",
+    "pcgrad",
     "polar",
     "posthoc_weights",
     "power_beta",

@@ -16,9 +16,13 @@ from polyak.optim.engine.rule import Rule, Slot, factory
 from polyak.optim.groups import roles_of
 from polyak.optim.method import MatrixMethod, Method
 from polyak.optim.methods import *  # noqa: F403
+from polyak.optim.solvers import SAMGS, Aggregator, CAGrad, PCGrad, multitask_backward
 from polyak.optim.switch import switch
 
 __all__ = [
+    "SAMGS",
+    "Aggregator",
+    "CAGrad",
     "Chain",
     "Choice",
     "Context",
@@ -28,6 +32,7 @@ __all__ = [
     "MatrixMethod",
     "Method",
     "Optimizer",
+    "PCGrad",
     "Paper",
     "Range",
     "Released",
@@ -37,6 +42,7 @@ __all__ = [
     "create",
     "factory",
     "get",
+    "multitask_backward",
     "names",
     "release_gradients",
     "roles_of",
