@@ -16,12 +16,13 @@ from polyak.optim.engine.rule import Rule, Slot, factory
 from polyak.optim.groups import roles_of
 from polyak.optim.method import MatrixMethod, Method
 from polyak.optim.methods import *  # noqa: F403
-from polyak.optim.solvers import SAMGS, Aggregator, CAGrad, PCGrad, multitask_backward
+from polyak.optim.solvers import SAMGS, Aggregator, BORep, CAGrad, PCGrad, multitask_backward
 from polyak.optim.switch import switch
 
 __all__ = [
     "SAMGS",
     "Aggregator",
+    "BORep",
     "CAGrad",
     "Chain",
     "Choice",
