@@ -6,7 +6,7 @@ class of your own derived from :class:`Method`.
 """
 
 from polyak.declare import Choice, Hyper, Interval, Paper, Range
-from polyak.optim import methods, rules
+from polyak.optim import methods, rules, solvers
 from polyak.optim.create import create, get, names
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
@@ -16,14 +16,10 @@ from polyak.optim.engine.rule import Rule, Slot, factory
 from polyak.optim.groups import roles_of
 from polyak.optim.method import MatrixMethod, Method
 from polyak.optim.methods import *  # noqa: F403
-from polyak.optim.solvers import SAMGS, Aggregator, BORep, CAGrad, PCGrad, multitask_backward
+from polyak.optim.solvers import *  # noqa: F403
 from polyak.optim.switch import switch
 
 __all__ = [
-    "SAMGS",
-    "Aggregator",
-    "BORep",
-    "CAGrad",
     "Chain",
     "Choice",
     "Context",
@@ -33,7 +29,6 @@ __all__ = [
     "MatrixMethod",
     "Method",
     "Optimizer",
-    "PCGrad",
     "Paper",
     "Range",
     "Released",
@@ -43,11 +38,11 @@ __all__ = [
     "create",
     "factory",
     "get",
-    "multitask_backward",
     "names",
     "release_gradients",
     "roles_of",
     "rules",
+    "solvers",
     "switch",
 ]
-__all__ += methods.__all__
+__all__ += methods.__all__ + solvers.__all__

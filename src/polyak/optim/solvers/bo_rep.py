@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY
 from typing import Annotated, Any
 
@@ -24,8 +24,8 @@ from polyak.declare import (
     Range,
 )
 from polyak.memory import ema
+from polyak.optim.solvers.closures import Closure, check_finite, gradient_of, loss_of
 
-Closure = Callable[[], Tensor]
 Tensors = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
 OF_OUTER, OF_INNER = (
     ("beta", "eps", "normalize"),
@@ -166,7 +166,7 @@ class BORep(Declared, torch.optim.Optimizer):
         center = [p.clone() for p in params]
         mean = [torch.zeros_like(p) for p in params] if average else []
         for t in range(1, steps + 1):
-            for p, g in zip(params, _gradient(_loss(lower, "lower"), params, "lower"), strict=True):
+            for p, g in zip(params, gradient_of(loss_of(lower, "lower"), params, "lower"), strict=True):
                 p.sub_(lr * g)
             if math.isfinite(radius):
                 _project(params, center, radius)
@@ -181,15 +181,15 @@ class BORep(Declared, torch.optim.Optimizer):
     ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """The upper loss, the new z, and the hypergradient."""
         x, y = (group["params"] for group in self.param_groups)
-        loss = _loss(upper, "upper")
-        found = _gradient(loss, [*x, *y], "upper")
+        loss = loss_of(upper, "upper")
+        found = gradient_of(loss, [*x, *y], "upper")
         z = self._solved(lower, found[len(x) :])
         with torch.enable_grad():
-            slopes = torch.autograd.grad(_loss(cross, "lower"), y, create_graph=True, materialize_grads=True)
+            slopes = torch.autograd.grad(loss_of(cross, "lower"), y, create_graph=True, materialize_grads=True)
             product = sum(((a * b).sum() for a, b in zip(slopes, z, strict=True)), start=z[0].new_zeros(()))
-        crossed = _gradient(product, x, "lower") if product.requires_grad else [torch.zeros_like(p) for p in x]
+        crossed = gradient_of(product, x, "lower") if product.requires_grad else [torch.zeros_like(p) for p in x]
         h = [a - b for a, b in zip(found, crossed, strict=False)]
-        _check_finite(h, "the hypergradient")
+        check_finite(h, "the hypergradient")
         return loss.detach(), z, h
 
     def _solved(self, lower: Closure, right: Sequence[Tensor]) -> list[Tensor]:
@@ -198,8 +198,8 @@ class BORep(Declared, torch.optim.Optimizer):
         y, nu = group["params"], group["nu"]
         z = [self.state[p]["z"] if "z" in self.state.get(p, {}) else torch.zeros_like(p) for p in y]
         with torch.enable_grad():
-            slopes = torch.autograd.grad(_loss(lower, "lower"), y, create_graph=True, materialize_grads=True)
-            _check_finite(slopes, "the gradient of lower")
+            slopes = torch.autograd.grad(loss_of(lower, "lower"), y, create_graph=True, materialize_grads=True)
+            check_finite(slopes, "the gradient of lower")
             pairs = [(s, v) for s, v in zip(slopes, z, strict=True) if s.requires_grad]
             if not pairs:
                 raise ValueError(
@@ -241,30 +241,6 @@ def _trained(params: Tensors, role: str) -> list[Any]:
         if not p.requires_grad or not p.is_floating_point():
             raise ValueError(f"{role}[{i}] must be real, floating and require a gradient")
     return listed
-
-
-def _loss(closure: Closure, name: str) -> Tensor:
-    with torch.enable_grad():
-        loss = closure()
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"{name} must return a tensor, got {type(loss).__name__}")
-    if loss.numel() != 1 or not loss.requires_grad:
-        raise ValueError(
-            f"{name} must return a loss, one number with its graph, got shape {tuple(loss.shape)} and "
-            f"requires_grad={loss.requires_grad}"
-        )
-    return loss.reshape(()) if loss.ndim else loss
-
-
-def _gradient(loss: Tensor, params: Sequence[Tensor], name: str) -> Sequence[Tensor]:
-    found = torch.autograd.grad(loss, params, materialize_grads=True)
-    _check_finite(found, f"the gradient of {name}")
-    return found
-
-
-def _check_finite(tensors: Sequence[Tensor], what: str) -> None:
-    if not all(bool(t.isfinite().all()) for t in tensors):
-        raise RuntimeError(f"BORep: {what} is not finite")
 
 
 def _norm(tensors: Sequence[Tensor]) -> Tensor:
