@@ -98,7 +98,7 @@ def cagrad_weights(gradients: Tensor, c: float) -> Tensor:
     rows = at_least_float32(gradients)
     gram = (rows @ rows.T).double().cpu()
     tasks = len(gram)
-    w = torch.full((tasks,), 1.0 / tasks, dtype=torch.float64)
+    w = gram.new_full((tasks,), 1.0 / tasks)
     size = float(gram.diagonal().mean())
     if size > 0 and tasks > 1:
         w = _simplex_minimum(gram / size, c, SMALLEST / size, w)

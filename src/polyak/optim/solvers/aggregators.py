@@ -201,8 +201,8 @@ class PCGrad(Aggregator):
         return free.sum(0) if self.reduction == "sum" else free.mean(0)
 
     def _order(self, i: int, tasks: int) -> Tensor:
-        others = torch.tensor([j for j in range(tasks) if j != i])
-        return others if tasks == 2 else others[torch.randperm(tasks - 1, generator=self.generator)]
+        others = torch.tensor([j for j in range(tasks) if j != i], device="cpu")
+        return others if tasks == 2 else others[torch.randperm(tasks - 1, generator=self.generator, device="cpu")]
 
 
 class CAGrad(Aggregator):

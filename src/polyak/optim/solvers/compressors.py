@@ -83,8 +83,8 @@ class Unbiased(Compressor):
         """Try both on a drawn vector; the draws are the same always."""
         n, name = min(entries, PROBED), type(self).__name__
         generator = torch.Generator().manual_seed(0)
-        u = torch.rand(n, generator=generator, dtype=torch.float64) + 0.5
-        u = torch.where(torch.rand(n, generator=generator) < 0.5, -u, u)
+        u = torch.rand(n, generator=generator, dtype=torch.float64, device=generator.device) + 0.5
+        u = torch.where(torch.rand(n, generator=generator, device=generator.device) < 0.5, -u, u)
         mean, square = torch.zeros_like(u), 0.0
         for t in range(1, DRAWS + 1):
             found = self(u, generator)
@@ -157,7 +157,7 @@ class RandK(_K, Unbiased):
 
     def compress(self, u: Tensor, generator: torch.Generator) -> Tensor:
         """Zeros but for the chosen entries."""
-        chosen = torch.randperm(u.numel(), generator=generator)[: self.k].to(u.device)
+        chosen = torch.randperm(u.numel(), generator=generator, device=generator.device)[: self.k].to(u.device)
         return torch.zeros_like(u).index_copy(0, chosen, u[chosen] * self.ratio(u.numel()))
 
 
@@ -179,8 +179,9 @@ class Natural(Unbiased):
     def compress(self, u: Tensor, generator: torch.Generator) -> Tensor:
         """Signed powers of 2; zeros stay."""
         mantissa, exponent = torch.frexp(u)
+        drawn = torch.rand(u.shape, generator=generator, dtype=torch.float64, device=generator.device)
         # |u| lies 2 |mantissa| - 1 of the way from 2^(exponent - 1) to twice that
-        up = torch.rand(u.shape, generator=generator, dtype=torch.float64).to(u.device) < 2 * mantissa.abs() - 1
+        up = drawn.to(u.device) < 2 * mantissa.abs() - 1
         return torch.ldexp(mantissa.sign(), exponent - 1 + up.to(exponent.dtype))
 
     def ratio(self, entries: int) -> float:
