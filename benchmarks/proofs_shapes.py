@@ -38,13 +38,13 @@ def valley(p: Tensor) -> tuple[Tensor, Tensor]:
     return first * above + bowls[0] * below, second * above + bowls[1] * below
 
 
-def landscape(steps: int = 3000) -> dict[str, Any]:
+def landscape(steps: int = 1000) -> dict[str, Any]:
     """Both objectives at the end, from four starts; the first counts a tenth. The front has sums of -30 to -20."""
     found: dict[str, Any] = {}
     for name, make in AGGREGATORS.items():
         for start in ((-8.5, 7.5), (-8.5, 5.0), (9.0, 9.0), (0.0, -3.0)):
             p = nn.Parameter(torch.tensor(start, dtype=torch.float64))
-            optimizer, aggregator = torch.optim.Adam([p], lr=1e-2), make(gamma=0.5)
+            optimizer, aggregator = torch.optim.Adam([p], lr=3e-2), make(gamma=0.5)
             for _ in range(steps):
                 optimizer.zero_grad()
                 first, second = valley(p)
@@ -54,7 +54,7 @@ def landscape(steps: int = 3000) -> dict[str, Any]:
     return found
 
 
-def heads(name: str, lr: float, gamma: float, seed: int, steps: int = 200) -> list[float]:
+def heads(name: str, lr: float, gamma: float, seed: int, steps: int = 150) -> list[float]:
     """Test accuracy (%) of the three heads of multitask-digits."""
     problem = digits.multitask()
     torch.manual_seed(seed)
@@ -96,7 +96,7 @@ def multitask() -> dict[str, Any]:
     return rows
 
 
-def bilevel(eta: float, seed: int, normalize: bool, steps: int = 2000) -> float:
+def bilevel(eta: float, seed: int, normalize: bool, steps: int = 1200) -> float:
     """The upper loss at the end, above its least value of 5; infinite where it overflows."""
     generator = torch.Generator().manual_seed(seed)
     a = torch.randn(5, 5, generator=generator, dtype=torch.float64) / math.sqrt(5) + torch.eye(5, dtype=torch.float64)

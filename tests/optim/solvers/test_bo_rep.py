@@ -83,14 +83,14 @@ def test_another_loss_for_the_cross_derivative():
 
 
 def test_it_finds_the_bilevel_minimum():
-    problem = Quadratic(lr_outer=0.05, lr_inner=0.5, nu=0.5, inner_steps=5)
-    schedule = torch.optim.lr_scheduler.LambdaLR(problem.solver, [lambda t: 0.5 ** (t // 30), lambda t: 1.0])
+    problem = Quadratic(lr_outer=0.1, lr_inner=0.5, nu=0.5, inner_steps=5)
+    schedule = torch.optim.lr_scheduler.LambdaLR(problem.solver, [lambda t: 0.5 ** (t // 50), lambda t: 1.0])
     for _ in range(400):
         problem.step()
         schedule.step()
     response = torch.linalg.solve(H, A)  # of y* to x
     want = torch.linalg.solve(response.T @ response + 0.1 * torch.eye(2).double(), response.T @ B)
-    torch.testing.assert_close(problem.x.detach(), want, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(problem.x.detach(), want, rtol=0, atol=5e-3)
 
 
 def test_every_step_has_the_length_of_the_rate_also_where_norms_overflow_float32():
