@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.reproduce import averages, contrast, drivers, factored, local, optimizers, spectra
+from tests.reproduce import averages, contrast, drivers, factored, local, optimizers, shapes, spectra
 from tests.reproduce.compare import error, limit
 from tests.reproduce.vector import Unknown, Vector, is_input
 
 EXECUTIONS = ("eager", "batched", "compiled")
 ADAPTORS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     **optimizers.RULES, **drivers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES,
-    **spectra.RULES,
+    **spectra.RULES, **shapes.RULES,
 }  # fmt: skip
 
 

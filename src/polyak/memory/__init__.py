@@ -6,6 +6,7 @@
 * :mod:`~polyak.memory.matrix`: Newton-Schulz, the exact polar factor, inverse roots.
 * :mod:`~polyak.memory.history`: windows and ring buffers.
 * :mod:`~polyak.memory.storage`: square-matricized factors and packed signs.
+* :mod:`~polyak.memory.tasks`: gradients of several tasks as one matrix.
 * :mod:`~polyak.memory.noise`: random bits from an index and a seed.
 * :mod:`~polyak.memory.rounding`: stochastic rounding, Kahan's compensated sum.
 * :mod:`~polyak.memory.codecs`: the forms in which a memory is kept between steps.
@@ -38,6 +39,7 @@ from polyak.memory.storage import (
     square_shape,
     unpack_bits,
 )
+from polyak.memory.tasks import cagrad, cagrad_weights, equalize, magnitude_similarity, pcgrad
 
 __all__ = [
     "COEFFICIENTS",
@@ -51,6 +53,8 @@ __all__ = [
     "agreement",
     "as_matrix",
     "beta_of_half_life",
+    "cagrad",
+    "cagrad_weights",
     "codec",
     "constant_beta",
     "cosine",
@@ -59,6 +63,7 @@ __all__ = [
     "dot",
     "ema",
     "ema_",
+    "equalize",
     "factorize",
     "gamma_of_sigma_rel",
     "half_life",
@@ -66,9 +71,11 @@ __all__ = [
     "heavy_ball",
     "inverse_roots",
     "kahan_add",
+    "magnitude_similarity",
     "newton_schulz",
     "norm",
     "pack_bits",
+    "pcgrad",
     "polar",
     "posthoc_weights",
     "power_beta",

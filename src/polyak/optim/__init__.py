@@ -6,7 +6,7 @@ class of your own derived from :class:`Method`.
 """
 
 from polyak.declare import Choice, Hyper, Interval, Paper, Range
-from polyak.optim import methods, rules
+from polyak.optim import methods, rules, solvers
 from polyak.optim.create import create, families, get, names
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
@@ -16,6 +16,7 @@ from polyak.optim.engine.rule import Rule, Shared, Slot, factory
 from polyak.optim.groups import roles_of
 from polyak.optim.method import MatrixMethod, Method
 from polyak.optim.methods import *  # noqa: F403
+from polyak.optim.solvers import *  # noqa: F403
 from polyak.optim.switch import switch
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "release_gradients",
     "roles_of",
     "rules",
+    "solvers",
     "switch",
 ]
-__all__ += methods.__all__
+__all__ += methods.__all__ + solvers.__all__
