@@ -1,11 +1,13 @@
-"""Solvers: DBF-Newton's filter and runs."""
+"""Solvers: DBF-Newton's filter and runs, GL-FISTA on a graph."""
+
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import Parameter
 
-from polyak.optim.solvers import Belief, DBFNewton, filter_step
+from polyak.optim.solvers import GLFISTA, Belief, DBFNewton, filter_step
 from tests.reproduce.vector import Unknown, Vector, array
 
 
@@ -55,4 +57,15 @@ def _regression(vector: Vector, device: str, keeps_belief: bool) -> tuple[Tensor
     return torch.stack(went), lengths
 
 
-RULES = {"dbf-newton": dbf_newton}
+def gl_fista(vector: Vector, execution: str = "eager", device: str = "cpu") -> dict[str, np.ndarray]:
+    """The iterates and their energies, the start first."""
+    if vector.variant != "graph":
+        raise Unknown(f"nothing recomputes the variant {vector.variant!r} of gl-fista")
+    vector.read_all("epsilon", "fidelity", "momentum", "potential", "restart", "split", "steps", "tau")
+    solver = GLFISTA(**vector.hyperparameters)
+    energy = solver.energy(*(vector.input(name, device) for name in ("laplacian", "labelled", "labels")))
+    went = list(islice(solver.iterate(energy, vector.input("u0", device)), solver.steps + 1))
+    return {"u": array(torch.stack([i.u for i in went])), "energy": array(torch.stack([i.energy for i in went]))}
+
+
+RULES = {"dbf-newton": dbf_newton, "gl-fista": gl_fista}
