@@ -116,7 +116,7 @@ def _disc(momentum: float, factor: float) -> list[float]:
 
 
 def lens_learner() -> dict[str, Any]:
-    """Iris by two dense layers, made of lenses, one example a step, 50 epochs at lr 0.05: train accuracy (%)."""
+    """Iris by two dense layers, made of lenses, one example a step, 15 epochs at lr 0.1: train accuracy (%)."""
     data = load_iris()
     x = torch.tensor(data.data - data.data.mean(0), dtype=torch.float64)
     y = nn.functional.one_hot(torch.tensor(data.target)).double()
@@ -130,9 +130,9 @@ def lens_learner() -> dict[str, Any]:
     ):
         generator = torch.Generator().manual_seed(0)
         w1, w2 = (torch.randn(s, generator=generator, dtype=torch.float64) / s[1] ** 0.5 for s in ((20, 4), (3, 20)))
-        learner = lenses.Learner(model, optimiser, lenses.squared_error(), lenses.learning_rate(0.05))
+        learner = lenses.Learner(model, optimiser, lenses.squared_error(), lenses.learning_rate(0.1))
         wire = learner.start(((None, (y.new_zeros(3), w2)), (None, (y.new_zeros(20), w1))))
-        for _ in range(50):
+        for _ in range(15):
             for i in torch.randperm(len(x), generator=generator):
                 wire = learner.step(y[i], wire, x[i])
         right = [int(learner.predict(wire, a).argmax()) == int(b.argmax()) for a, b in zip(x, y, strict=True)]

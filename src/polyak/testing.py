@@ -185,6 +185,11 @@ def _scale(given: _Given) -> tuple[str, dict[str, Any]]:
     return "scale", {"aux_weight_decay": given.left.get("weight_decay", 0.0)}
 
 
+def _gsm(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.variant_of("default", "global top-|w*g|")
+    return "gsm", {}
+
+
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
     return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
 
@@ -258,6 +263,7 @@ _MAPPINGS: dict[str, _Mapping] = {
     "lamb": _lamb,
     "sgd-sai": _sgd_sai,
     "scale": _scale,
+    "gsm": _gsm,
     "alphaadam": _same("alphaadam"),
     "reality-check": _reality_check,
 }

@@ -30,7 +30,7 @@ RULES = dict.fromkeys(
     (
         "sgd", "adam", "adamw", "adan", "lion", "adabelief", "ademamix", "adamp", "sgdp", "cadamw", "clion", "cautious",
         "grams", "tam", "adatam", "adatamw", "muon", "reality-check", "ano", "lionk", "alphaadam",
-        "lars", "lamb", "sgd-sai", "scale",
+        "lars", "lamb", "sgd-sai", "scale", "gsm",
     ),
     trajectory,
 )  # fmt: skip

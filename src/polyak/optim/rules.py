@@ -6,6 +6,7 @@ from polyak.optim.methods.adatam import adatam
 from polyak.optim.methods.ademamix import ademamix
 from polyak.optim.methods.alphaadam import selective
 from polyak.optim.methods.grams import grams
+from polyak.optim.methods.gsm import masked, most_salient
 from polyak.optim.methods.lion import lion
 from polyak.optim.methods.sgd_sai import scaled_at_start
 from polyak.optim.methods.tam import torque_aware
@@ -35,7 +36,9 @@ __all__ = [
     "heavy_ball",
     "level",
     "lion",
+    "masked",
     "momentum_ema",
+    "most_salient",
     "orthogonalize",
     "project",
     "scaled_at_start",

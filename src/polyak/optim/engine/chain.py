@@ -13,6 +13,7 @@ from torch import Tensor
 from polyak.declare import Hyper
 from polyak.optim.engine.context import Context, Dialogue, Flow, Memories, Places, Question, settle
 from polyak.optim.engine.rule import Options, Rule, Slot
+from polyak.optim.engine.taps import TAPPED
 
 
 class _Look(NamedTuple):
@@ -56,7 +57,7 @@ class Chain:
     @property
     def is_compilable(self) -> bool:
         """Whether kernels of this chain can be compiled: layer inputs have sizes of their own."""
-        return set(self.inputs) <= {"loss"} and not any(callable(slot.shape) for slot in self.slots)
+        return not set(self.inputs) & set(TAPPED) and not any(callable(slot.shape) for slot in self.slots)
 
     def in_rows(self, questions: tuple[Question, ...]) -> bool:
         """Whether the chain sees tensors as (shape[0], rest)."""
@@ -116,7 +117,7 @@ class Chain:
                 {k: torch.as_tensor(v, dtype=torch.float64, device="cpu") for k, v in c.items()}
                 for c in self.scalars(h, 1)
             ]
-            inputs = {name: one[0, 0] if name == "loss" else one for name in self.inputs}
+            inputs = {name: one if name in TAPPED else one[0, 0] for name in self.inputs}
             recorder = _Recorder(4 * one[0, 0], torch.float64, inputs=inputs)
             self.run(Flow(one, one, one, one), memories, as_tensors, recorder)
             self._looks.append(_Look(tuple(recorder.asked), recorder.counts))

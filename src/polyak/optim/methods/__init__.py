@@ -18,6 +18,7 @@ from polyak.optim.methods.cadan import CAdan
 from polyak.optim.methods.clion import CLion
 from polyak.optim.methods.csgdm import CSGDM
 from polyak.optim.methods.grams import Grams
+from polyak.optim.methods.gsm import GSM
 from polyak.optim.methods.lamb import LAMB
 from polyak.optim.methods.lars import LARS
 from polyak.optim.methods.lion import Lion
@@ -31,6 +32,7 @@ from polyak.optim.methods.tam import TAM
 
 __all__ = [
     "CSGDM",
+    "GSM",
     "LAMB",
     "LARS",
     "SCALE",
