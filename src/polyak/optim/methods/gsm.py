@@ -180,7 +180,9 @@ class GSM(Method):
 def _salience(p: Tensor) -> Values:
     """``|g * p|`` of what lies here, in the precision that the rule computes it in; 0 without a gradient."""
     value = local(p).reshape(-1)
-    grad = None if p.grad is None else local(p.grad).reshape(-1)
+    # what is sparse has no rank either, and is refused by the step
+    dense = p.grad is not None and p.grad.layout is torch.strided
+    grad = local(p.grad).reshape(-1) if dense else None
     dtype = high(p.dtype)
 
     def read(part: slice) -> Tensor:
