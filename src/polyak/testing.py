@@ -239,6 +239,11 @@ def _nl_delta(given: _Given) -> tuple[str, dict[str, Any]]:
     return "nl_delta", {}
 
 
+def _gsm(given: _Given) -> tuple[str, dict[str, Any]]:
+    given.variant_of("default", "global top-|w*g|")
+    return "gsm", {}
+
+
 def _reality_check(given: _Given) -> tuple[str, dict[str, Any]]:
     return {"adamw": "adamw", "nesterov": "sgd"}[given.variant_of("adamw", "nesterov")], {}
 
@@ -368,6 +373,7 @@ _MAPPINGS: dict[str, _Mapping] = {
     "lamb": _lamb,
     "sgd-sai": _sgd_sai,
     "scale": _scale,
+    "gsm": _gsm,
     "alphaadam": _same("alphaadam"),
     "alr": _alr,
     "am-momentum": _am,

@@ -11,7 +11,7 @@ from tests.optim.training import STEPS, alone, assert_same, build, net, train, w
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
 
 HALF = STEPS // 2
-METHODS = ["cadamw", "muon", "adan"]
+METHODS = ["cadamw", "muon", "adan", "gsm"]
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ METHODS = [
 COMPILED = ["cadamw", "adan", "muon"]
 SKIPS = ["adamw:2", "adan:2", "lion:2"]
 LAST = ["adamw", "cadamw", "adan", "csgdm"]
-ENTERS = [f"missing:{name}:2" for name in ("muon", "adamp", "tam", "cadamw", "cadan")]
+ENTERS = [f"missing:{name}:2" for name in ("muon", "adamp", "tam", "cadamw", "cadan", "gsm")]
 SCALED = ["cadamw", "muon"]
 SAVED = ["adamw", "cadamw", "adan", "muon", "tam", "sgd"]
 

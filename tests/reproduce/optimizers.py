@@ -70,7 +70,7 @@ RULES: dict[str, Callable[..., dict[str, np.ndarray]]] = dict.fromkeys(
         "sgd", "adam", "adamw", "adan", "lion", "adabelief", "ademamix", "adamp", "sgdp", "cadamw", "clion", "cautious",
         "grams", "tam", "adatam", "adatamw", "muon", "reality-check", "ano", "lionk", "alphaadam",
         "lars", "lamb", "sgd-sai", "scale", "momo", "momo-adam", "alr", "am-momentum", "spam", "stable-spam", "smmf",
-        "random-scaling", "adaptive-braking", "namo", "namo-d", "auon", "fismo", "m3", "nl-delta",
+        "random-scaling", "adaptive-braking", "namo", "namo-d", "auon", "fismo", "m3", "nl-delta", "gsm",
     ),
     trajectory,
 )  # fmt: skip

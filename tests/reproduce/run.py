@@ -5,14 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.reproduce import averages, contrast, drivers, factored, local, optimizers, shapes, spectra
+from tests.reproduce import averages, contrast, drivers, factored, local, optimizers, shapes, solvers, spectra
 from tests.reproduce.compare import error, limit
-from tests.reproduce.vector import Unknown, Vector, is_input
+from tests.reproduce.vector import Unknown, Vector
 
 EXECUTIONS = ("eager", "batched", "compiled")
 ADAPTORS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     **optimizers.RULES, **drivers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES,
-    **spectra.RULES, **shapes.RULES,
+    **spectra.RULES, **shapes.RULES, **solvers.RULES,
 }  # fmt: skip
 
 
@@ -63,7 +63,7 @@ def write(vector: Vector, found: dict[str, np.ndarray], path: Path) -> None:
     """
     if missing := sorted(vector.outputs.keys() - found.keys()):
         raise Unknown(f"nothing recomputes its {missing}")
-    kept = {key: value for key, value in vector.recorded.items() if is_input(key)}
+    kept = {key: value for key, value in vector.recorded.items() if vector.is_input(key)}
     wanted = {key: found[key].astype(value.dtype) for key, value in vector.outputs.items()} or found
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, **kept, **wanted)

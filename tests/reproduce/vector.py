@@ -14,6 +14,11 @@ from torch import Tensor
 RECORDED = Path(__file__).parents[1] / "vectors"
 SHARED = "inputs"
 INPUTS = re.compile(r"(case\d+/)?in/.*|(p0|g|mask)/.*|loss|(?!out/).*/widths")
+PLAIN_INPUTS = {  # of sources whose keys do not say what is an input
+    "dbf-newton": re.compile(r"X|Y|idx|theta0|f|Q"),
+    "gl-fista": re.compile(r"points|laplacian|labelled|labels|u0"),
+    "lens": re.compile(r"X|Y|[Wb]\d+_0"),
+}
 
 
 class Unknown(LookupError):
@@ -48,14 +53,19 @@ class Vector:
     @cached_property
     def inputs(self) -> dict[str, np.ndarray]:
         """The recorded inputs: its own, and those of the folder where it has none of that kind."""
-        own = {key: value for key, value in self.recorded.items() if is_input(key)}
+        own = {key: value for key, value in self.recorded.items() if self.is_input(key)}
         has_trajectory = any(key.startswith("p0/") for key in own)
         return own if has_trajectory else {**_arrays(self.folder / f"{SHARED}.npz"), **own}
+
+    def is_input(self, key: str) -> bool:
+        """Whether an array of this vector is an input."""
+        patterns = (INPUTS, PLAIN_INPUTS.get(self.rule, INPUTS))
+        return any(pattern.fullmatch(key) for pattern in patterns)
 
     @property
     def outputs(self) -> dict[str, np.ndarray]:
         """What was recorded and is no input."""
-        return {key: value for key, value in self.recorded.items() if not is_input(key)}
+        return {key: value for key, value in self.recorded.items() if not self.is_input(key)}
 
     @property
     def tensors(self) -> list[str]:
@@ -130,11 +140,6 @@ class Vector:
     def steps(self, pattern: str) -> Iterator[int]:
         """The numbers that a pattern finds in the inputs' keys, from the first on."""
         return iter(sorted({int(found[1]) for key in self.inputs if (found := re.match(pattern, key))}))
-
-
-def is_input(key: str) -> bool:
-    """Whether an array of a vector is an input."""
-    return INPUTS.fullmatch(key) is not None
 
 
 def array(value: Any) -> np.ndarray:

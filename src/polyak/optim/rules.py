@@ -8,6 +8,7 @@ from polyak.optim.methods.alphaadam import selective
 from polyak.optim.methods.auon import brake
 from polyak.optim.methods.fismo import whitened_polar
 from polyak.optim.methods.grams import grams
+from polyak.optim.methods.gsm import masked, most_salient
 from polyak.optim.methods.lion import lion
 from polyak.optim.methods.m3 import multi_scale, to_rms
 from polyak.optim.methods.namo import sized_polar
@@ -62,10 +63,12 @@ __all__ = [
     "heavy_ball",
     "level",
     "lion",
+    "masked",
     "model_adam",
     "model_momentum",
     "momentum_ema",
     "momentum_reset",
+    "most_salient",
     "multi_scale",
     "norm_control",
     "orthogonalize",

@@ -13,6 +13,7 @@ from torch import Tensor
 from polyak.declare import Hyper
 from polyak.optim.engine.context import Context, Dialogue, Flow, Memories, Places, Question, conclude, settle
 from polyak.optim.engine.rule import Options, Rule, Shared, Slot
+from polyak.optim.engine.taps import TAPPED
 
 
 class _Look(NamedTuple):
@@ -66,7 +67,7 @@ class Chain:
     @functools.cached_property
     def reads_layers(self) -> bool:
         """Whether something enters that belongs to one weight; a loss and shared memories are the same for all."""
-        return not {name for rule in self.rules for name in rule.inputs} <= {"loss"}
+        return any(name in TAPPED for rule in self.rules for name in rule.inputs)
 
     def in_rows(self, questions: tuple[Question, ...]) -> bool:
         """Whether the chain sees tensors as (shape[0], rest)."""
@@ -133,8 +134,7 @@ class Chain:
                 {k: torch.as_tensor(v, dtype=torch.float64, device="cpu") for k, v in c.items()}
                 for c in self.scalars(h, 1)
             ]
-            numbers = {"loss", *(memory.name for memory in self.shared)}
-            inputs = {name: one[0, 0] if name in numbers else one for name in self.inputs}
+            inputs = {name: one if name in TAPPED else one[0, 0] for name in self.inputs}
             recorder = _Recorder(4 * one[0, 0], torch.float64, inputs=inputs)
             self.run(Flow(one, one, one, one), memories, as_tensors, recorder)
             self._looks.append(_Look(tuple(recorder.asked), recorder.counts))

@@ -27,6 +27,9 @@ class Reads(Protocol):
     def chain_of(self, group: Options) -> Chain:
         """The chain that a group runs."""
 
+    def measure(self) -> dict[str, Tensor]:
+        """What the optimizer finds itself before a step, by name."""
+
 
 def inputs_of(optimizer: Reads, taps: Taps | None, loss: float | Tensor | None) -> dict[str, Any]:
     """What enters a step by name; refuses what is read and not there, before anything has moved."""
@@ -36,9 +39,13 @@ def inputs_of(optimizer: Reads, taps: Taps | None, loss: float | Tensor | None) 
         return {}
     if wanted & set(TAPPED) and taps is None:
         raise RuntimeError(f"{owner} reads what flows through layers: call tap(model) before the passes")
-    tapped = {} if taps is None else taps.by_name()
+    tapped: dict[str, Any] = {} if taps is None else {**taps.by_name()}
     if taps is not None:
         taps.check_seen(_reading_layers(optimizer))
+    if wanted - {"loss", *TAPPED}:
+        tapped |= optimizer.measure()
+    if missing := sorted(wanted - {"loss", *TAPPED} - set(tapped)):
+        raise RuntimeError(f"{owner} reads {missing[0]!r}, and its measure() does not find it")
     if "loss" not in wanted:
         return {**tapped}
     if loss is None:

@@ -149,6 +149,13 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
     def check_options(self, group: Options) -> None:
         """Refuse combinations of hyperparameters; methods with such rules override it."""
 
+    def measure(self) -> dict[str, Tensor]:
+        """What the optimizer finds itself before a step and gives its rules by name, as 0-d float64 tensors.
+
+        Asked only where a rule reads a name besides the loss and what flows through layers; methods override it.
+        """
+        return {}
+
     def keeping_of(self, group: Options) -> Keeping:
         """How the memories of a parameter group are kept."""
         return Keeping(group.get("state_storage", "float32"), group.get("rounding", "nearest"))

@@ -113,8 +113,8 @@ class Rule:
         reads_memory: the rule makes sense only behind a rule that keeps a memory.
         refuses: names of rules that must not come before this one.
         applies: for which shapes of tensor the rule is in the chain.
-        inputs: what must enter the step by name: ``"loss"``, or ``"inputs"`` and ``"output_gradients"`` of the layer
-            that a weight belongs to; attributes of the context.
+        inputs: what must enter the step by name: ``"loss"``; ``"inputs"`` and ``"output_gradients"`` of the layer that
+            a weight belongs to; or what the optimizer's ``measure()`` finds; attributes of the context.
         places: names of memories whose read-out other rules may be put behind with :meth:`Chain.at`.
         shared: the memories that it keeps once for the whole optimizer.
     """

@@ -77,6 +77,16 @@ def found_anywhere(params: Sequence[Tensor], found: Sequence[bool]) -> tuple[lis
     return out, anything
 
 
+def added_over_ranks(params: Sequence[Tensor], parts: Sequence[Tensor]) -> Tensor:
+    """The sum of equal vectors, one of what lies here of each parameter, over parameters and ranks."""
+    sums: dict[tuple[Any, ...], Tensor] = {}
+    for param, part in zip(params, parts, strict=True):
+        groups = _groups(param) if is_sharded(param) else ()
+        sums[groups] = sums[groups] + part if groups in sums else part
+    reduced = [_reduce(value, groups) for groups, value in sums.items()]
+    return torch.stack([value.to(reduced[0].device) for value in reduced]).sum(0)
+
+
 class ShardedSums:
     """Sums over all tensors: shards are added over their ranks, whole tensors count once."""
 

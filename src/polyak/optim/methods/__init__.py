@@ -27,6 +27,7 @@ from polyak.optim.methods.cmuon import CMuon
 from polyak.optim.methods.csgdm import CSGDM
 from polyak.optim.methods.fismo import FISMO
 from polyak.optim.methods.grams import Grams
+from polyak.optim.methods.gsm import GSM
 from polyak.optim.methods.hybrid_auon import HybridAuON
 from polyak.optim.methods.lamb import LAMB
 from polyak.optim.methods.lars import LARS
@@ -57,6 +58,7 @@ __all__ = [
     "AMSGD",
     "CSGDM",
     "FISMO",
+    "GSM",
     "LAMB",
     "LARS",
     "M3",
