@@ -36,6 +36,7 @@ OPTIONS: dict[str, dict] = {
     "adatam": {"scope": "global"},
     "adatamw": {"dampen": True, "bias_correction": True},
     "lionk": {"kappa": "group"},
+    "step": {"betas": (0.9, 0.9), "criterion": "geometric"},
     "muon": {"ns_dtype": torch.float64, "aux_lr": 1e-2, "aux_weight_decay": 0.05},
 }
 

@@ -4,6 +4,7 @@
 * :mod:`~polyak.memory.schedules`, :mod:`~polyak.memory.profiles`: how the weight of the past changes over a run.
 * :mod:`~polyak.memory.geometry`: projections, angles, agreement of signs.
 * :mod:`~polyak.memory.matrix`: Newton-Schulz and the exact polar factor.
+* :mod:`~polyak.memory.sparsity`: N:M masks.
 * :mod:`~polyak.memory.history`: windows and ring buffers.
 * :mod:`~polyak.memory.storage`: square-matricized factors and packed signs.
 * :mod:`~polyak.memory.noise`: random bits from an index and a seed.
@@ -30,6 +31,7 @@ from polyak.memory.schedules import (
     uniform_beta,
     warmup_beta,
 )
+from polyak.memory.sparsity import n_of_m
 from polyak.memory.storage import (
     Factors,
     factorize,
@@ -65,6 +67,7 @@ __all__ = [
     "half_life_beta",
     "heavy_ball",
     "kahan_add",
+    "n_of_m",
     "newton_schulz",
     "norm",
     "pack_bits",

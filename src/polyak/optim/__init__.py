@@ -16,6 +16,7 @@ from polyak.optim.engine.rule import Rule, Slot, factory
 from polyak.optim.groups import roles_of
 from polyak.optim.method import MatrixMethod, Method
 from polyak.optim.methods import *  # noqa: F403
+from polyak.optim.sparsify import SparseLayers, sparsify
 from polyak.optim.switch import switch
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "Released",
     "Rule",
     "Slot",
+    "SparseLayers",
     "chain",
     "create",
     "factory",
@@ -41,6 +43,7 @@ __all__ = [
     "release_gradients",
     "roles_of",
     "rules",
+    "sparsify",
     "switch",
 ]
 __all__ += methods.__all__

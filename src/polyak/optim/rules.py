@@ -8,6 +8,7 @@ from polyak.optim.methods.alphaadam import selective
 from polyak.optim.methods.grams import grams
 from polyak.optim.methods.lion import lion
 from polyak.optim.methods.sgd_sai import scaled_at_start
+from polyak.optim.methods.step import preconditioned_adam
 from polyak.optim.methods.tam import torque_aware
 from polyak.optim.vocabulary.adaptive import adam
 from polyak.optim.vocabulary.ano import ano
@@ -17,6 +18,7 @@ from polyak.optim.vocabulary.lines import level
 from polyak.optim.vocabulary.matrices import orthogonalize
 from polyak.optim.vocabulary.scale_free import clip_norm, project
 from polyak.optim.vocabulary.signs import cautious
+from polyak.optim.vocabulary.sparse import sr_ste
 from polyak.optim.vocabulary.trust import trust
 from polyak.optim.vocabulary.weight import decay, descend, subtract, times_lr
 
@@ -37,9 +39,11 @@ __all__ = [
     "lion",
     "momentum_ema",
     "orthogonalize",
+    "preconditioned_adam",
     "project",
     "scaled_at_start",
     "selective",
+    "sr_ste",
     "subgradient",
     "subtract",
     "times_lr",

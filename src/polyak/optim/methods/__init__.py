@@ -27,6 +27,7 @@ from polyak.optim.methods.scale import SCALE
 from polyak.optim.methods.sgd import SGD
 from polyak.optim.methods.sgd_sai import SGDSaI
 from polyak.optim.methods.sgdp import SGDP
+from polyak.optim.methods.step import STEP
 from polyak.optim.methods.tam import TAM
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "SCALE",
     "SGD",
     "SGDP",
+    "STEP",
     "TAM",
     "AdEMAMix",
     "AdaBelief",
