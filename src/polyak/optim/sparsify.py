@@ -136,7 +136,7 @@ def sparsify(model: nn.Module, n: int = 2, m: int = 4, layers: Sequence[str] | N
     """
     if not (isinstance(n, int) and isinstance(m, int) and 1 <= n < m):
         raise ValueError(f"sparsify: n must be in 1 to m - 1, got n = {n!r}, m = {m!r}")
-    known = {name: module for name, module in model.named_modules() if isinstance(module, KINDS)}
+    known: dict[str, nn.Module] = {name: module for name, module in model.named_modules() if isinstance(module, KINDS)}
     chosen = _hidden(model, known, m) if layers is None else _named(known, layers, m)
     if not chosen:
         raise ValueError(f"sparsify: there is no layer to mask in {type(model).__name__}; layers= names them")

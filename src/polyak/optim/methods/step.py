@@ -12,7 +12,8 @@ from polyak.declare import Betas, Eps, Interval, Lr, Paper, Range, WeightDecay
 from polyak.memory.averages import debias, ema
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
-from polyak.optim.engine.member import local, name_of
+from polyak.optim.engine.member import STEP as COUNTER
+from polyak.optim.engine.member import holds_nothing, local, name_of
 from polyak.optim.engine.rule import Options, Rule, Slot, factory
 from polyak.optim.method import Method
 from polyak.optim.vocabulary.adaptive import corrections
@@ -48,9 +49,8 @@ def preconditioned_adam(
         return {"rate1": 1 - b1, "rate2": 1 - b2, "eps": h["eps"], **fixed}
 
     def over_root(m: Tensor, v: Tensor, root: Any, c: Context) -> Tensor:
-        if inside:
-            return c.step * m / (v * (root * root) + c.eps).sqrt()
-        return c.step * m / (v.sqrt() * root + c.eps)
+        below: Tensor = (v * (root * root) + c.eps).sqrt() if inside else v.sqrt() * root + c.eps
+        return m * c.step / below
 
     def watched(before: Tensor, v: Tensor, c: Context) -> Tensor:
         term = {
@@ -65,18 +65,17 @@ def preconditioned_adam(
     def learn(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
         m = ema(s.exp_avg, x.u, c.rate1)
         v = ema(s.exp_avg_sq, x.u * x.u, c.rate2)
-        kept = {"watched": watched(s.exp_avg_sq, v, c), "root": torch.zeros_like(s.root) + c.root}
-        return x.but(u=over_root(m, v, c.root, c)), {"exp_avg": m, "exp_avg_sq": v, **kept}
+        found = watched(s.exp_avg_sq, v, c)
+        return x.but(u=over_root(m, v, c.root, c)), {"exp_avg": m, "exp_avg_sq": v, "watched": found}
 
     def stay(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
         m = ema(s.exp_avg, x.u, c.rate1)
-        return x.but(u=over_root(m, s.exp_avg_sq, s.root, c)), {"exp_avg": m}
+        return x.but(u=over_root(m, s.exp_avg_sq, s.watched, c)), {"exp_avg": m}
 
     slots = (
         Slot("exp_avg", "average of the gradient", "signed"),
         Slot("exp_avg_sq", "average of its square, frozen with the switch", "positive"),
-        Slot("root", "root of the bias correction of the last step before the switch", shape="scalar"),
-        Slot("watched", "the tensor's part of what the switch waits for", shape="scalar"),
+        Slot("watched", "what the switch waits for, of one tensor; then the bias correction of v*", shape="scalar"),
     )
     known = STEP.reads("betas", "eps")
     return Rule("frozen_adam" if frozen else "watched_adam", stay if frozen else learn, scalars, slots, known, True)
@@ -146,7 +145,7 @@ class STEP(Method):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it is in the phase of the others."""
         phase = self.param_groups[0]["phase"] if self.param_groups else PRECONDITION
-        first = {} if self.param_groups else {"steps": 0, "switched_at": None, "window": torch.zeros(0).double()}
+        first = {} if self.param_groups else {"steps": 0, "switched_at": None, "window": []}
         super().add_param_group({"phase": phase, **first, **param_group})
 
     def check_options(self, group: Options) -> None:
@@ -180,8 +179,7 @@ class STEP(Method):
     def switch_value(self) -> float | None:
         """What is compared with the threshold: the mean of ``z`` over the window; None until it is full."""
         first = self.param_groups[0]
-        found = _value(first["window"], first["criterion"], _length(first))
-        return None if found is None else float(found)
+        return _value(_numbers(first["window"]), first["criterion"], _length(first))
 
     def start_masks(self) -> None:
         """Change the phase now.
@@ -194,7 +192,15 @@ class STEP(Method):
             raise RuntimeError(f"STEP: the masks have started already, after step {first['switched_at']}")
         for group in self.param_groups:
             group["phase"] = MASKS
-        first["switched_at"], first["window"] = first["steps"], torch.zeros(0).double()
+            for state in (self.state[p] for p in group["params"] if "watched" in self.state.get(p, {})):
+                state["watched"].fill_(1 / math.sqrt(debias(float(group["betas"][1]), int(state[COUNTER]))))
+        first["switched_at"], first["window"] = first["steps"], []
+
+    def state_dict(self) -> dict[str, Any]:
+        """As of every optimizer; what the switch waits for is read from the device."""
+        saved = super().state_dict()
+        first, *others = saved["param_groups"]
+        return {**saved, "param_groups": [{**first, "window": _numbers(first["window"])}, *others]}
 
     def _advance(self, loss: float | Tensor | None) -> None:
         if self.phase == MASKS:
@@ -220,26 +226,40 @@ class STEP(Method):
     def _watch(self) -> None:
         first = self.param_groups[0]
         length, criterion = _length(first), first["criterion"]
-        z = self._summed(criterion)
-        first["window"] = torch.cat([first["window"].to(z), z[None]])[-length:]
+        parts = [(p, local(state["watched"])) for p, state in self.state.items() if "watched" in state]
+        if any(holds_nothing(part) for _, part in parts):
+            return
+        z = _summed(parts, criterion)
+        # on another device they are read, all at once, when they are needed
+        first["window"] = [*first["window"], float(z) if z.device.type == "cpu" else z][-length:]
         least, most = _bounds(first)
-        due = first["steps"] >= least and _is_due(first["window"], criterion, length, first["eps"])
+        due = first["steps"] >= least and len(first["window"]) >= length
+        if due:
+            first["window"] = _numbers(first["window"])
+            due = _is_due(first["window"], criterion, length, first["eps"])
         if due or (most is not None and first["steps"] >= most):
             self.start_masks()
 
-    def _summed(self, criterion: Criterion) -> Tensor:
-        """``z`` of this step; then the tensors' parts are as if nothing changed, for steps that leave them out."""
-        parts = [(p, local(state["watched"])) for p, state in self.state.items() if "watched" in state]
-        if not parts:
-            return self.param_groups[0]["window"].new_zeros(())
-        device = parts[0][1].device
-        total = torch.stack([part.double().to(device) for _, part in parts]).sum()
-        if criterion in ("relative", "onebit"):  # norms, which stay
-            return total.sqrt() if criterion == "relative" else total
-        for p, part in parts:
-            part.fill_(p.numel() * math.log(TINY) if criterion == "geometric" else 0.0)
-        mean = total / sum(p.numel() for p, _ in parts)
-        return mean.exp() if criterion == "geometric" else mean
+
+def _summed(parts: list[tuple[Tensor, Tensor]], criterion: Criterion) -> Tensor:
+    """``z`` of this step; then the tensors' parts are as if nothing changed, for steps that leave them out."""
+    if not parts:
+        return torch.zeros((), dtype=torch.float64)
+    device = parts[0][1].device
+    total = torch.stack([part.double().to(device) for _, part in parts]).sum()
+    if criterion in ("relative", "onebit"):  # norms, which stay
+        return total.sqrt() if criterion == "relative" else total
+    for p, part in parts:
+        part.fill_(p.numel() * math.log(TINY) if criterion == "geometric" else 0.0)
+    mean: Tensor = total / max(1, sum(p.numel() for p, _ in parts))
+    return mean.exp() if criterion == "geometric" else mean
+
+
+def _numbers(window: list[Any]) -> list[float]:
+    """The values of the window, those read that are still on a device."""
+    waiting = [z for z in window if isinstance(z, Tensor)]
+    found = iter(torch.stack(waiting).tolist() if waiting else [])
+    return [next(found) if isinstance(z, Tensor) else z for z in window]
 
 
 def _bounds(group: Options) -> tuple[int, int | None]:
@@ -257,17 +277,19 @@ def _length(group: Options) -> int:
     return {"relative": 2, "onebit": steps + 1}.get(group["criterion"], steps)
 
 
-def _value(window: Tensor, criterion: Criterion, length: int) -> Tensor | None:
-    """What the threshold is for, on the device; None until the window is full."""
+def _value(window: list[float], criterion: Criterion, length: int) -> float | None:
+    """What the threshold is for; None until the window is full."""
     if len(window) < length:
         return None
     if criterion == "relative":
-        return (window[-1] - window[0]).abs() / window[0]
-    return window[0] / window[-1] if criterion == "onebit" else window.mean()
+        return abs(window[-1] - window[0]) / window[0] if window[0] else math.inf
+    if criterion == "onebit":
+        return window[0] / window[-1] if window[-1] else 1.0
+    return math.fsum(window) / len(window)
 
 
-def _is_due(window: Tensor, criterion: Criterion, length: int, eps: float) -> bool:
+def _is_due(window: list[float], criterion: Criterion, length: int, eps: float) -> bool:
     value = _value(window, criterion, length)
     if value is None:
         return False
-    return bool(value > ONEBIT if criterion == "onebit" else value < (RELATIVE if criterion == "relative" else eps))
+    return value > ONEBIT if criterion == "onebit" else value < (RELATIVE if criterion == "relative" else eps)
