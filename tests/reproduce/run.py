@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.reproduce import averages, contrast, factored, local, optimizers
+from tests.reproduce import averages, contrast, factored, local, optimizers, plora
 from tests.reproduce.compare import error, limit
 from tests.reproduce.vector import Unknown, Vector, is_input
 
 EXECUTIONS = ("eager", "batched", "compiled")
 ADAPTORS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     **optimizers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES,
+    **plora.RULES,
 }  # fmt: skip
 
 

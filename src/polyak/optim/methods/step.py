@@ -49,8 +49,9 @@ def preconditioned_adam(
         return {"rate1": 1 - b1, "rate2": 1 - b2, "eps": h["eps"], **fixed}
 
     def over_root(m: Tensor, v: Tensor, root: Any, c: Context) -> Tensor:
-        below: Tensor = (v * (root * root) + c.eps).sqrt() if inside else v.sqrt() * root + c.eps
-        return m * c.step / below
+        below = (v * (root * root) + c.eps).sqrt() if inside else v.sqrt() * root + c.eps
+        u: Tensor = m * c.step / below
+        return u
 
     def watched(before: Tensor, v: Tensor, c: Context) -> Tensor:
         term = {
@@ -145,7 +146,7 @@ class STEP(Method):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; it is in the phase of the others."""
         phase = self.param_groups[0]["phase"] if self.param_groups else PRECONDITION
-        first = {} if self.param_groups else {"steps": 0, "switched_at": None, "window": []}
+        first: dict[str, Any] = {} if self.param_groups else {"steps": 0, "switched_at": None, "window": []}
         super().add_param_group({"phase": phase, **first, **param_group})
 
     def check_options(self, group: Options) -> None:
