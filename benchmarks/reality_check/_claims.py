@@ -29,5 +29,5 @@ CLAIMS = {
     "lamb": "BERT at batches of 32 thousand; tuned Adam does the same (arXiv:2102.06356).",
     "sgd_sai": "As good as AdamW or better on ViT, GPT-2 and LoRA, with half of its state.",
     "scale": "Perplexity of a 350 M language model 16.3 where Adam has 18.8, with almost no state.",
-    "step": "N:M sparse networks with little loss where SR-STE under Adam loses: CIFAR, WMT17, GLUE, GPT-2, up to 1:32.",
+    "step": "N:M sparse networks that lose little where SR-STE under Adam does, up to 1:32: CIFAR, WMT17, GLUE, GPT-2.",
 }

@@ -73,4 +73,4 @@ def orthogonalize(
     def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
         return x.but(u=c.matrix(function, x.u)), {}
 
-    return Rule("orthogonalize", update, reads_memory=True)
+    return Rule("orthogonalize", update, reads_memory=True, traits=("scale_free",))
