@@ -44,6 +44,7 @@ OPTIONS: dict[str, dict] = {
     "adaptive_braking": {"rho": 2.0, "nesterov": True, "granularity": "filter", "decay_after": True},
     "m3": {"ns_dtype": torch.float64, "frequency": 4},
     "nl_delta": {"feature": "cube", "delta": 0.5},
+    "step": {"betas": (0.9, 0.9), "criterion": "geometric"},
     "muon": {"ns_dtype": torch.float64, "aux_lr": 1e-2, "aux_weight_decay": 0.05},
     "alr_mag": {"lb": -1.0},
     "alr_hb": {"lb": -1.0, "c": 0.5},

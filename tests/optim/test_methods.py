@@ -70,7 +70,7 @@ def test_signature_and_docs_say_every_argument(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_every_memory_says_what_it_holds_and_how_it_may_be_kept(name: str) -> None:
     exact = {
-        "previous_grad", "displacement", "previous_lr", "memory_product", "inner", "outer", "skipped", "mask",
+        "previous_grad", "displacement", "previous_lr", "memory_product", "inner", "outer", "skipped", "mask", "watched",
     }  # fmt: skip
     for slot, _ in polyak.optim.get(name).memories():
         assert slot.holds, slot.name

@@ -5,14 +5,25 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.reproduce import averages, contrast, drivers, factored, local, optimizers, shapes, solvers, spectra
+from tests.reproduce import (
+    averages,
+    contrast,
+    drivers,
+    factored,
+    local,
+    optimizers,
+    plora,
+    shapes,
+    solvers,
+    spectra,
+)  # fmt: skip
 from tests.reproduce.compare import error, limit
 from tests.reproduce.vector import Unknown, Vector
 
 EXECUTIONS = ("eager", "batched", "compiled")
 ADAPTORS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     **optimizers.RULES, **drivers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES,
-    **spectra.RULES, **shapes.RULES, **solvers.RULES,
+    **spectra.RULES, **shapes.RULES, **solvers.RULES, **plora.RULES,
 }  # fmt: skip
 
 

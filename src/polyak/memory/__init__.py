@@ -4,6 +4,7 @@
 * :mod:`~polyak.memory.schedules`, :mod:`~polyak.memory.profiles`: how the weight of the past changes over a run.
 * :mod:`~polyak.memory.geometry`: projections, angles, agreement of signs.
 * :mod:`~polyak.memory.matrix`: Newton-Schulz, the exact polar factor, inverse roots.
+* :mod:`~polyak.memory.sparsity`: N:M masks.
 * :mod:`~polyak.memory.history`: windows and ring buffers.
 * :mod:`~polyak.memory.storage`: square-matricized factors and packed signs.
 * :mod:`~polyak.memory.tasks`: gradients of several tasks as one matrix.
@@ -31,6 +32,7 @@ from polyak.memory.schedules import (
     uniform_beta,
     warmup_beta,
 )
+from polyak.memory.sparsity import n_of_m
 from polyak.memory.storage import (
     Factors,
     factorize,
@@ -72,6 +74,7 @@ __all__ = [
     "inverse_roots",
     "kahan_add",
     "magnitude_similarity",
+    "n_of_m",
     "newton_schulz",
     "norm",
     "pack_bits",

@@ -17,6 +17,7 @@ from polyak.optim.groups import roles_of
 from polyak.optim.method import MatrixMethod, Method
 from polyak.optim.methods import *  # noqa: F403
 from polyak.optim.solvers import *  # noqa: F403
+from polyak.optim.sparsify import SparseLayers, sparsify
 from polyak.optim.switch import switch
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Rule",
     "Shared",
     "Slot",
+    "SparseLayers",
     "chain",
     "create",
     "factory",
@@ -45,6 +47,7 @@ __all__ = [
     "roles_of",
     "rules",
     "solvers",
+    "sparsify",
     "switch",
 ]
 __all__ += methods.__all__ + solvers.__all__

@@ -19,6 +19,7 @@ from polyak.optim.methods.sgd_sai import scaled_at_start
 from polyak.optim.methods.smmf import fading_adam
 from polyak.optim.methods.spam import spike_aware_adam
 from polyak.optim.methods.stable_spam import cooled
+from polyak.optim.methods.step import preconditioned_adam
 from polyak.optim.methods.tam import torque_aware
 from polyak.optim.vocabulary.adaptive import adam
 from polyak.optim.vocabulary.adaptive_memory import plane_adam, plane_momentum
@@ -34,6 +35,7 @@ from polyak.optim.vocabulary.polyak_step import polyak_step
 from polyak.optim.vocabulary.scale_free import clip_norm, project
 from polyak.optim.vocabulary.scaling import random_scaling
 from polyak.optim.vocabulary.signs import cautious
+from polyak.optim.vocabulary.sparse import sr_ste
 from polyak.optim.vocabulary.spikes import ada_clip, clip_spikes, momentum_reset, norm_control, rewarm
 from polyak.optim.vocabulary.trust import trust
 from polyak.optim.vocabulary.weight import decay, descend, subtract, times_lr
@@ -75,6 +77,7 @@ __all__ = [
     "plane_adam",
     "plane_momentum",
     "polyak_step",
+    "preconditioned_adam",
     "project",
     "random_mask",
     "random_scaling",
@@ -83,6 +86,7 @@ __all__ = [
     "selective",
     "sized_polar",
     "spike_aware_adam",
+    "sr_ste",
     "subgradient",
     "subtract",
     "times_lr",

@@ -238,9 +238,23 @@ def check_complete(whole: Chain) -> None:
         if not rule.writes:
             raise ValueError(f"{rule.name} comes after the step, so nothing would use its direction")
     for i, rule in enumerate(whole.rules):
-        before = whole.rules[:i]
-        if rule.reads_memory and not any(r.slots for r in before):
-            raise ValueError(f"{rule.name} reads a memory out, so it must come after a rule that keeps one")
-        for name in rule.refuses:
-            if any(r.name == name for r in before):
-                raise ValueError(f"{name} before {rule.name} makes no sense: it would change the sign that is read out")
+        _check_place(rule, whole.rules[:i], whole.rules[i + 1 :])
+
+
+def _check_place(rule: Rule, before: tuple[Rule, ...], after: tuple[Rule, ...]) -> None:
+    """Raise ``ValueError`` where a rule makes no sense between those before and after it."""
+    if rule.reads_memory and not any(r.slots for r in before):
+        raise ValueError(f"{rule.name} reads a memory out, so it must come after a rule that keeps one")
+    if rule.reads_before and not any("hands_on" in r.traits for r in before):
+        raise ValueError(f"{rule.name} compares with the memory before the step, which only adam() hands on")
+    for name in rule.refuses:
+        if any(r.name == name for r in before):
+            raise ValueError(f"{name} before {rule.name} makes no sense: it would change the sign that is read out")
+    directions = [r for r in before if not r.writes]
+    for trait, why in rule.pointless_behind:
+        if directions and trait in directions[-1].traits:
+            raise ValueError(f"{rule.name} behind {directions[-1].name} makes no sense: {why}")
+    for trait, why in rule.pointless_before:
+        for other in after:
+            if trait in other.traits:
+                raise ValueError(f"{rule.name} before {other.name} makes no sense: {why}")

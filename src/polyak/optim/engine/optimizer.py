@@ -98,7 +98,12 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         """The chain that a parameter group runs."""
         if self._rules is not None:
             return self._rules
-        key = (type(self), *(h.signature(group[h.name]) for h in self.declared()), group.get("role"))
+        key = (
+            type(self),
+            *(h.signature(group[h.name]) for h in self.declared()),
+            group.get("role"),
+            group.get("phase"),
+        )
         found = _chains.get(key)
         if found is None:
             found = _chains[key] = self.recipe(group)

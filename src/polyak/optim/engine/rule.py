@@ -22,6 +22,9 @@ from polyak.declare import Hyper
 from polyak.optim.engine.context import Flow
 
 Options = Mapping[str, Any]
+Trait = Literal["signs", "sign_memory", "scale_free", "hands_on"]
+"""What a rule's direction is: of entries -1, 0 and 1; one whose memory shows in its signs alone; one that does not
+depend on the size of what comes in. ``"hands_on"``: it hands on the memory before the step, ``x.before``."""
 
 
 def _always(shape: torch.Size) -> bool:
@@ -112,6 +115,10 @@ class Rule:
         writes: ``"step"`` if the rule moves the weight (``w``) along the direction, ``"decay"`` if it shrinks it.
         reads_memory: the rule makes sense only behind a rule that keeps a memory.
         refuses: names of rules that must not come before this one.
+        traits: what its direction is.
+        pointless_behind: traits of the direction right before it with which it makes no sense, and why.
+        pointless_before: traits of directions after it with which it makes no sense, and why.
+        reads_before: it reads ``x.before``.
         applies: for which shapes of tensor the rule is in the chain.
         inputs: what must enter the step by name: ``"loss"``; ``"inputs"`` and ``"output_gradients"`` of the layer that
             a weight belongs to; or what the optimizer's ``measure()`` finds; attributes of the context.
@@ -129,6 +136,10 @@ class Rule:
     writes: Literal["", "step", "decay"] = ""
     reads_memory: bool = False
     refuses: tuple[str, ...] = ()
+    traits: tuple[Trait, ...] = ()
+    pointless_behind: tuple[tuple[Trait, str], ...] = ()
+    pointless_before: tuple[tuple[Trait, str], ...] = ()
+    reads_before: bool = False
     applies: Callable[[torch.Size], bool] = _always
     inputs: tuple[str, ...] = ()
     places: tuple[str, ...] = ()

@@ -49,6 +49,7 @@ from polyak.optim.methods.sgdp import SGDP
 from polyak.optim.methods.smmf import SMMF
 from polyak.optim.methods.spam import SPAM
 from polyak.optim.methods.stable_spam import StableSPAM
+from polyak.optim.methods.step import STEP
 from polyak.optim.methods.tam import TAM
 
 __all__ = [
@@ -69,6 +70,7 @@ __all__ = [
     "SGDP",
     "SMMF",
     "SPAM",
+    "STEP",
     "TAM",
     "AMAdamW",
     "AdEMAMix",

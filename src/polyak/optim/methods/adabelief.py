@@ -12,7 +12,7 @@ from polyak.declare import Betas, Choice, Eps, Lr, Paper, Range, WeightDecay
 from polyak.memory.averages import debias, ema
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Flow, Places
-from polyak.optim.engine.rule import Options, Rule, Slot, factory
+from polyak.optim.engine.rule import Options, Rule, Slot, Trait, factory
 from polyak.optim.method import Method
 from polyak.optim.vocabulary.weight import decay, descend
 
@@ -68,7 +68,8 @@ def adabelief(
     )
     slots += (Slot("max_exp_avg_var", "the largest such average so far", "positive"),) if amsgrad else ()
     known = AdaBelief.reads("betas", "eps")
-    return Rule("adabelief", update, scalars, slots, known, timed=True, places=("exp_avg",))
+    traits: tuple[Trait, ...] = () if rectify and degenerated_to_sgd else ("scale_free",)
+    return Rule("adabelief", update, scalars, slots, known, timed=True, places=("exp_avg",), traits=traits)
 
 
 class AdaBelief(Method):

@@ -50,7 +50,8 @@ def adan() -> Rule:
         Slot("previous_grad", "the last gradient"),
     )
     known = Adan.reads("betas", "eps")
-    return Rule("adan", update, scalars, slots, known, timed=True, places=("exp_avg", "exp_avg_diff"))
+    places = ("exp_avg", "exp_avg_diff")
+    return Rule("adan", update, scalars, slots, known, timed=True, places=places, traits=("scale_free",))
 
 
 class Adan(Method):

@@ -50,7 +50,8 @@ def adatam(dampen: bool = False, bias_correction: bool = False, everywhere: bool
         Slot("exp_avg_sq", "average of the gradient's square", "positive"),
         COSINE,
     )
-    return Rule("adatam", update, scalars, slots, AdaTAM.reads("betas", "decay_rate", "eps"), timed=bias_correction)
+    known = AdaTAM.reads("betas", "decay_rate", "eps")
+    return Rule("adatam", update, scalars, slots, known, timed=bias_correction, traits=("scale_free",))
 
 
 class AdaTAM(Method):

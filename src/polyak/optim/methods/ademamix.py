@@ -66,7 +66,8 @@ def ademamix(fast: bool = True) -> Rule:
         Slot("exp_avg_sq", "average of its square", "positive"),
     )
     known = AdEMAMix.reads("betas", "alpha", "beta3_warmup", "alpha_warmup", "eps")
-    return Rule("ademamix", update, scalars, slots, known, timed=True, places=("exp_avg", "exp_avg_slow"))
+    places = ("exp_avg", "exp_avg_slow")
+    return Rule("ademamix", update, scalars, slots, known, timed=True, places=places, traits=("scale_free",))
 
 
 class AdEMAMix(Method):

@@ -40,7 +40,7 @@ def selective() -> Rule:
         return x.but(u=alpha * kept), {}
 
     known = AlphaAdam.reads("alpha_max")
-    return Rule("selective", update, scalars, hypers=known, timed=True, reads_memory=True)
+    return Rule("selective", update, scalars, hypers=known, timed=True, reads_memory=True, reads_before=True)
 
 
 class AlphaAdam(Method):

@@ -24,7 +24,8 @@ def grams() -> Rule:
         c.note("mask_share", agreement(x.u, x.g))
         return x.but(u=sign_times_magnitude(x.g, x.u)), {}
 
-    return Rule("grams", update, reads_memory=True)
+    why = "of a memory that shows in the signs alone nothing is left when they are those of the gradient"
+    return Rule("grams", update, reads_memory=True, pointless_behind=(("sign_memory", why),))
 
 
 class Grams(Method):

@@ -11,7 +11,7 @@ from polyak.declare import Betas, Choice, Lr, Paper, Range, WeightDecay
 from polyak.memory.averages import ema
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Flow, Places
-from polyak.optim.engine.rule import Options, Rule, Slot, factory
+from polyak.optim.engine.rule import Options, Rule, Slot, Trait, factory
 from polyak.optim.method import Method
 from polyak.optim.vocabulary.weight import decay, descend
 
@@ -36,7 +36,9 @@ def lion(sign: bool = True) -> Rule:
 
     slots = (Slot("exp_avg", "average of the gradient", "signed"),)
     known = Lion.reads("betas")
-    return Rule("lion", update, scalars, slots, known, refuses=("decay_coupled",), places=("exp_avg",))
+    traits: tuple[Trait, ...] = ("scale_free", "sign_memory", "signs") if sign else ()
+    refused = ("decay_coupled", "sr_ste")
+    return Rule("lion", update, scalars, slots, known, refuses=refused, places=("exp_avg",), traits=traits)
 
 
 class Lion(Method):

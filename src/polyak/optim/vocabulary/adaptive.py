@@ -65,4 +65,6 @@ def adam(amsgrad: bool = False, eps_form: EpsForm = "after", correct_bias: bool 
     )
     slots += (Slot("max_exp_avg_sq", "the largest average of the square so far", "positive"),) if amsgrad else ()
     known = (hyper("betas", Betas, (0.9, 0.999)), hyper("eps", Eps, 1e-8))
-    return Rule("adam", update, scalars, slots, known, timed=True, places=("exp_avg",))
+    return Rule(
+        "adam", update, scalars, slots, known, timed=True, places=("exp_avg",), traits=("scale_free", "hands_on")
+    )

@@ -13,7 +13,7 @@ from polyak.declare import HALF_OPEN_UNIT, Described, Eps, Interval, hyper
 from polyak.memory.averages import debias, ema
 from polyak.memory.geometry import sign_times_magnitude
 from polyak.optim.engine.context import Flow, Places
-from polyak.optim.engine.rule import Options, Rule, Slot, factory
+from polyak.optim.engine.rule import Options, Rule, Slot, Trait, factory
 
 Retention = Literal["betas", "log", "log_shifted", "sqrt", "all"]
 
@@ -74,4 +74,5 @@ def ano(retention: Retention = "betas", correct_bias: bool = True) -> Rule:
     )
     rates = hyper("betas", Betas, (0.92, 0.99)) if retention == "betas" else hyper("beta2", Beta2, 0.999)
     known = (rates, hyper("eps", EpsInside, 1e-8))
-    return Rule("ano", update, scalars, slots, known, timed=True, places=("exp_avg",))
+    traits: tuple[Trait, ...] = ("scale_free", "sign_memory")
+    return Rule("ano", update, scalars, slots, known, timed=True, places=("exp_avg",), traits=traits)

@@ -114,4 +114,9 @@ def subgradient(kappa: Kappa, share: float = 1.0, only_vectors: bool = False) ->
 
     reads = READS.get(kappa)
     known = (hyper(reads, KINDS[reads], None),) if reads else ()
-    return Rule(f"subgradient_{kappa}", update, scalars, hypers=known, applies=applies, reads_memory=True)
+    signs = kappa == "l1"
+    return Rule(
+        f"subgradient_{kappa}", update, scalars, hypers=known, applies=applies, reads_memory=True,
+        traits=("scale_free", "sign_memory", "signs") if signs else (),
+        pointless_behind=(("signs", "the signs of signs are the same"),) if signs else (),
+    )  # fmt: skip

@@ -44,4 +44,7 @@ def level(lines: Lines = "rows") -> Rule:
         return x.but(u=x.u / mean.sqrt().clamp(min=c.norm_eps)), {}
 
     known = (hyper("norm_eps", NormEps, 1e-8),)
-    return Rule(f"level_{lines}", update, scalars, hypers=known)
+    why = f"signs have a root mean square of 1 in all {lines} already"
+    return Rule(
+        f"level_{lines}", update, scalars, hypers=known, traits=("scale_free",), pointless_behind=(("signs", why),)
+    )

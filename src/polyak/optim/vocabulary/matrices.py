@@ -119,4 +119,6 @@ def orthogonalize(
         return x.but(u=c.matrix(function, x.u)), {}
 
     least = 2 if leave_vectors else 0
-    return Rule("orthogonalize", update, reads_memory=True, applies=lambda shape: len(shape) >= least)
+    return Rule(
+        "orthogonalize", update, reads_memory=True, traits=("scale_free",), applies=lambda shape: len(shape) >= least
+    )

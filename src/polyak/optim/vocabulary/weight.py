@@ -36,7 +36,8 @@ def times_lr() -> Rule:
     def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
         return x.but(u=c.lr * x.u), {}
 
-    return Rule("times_lr", update, scalars, hypers=(hyper("lr", Lr, 1e-3),))
+    why = "that direction does not depend on the size of what comes in, so the lr would do nothing"
+    return Rule("times_lr", update, scalars, hypers=(hyper("lr", Lr, 1e-3),), pointless_before=(("scale_free", why),))
 
 
 @factory
