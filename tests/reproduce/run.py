@@ -5,19 +5,19 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.reproduce import averages, contrast, factored, local, optimizers
+from tests.reproduce import averages, contrast, factored, local, optimizers, second_order
 from tests.reproduce.compare import error, limit
 from tests.reproduce.vector import Unknown, Vector, is_input
 
 EXECUTIONS = ("eager", "batched", "compiled")
 ADAPTORS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
-    **optimizers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES,
+    **optimizers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES, **second_order.RULES,
 }  # fmt: skip
 
 
 def executions_of(vector: Vector, execution: str | None = None) -> tuple[str, ...]:
     """The modes in which there is something to recompute: only optimizers have more than one."""
-    if vector.rule not in optimizers.RULES:
+    if vector.rule not in {*optimizers.RULES, *second_order.RULES}:
         return EXECUTIONS[:1]
     return EXECUTIONS if execution is None else (execution,)
 

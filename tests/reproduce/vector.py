@@ -13,7 +13,7 @@ from torch import Tensor
 
 RECORDED = Path(__file__).parents[1] / "vectors"
 SHARED = "inputs"
-INPUTS = re.compile(r"(in|p0|g)/.*|loss|(?!out/).*/widths")
+INPUTS = re.compile(r"(in|p0|g)/.*|loss|X|Y|(?!out/).*/widths")
 
 
 class Unknown(LookupError):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, TypeVar, overload
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from polyak.optim.engine.taps import Taps
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
 
+Occasion = Literal["step", "rehearsal", "request"]
 _F = TypeVar("_F", bound=Callable[..., Any])
 _chains: dict[tuple[Any, ...], Chain] = {}
 
@@ -198,13 +200,21 @@ class Optimizer(torch.optim.Optimizer):
         asked = not self._stepped and is_request_for_state(self.param_groups)
         inputs = {} if asked else inputs_of(self, self._taps, loss)
         try:
-            plans = self._planner.current(self)
-            if not asked:
-                self.advance(plans, inputs)
+            with self.around_step("request" if asked else "step"):
+                plans = self._planner.current(self)
+                if not asked:
+                    self.advance(plans, inputs)
         finally:
             self._planner.let_go()
         if self._taps is not None:
             self._taps.clear()
+
+    def around_step(self, occasion: Occasion) -> AbstractContextManager[None]:
+        """What a method does around the chains: it may put other gradients in place, and finishes when all is written.
+
+        ``occasion``: a "step"; a "rehearsal" of one, which writes nothing; or a "request" for the state alone.
+        """
+        return nullcontext()
 
     def complete_state(self) -> None:
         """Make the memories that the state of a parameter lacks, where it has one already."""
@@ -242,9 +252,10 @@ class Optimizer(torch.optim.Optimizer):
         ``loss``: for chains that read it.
         """
         inputs = inputs_of(self, self._taps, loss)
-        plans = self._planner.current(self)
-        with without_autocast(d for plan in plans for d in plan.devices):
-            return diagnose.read(plans, inputs)
+        with self.around_step("rehearsal"):
+            plans = self._planner.current(self)
+            with without_autocast(d for plan in plans for d in plan.devices):
+                return diagnose.read(plans, inputs)
 
     @torch.no_grad()
     def _forget(self) -> None:
