@@ -5,9 +5,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
-from polyak.optim.layerwise import MKOR, LayerMethod
+from polyak.memory.structured import Blocks, Structure
+from polyak.optim.layerwise import IKFAC, MKOR, SINGD, SNGD, LayerMethod
 from tests.reproduce.vector import Unknown, Vector, array
 
 Outputs = dict[str, np.ndarray]
@@ -66,4 +67,52 @@ def mkor(vector: Vector, execution: str = "eager", device: str = "cpu") -> Outpu
     return trajectory(vector, device, make, factors)
 
 
-RULES = {"mkor": mkor}
+class Untransposed(Blocks):
+    """Blocks as singd 0.0.5 has them, by itself where the transpose is meant (see the manifests)."""
+
+    def right(self, rows: Tensor, k: Tensor) -> Tensor:
+        return self.right_transposed(rows, k)
+
+    def square(self, k: Tensor, n: int) -> Tensor:
+        dense = self.dense(k, n)
+        return self.taken(dense @ dense.T)
+
+
+class Published(SINGD):
+    """SINGD with blocks as they were published."""
+
+    def sides(self, layer: Any, group: Any) -> list[tuple[str, Structure, int]]:
+        return [(s, Untransposed() if isinstance(k, Blocks) else k, n) for s, k, n in super().sides(layer, group)]
+
+
+def singd(vector: Vector, execution: str = "eager", device: str = "cpu") -> Outputs:
+    """SINGD, and IKFAC where the manifest is like it."""
+    given = dict(vector.hyperparameters)
+    method = IKFAC if given.pop("kfac_like") else Published
+    return _natural(vector, method, given, execution, device)
+
+
+def sngd(vector: Vector, execution: str = "eager", device: str = "cpu") -> Outputs:
+    """SNGD, whose rate of the factors is a schedule of its own in the first steps."""
+    given = {name: value for name, value in vector.hyperparameters.items() if name != "lr_cov"}
+    return _natural(vector, SNGD, given, execution, device)
+
+
+def _natural(vector: Vector, method: type[SINGD], given: dict[str, Any], execution: str, device: str) -> Outputs:
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+
+    def make(model: nn.Module) -> SINGD:
+        return method(model, execution=execution, **given)
+
+    def factors(optimizer: SINGD, layer: Any) -> dict[str, Any]:
+        sides = optimizer.sides(layer, optimizer.group_of(layer))
+        memory = optimizer.memory(layer)
+        return {
+            key: structure.dense(memory[f"{side}_factor"], n)
+            for key, (side, structure, n) in zip("KC", sides, strict=True)
+        }
+
+    return trajectory(vector, device, make, factors)
+
+
+RULES = {"mkor": mkor, "singd": singd, "sngd": sngd}

@@ -2,5 +2,7 @@
 
 from polyak.optim.layerwise.base import LayerMethod
 from polyak.optim.layerwise.mkor import MKOR
+from polyak.optim.layerwise.singd import IKFAC, SINGD
+from polyak.optim.layerwise.sngd import SNGD
 
-__all__ = ["MKOR", "LayerMethod"]
+__all__ = ["IKFAC", "MKOR", "SINGD", "SNGD", "LayerMethod"]

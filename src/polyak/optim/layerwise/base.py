@@ -46,7 +46,6 @@ class LayerMethod(Method):
     """
 
     roles: ClassVar[tuple[Role, ...]] = ("matrix",)
-    memory_names: ClassVar[tuple[str, ...]] = ()
 
     params: Annotated[  # type: ignore[assignment]
         ParamsT | nn.Module, Argument("a module, or with ``model`` parameters, named parameters or groups")
@@ -104,6 +103,10 @@ class LayerMethod(Method):
     @abstractmethod
     def is_due(self, group: Options, count: int) -> bool:
         """Whether a layer's factors are refreshed at its step ``count``, from 0."""
+
+    @abstractmethod
+    def memory_names(self, group: Options) -> tuple[str, ...]:
+        """The names of a layer's memories."""
 
     @abstractmethod
     def fresh(self, layer: Layer, like: Tensor, group: Options) -> Memory:
@@ -229,11 +232,12 @@ class LayerMethod(Method):
 
     def memory(self, layer: Layer) -> Memory:
         """The layer's memories by name; made at their first use."""
-        state = self.state[layer.weight]
-        if not all(name in state for name in self.memory_names):
-            state.update(self.fresh(layer, self._like(layer), self.group_of(layer)))
+        state, group = self.state[layer.weight], self.group_of(layer)
+        names = self.memory_names(group)
+        if not all(name in state for name in names):
+            state.update(self.fresh(layer, self._like(layer), group))
             state.setdefault(COUNT, torch.zeros((), device="cpu"))
-        return {name: state[name] for name in self.memory_names}
+        return {name: state[name] for name in names}
 
     def _like(self, layer: Layer) -> Tensor:
         weight = layer.weight.detach()

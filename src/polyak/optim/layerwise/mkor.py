@@ -68,7 +68,6 @@ class MKOR(LayerMethod):
     slug = "mkor"
     paper = Paper("MKOR: Momentum-Enabled Kronecker-Factor-Based Optimizer Using Rank-1 Updates", 2023, "2306.01685")
     vectors = ["mkor-mlp", "mkor-conv"]
-    memory_names = ("input_inverse", "output_inverse", "input_reset", "output_reset")
 
     lr: Annotated[Lr, Range(1e-3, 1.0)] = 1e-2
     base: Annotated[Literal["sgd", "adamw", "lamb"], "the optimizer that takes the direction"] = "sgd"
@@ -96,6 +95,10 @@ class MKOR(LayerMethod):
     def is_due(self, group: Options, count: int) -> bool:
         """Every ``inv_freq`` steps, and in the warm-up."""
         return count % int(group["inv_freq"]) == 0 or count < int(group["warmup_steps"])
+
+    def memory_names(self, group: Options) -> tuple[str, ...]:
+        """The inverses, and whether each begins anew at its next refresh."""
+        return ("input_inverse", "output_inverse", "input_reset", "output_reset")
 
     def fresh(self, layer: Layer, like: Tensor, group: Options) -> Memory:
         """Identities, that the first refresh leaves."""
