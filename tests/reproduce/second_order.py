@@ -81,7 +81,8 @@ class Untransposed(Blocks):
 class Published(SINGD):
     """SINGD with blocks as they were published."""
 
-    def sides(self, layer: Any, group: Any) -> list[tuple[str, Structure, int]]:
+    @classmethod
+    def sides(cls, layer: Any, group: Any) -> list[tuple[str, Structure, int]]:
         return [(s, Untransposed() if isinstance(k, Blocks) else k, n) for s, k, n in super().sides(layer, group)]
 
 

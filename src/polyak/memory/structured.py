@@ -194,7 +194,8 @@ class Blocks(Structure):
         return sum(size * size for size in self._sizes(n))
 
     def dense(self, k: Tensor, n: int) -> Tensor:
-        return torch.block_diag(*self._split(k, n))
+        whole: Tensor = torch.block_diag(*self._split(k, n))
+        return whole
 
     def taken(self, matrix: Tensor) -> Tensor:
         sizes = self._sizes(len(matrix))

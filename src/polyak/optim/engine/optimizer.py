@@ -31,7 +31,7 @@ _chains: dict[tuple[Any, ...], Chain] = {}
 
 
 # torch.compiler.disable imports torch's compiler (2 s) where it decorates; torch.optim's own way waits until it traces
-_untraced: Callable[[_F], _F] = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+untraced: Callable[[_F], _F] = getattr(torch, "_disable_dynamo", torch.compiler.disable)
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -190,7 +190,7 @@ class Optimizer(torch.optim.Optimizer):
         self._advance(found)
         return found
 
-    @_untraced
+    @untraced
     def _advance(self, loss: float | Tensor | None) -> None:
         """One step with the gradients present; nothing is gained by tracing it."""
         if views.is_predicted(self):
@@ -221,7 +221,7 @@ class Optimizer(torch.optim.Optimizer):
         self._planner.without_gradients(self, bind=True)
 
     @torch.no_grad()
-    @_untraced
+    @untraced
     def advance(self, plans: Sequence[GroupPlan], inputs: dict[str, Any] | None = None) -> None:
         """Step what the plans describe."""
         self._stepped = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY
 from typing import Annotated, Any, ClassVar, Literal
@@ -104,12 +104,14 @@ class LayerMethod(Method):
     def is_due(self, group: Options, count: int) -> bool:
         """Whether a layer's factors are refreshed at its step ``count``, from 0."""
 
+    @classmethod
     @abstractmethod
-    def memory_names(self, group: Options) -> tuple[str, ...]:
+    def memory_names(cls, group: Options) -> tuple[str, ...]:
         """The names of a layer's memories."""
 
+    @classmethod
     @abstractmethod
-    def fresh(self, layer: Layer, like: Tensor, group: Options) -> Memory:
+    def fresh(cls, layer: Layer, like: Tensor, group: Options) -> Memory:
         """The memories of a layer at its start, by name; ``like`` has their dtype and device."""
 
     @abstractmethod
@@ -137,7 +139,7 @@ class LayerMethod(Method):
     @contextmanager
     def around_step(self, occasion: Occasion) -> Iterator[None]:
         """Have the chains see preconditioned gradients; factors are written when the weights are."""
-        active = self._active()
+        active = self._active() if self.is_on else []
         if occasion == "request":
             for layer in active:
                 self.memory(layer)
@@ -156,6 +158,11 @@ class LayerMethod(Method):
                 p.grad = gradient
         if occasion == "step":
             self._write(memories)
+
+    @property
+    def is_on(self) -> bool:
+        """Whether the layers are preconditioned; a method may end it."""
+        return True
 
     def _active(self) -> list[Layer]:
         """The layers that step now."""
@@ -210,19 +217,19 @@ class LayerMethod(Method):
 
     @torch.no_grad()
     def _write(self, memories: dict[Layer, Memory]) -> None:
-        assert self._heard is not None
         for layer, memory in memories.items():
             state = self.state[layer.weight]
             state.update({name: memory[name].detach() for name in memory})
             state[COUNT] = state[COUNT] + 1
-        self._heard.clear()
+        if self._heard is not None:
+            self._heard.clear()
         self._listen()
 
     def _listen(self) -> None:
         """Have hooks on the layers whose next step refreshes, and on no others."""
         if self._heard is not None:
             for layer in self._layers:
-                self._heard.listen(layer, self._is_due(layer))
+                self._heard.listen(layer, self.is_on and self._is_due(layer))
 
     # -- memories ----------------------------------------------------------------------------------------------------
 
@@ -276,6 +283,20 @@ class LayerMethod(Method):
                     f"{self._owner()}: {name} of {layer.name} has shape {shape}, expected {tuple(tensor.shape)}"
                 )
 
+    @classmethod
+    def state_bytes_per_parameter(cls, **hyperparameters: Any) -> float:
+        """Bytes of state for a float32 weight of a Linear layer of 1024 by 1024, with its factors.
+
+        Raises:
+            TypeError: an unknown hyperparameter.
+        """
+        base = super().state_bytes_per_parameter(**hyperparameters)
+        options = {h.name: h.default for h in cls.hypers} | hyperparameters
+        layer = Layer("", nn.Linear(1024, 1024, bias=False, device="meta"))
+        like = torch.empty(0, dtype=options["factor_dtype"] or torch.float32, device="meta")
+        factors = cls.fresh(layer, like, options).values()
+        return round(base + sum(t.nbytes for t in factors if t.ndim) / layer.weight.numel(), 3)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; without a ``role`` it takes the rule of other weights."""
         super().add_param_group({"role": REST, **param_group})
@@ -288,7 +309,7 @@ class LayerMethod(Method):
 def _split(params: Any, layers: Sequence[Layer]) -> list[dict[str, Any]]:
     """Each group as two: the parameters of the layers, and the others."""
     listed = [params] if isinstance(params, Tensor) else list(params)
-    groups: Iterable[dict[str, Any]] = listed if any(isinstance(g, dict) for g in listed) else [{"params": listed}]
+    groups: list[Any] = listed if any(isinstance(entry, dict) for entry in listed) else [{"params": listed}]
     own = {id(p) for layer in layers for p in layer.params}
     found: list[dict[str, Any]] = []
     for group in groups:
@@ -298,4 +319,4 @@ def _split(params: Any, layers: Sequence[Layer]) -> list[dict[str, Any]]:
             p = entry[1] if isinstance(entry, tuple) else entry
             sides["matrix" if id(p) in own else "rest"].append(entry)
         found += [{**group, "params": side, "role": role} for role, side in sides.items() if side]
-    return found or listed
+    return found or groups

@@ -96,11 +96,13 @@ class MKOR(LayerMethod):
         """Every ``inv_freq`` steps, and in the warm-up."""
         return count % int(group["inv_freq"]) == 0 or count < int(group["warmup_steps"])
 
-    def memory_names(self, group: Options) -> tuple[str, ...]:
+    @classmethod
+    def memory_names(cls, group: Options) -> tuple[str, ...]:
         """The inverses, and whether each begins anew at its next refresh."""
         return ("input_inverse", "output_inverse", "input_reset", "output_reset")
 
-    def fresh(self, layer: Layer, like: Tensor, group: Options) -> Memory:
+    @classmethod
+    def fresh(cls, layer: Layer, like: Tensor, group: Options) -> Memory:
         """Identities, that the first refresh leaves."""
         reset = float(group["variant"] == "code")
         sizes = {"input": layer.inputs, "output": layer.outputs}
@@ -160,6 +162,5 @@ class MKOR(LayerMethod):
 
 def _size(layer: Layer, matrix: Tensor, joint: bool) -> Tensor:
     """The norm of the weight's part plus that of the bias's; with ``joint`` that of the whole."""
-    if joint or layer.bias is None:
-        return matrix.norm()
-    return matrix[:, :-1].norm() + matrix[:, -1].norm()
+    parts = [matrix] if joint or layer.bias is None else [matrix[:, :-1], matrix[:, -1]]
+    return torch.stack([torch.linalg.vector_norm(part) for part in parts]).sum()

@@ -120,21 +120,24 @@ class SINGD(LayerMethod, MatrixMethod):
         """Every ``T`` steps."""
         return count % int(group["T"]) == 0
 
-    def memory_names(self, group: Options) -> tuple[str, ...]:
+    @classmethod
+    def memory_names(cls, group: Options) -> tuple[str, ...]:
         """The factors, and their momentum if they have one."""
         momenta = ("input_momentum", "output_momentum") if group["alpha1"] else ()
         return ("input_factor", "output_factor", *momenta)
 
-    def fresh(self, layer: Layer, like: Tensor, group: Options) -> Memory:
+    @classmethod
+    def fresh(cls, layer: Layer, like: Tensor, group: Options) -> Memory:
         """Identities, and momenta of 0."""
         found: Memory = {}
-        for side, structure, n in self.sides(layer, group):
+        for side, structure, n in cls.sides(layer, group):
             found[f"{side}_factor"] = structure.identity(n, like)
             if group["alpha1"]:
                 found[f"{side}_momentum"] = like.new_zeros(structure.size(n))
         return found
 
-    def sides(self, layer: Layer, group: Options) -> list[tuple[str, Structure, int]]:
+    @classmethod
+    def sides(cls, layer: Layer, group: Options) -> list[tuple[str, Structure, int]]:
         """Name, structure and size of the two factors, the inputs' first."""
         first, second = (STRUCTURES[name] for name in group["structures"])
         return [("input", first, layer.inputs), ("output", second, layer.outputs)]
