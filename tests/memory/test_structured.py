@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyak.memory.structured import STRUCTURES, Blocks, Hierarchical, Structure
+from polyak.memory.structure import Structure
+from polyak.memory.structured import STRUCTURES, Blocks, Hierarchical
 
 CASES = {**STRUCTURES, "blocks of 2": Blocks(2), "hierarchical 2": Hierarchical(2)}
 SIZES = st.integers(1, 9)

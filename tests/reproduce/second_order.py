@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from polyak.memory.structured import Blocks, Structure
+from polyak.memory.structure import Structure
+from polyak.memory.structured import Blocks
 from polyak.optim.layerwise import IKFAC, MKOR, SINGD, SNGD, LayerMethod
 from tests.reproduce.vector import Unknown, Vector, array
 

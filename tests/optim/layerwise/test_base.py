@@ -349,7 +349,7 @@ def test_what_is_not_finite_leaves_the_factors(name: str) -> None:
     optimizer = make(name, model)
     train(model, optimizer, 0, 2)
     before = {layer.name: optimizer.memory(layer) for layer in optimizer._layers}
-    with pytest.warns(UserWarning, match="what flows through conv is not finite; its factors stay"):
+    with pytest.warns(UserWarning, match="what flows through .* is not finite; its factors stay"):
         x, y = batch(2)
         x[0, 0, 0, 0] = torch.nan
         optimizer.zero_grad()
@@ -391,13 +391,11 @@ def test_what_steps_in_the_backward_pass_or_knows_no_model_is_refused() -> None:
 
 @SEVERAL
 def test_diagnostics_change_nothing(name: str) -> None:
-    found = []
-    for asks in (False, True):
-        model = net()
-        optimizer = make(name, model)
-        train(model, optimizer, 0, 4, before=lambda step, o=optimizer: o.diagnostics() if asks else None)  # type: ignore[misc,arg-type]
-        found.append(weights(model))
-    assert_equal(*found)
+    plain, asked = net(), net()
+    train(plain, make(name, plain), 0, 4)
+    optimizer = make(name, asked)
+    train(asked, optimizer, 0, 4, before=lambda _: optimizer.diagnostics())
+    assert_equal(weights(asked), weights(plain))
 
 
 @pytest.mark.parametrize(

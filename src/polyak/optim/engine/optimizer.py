@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal, TypeVar, overload
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from typing_extensions import Self
 from polyak.declare import Hyper
 from polyak.optim.engine import checkpoint, diagnose, views
 from polyak.optim.engine.chain import Chain, check_complete
-from polyak.optim.engine.execution import Execution, checked, in_force
+from polyak.optim.engine.execution import Execution, Occasion, checked, in_force, untraced
 from polyak.optim.engine.intake import inputs_of, is_request_for_state, materialized, refuse_unfit
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
 from polyak.optim.engine.plan import GroupPlan
@@ -25,13 +25,7 @@ from polyak.optim.engine.taps import Taps
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
 
-Occasion = Literal["step", "rehearsal", "request"]
-_F = TypeVar("_F", bound=Callable[..., Any])
 _chains: dict[tuple[Any, ...], Chain] = {}
-
-
-# torch.compiler.disable imports torch's compiler (2 s) where it decorates; torch.optim's own way waits until it traces
-untraced: Callable[[_F], _F] = getattr(torch, "_disable_dynamo", torch.compiler.disable)
 
 
 class Optimizer(torch.optim.Optimizer):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -116,9 +116,13 @@ class LayerTaps:
     """
 
     def __init__(self, collector: Collector, scaler: torch.amp.GradScaler | None = None) -> None:
-        self._collector, self._scaler = weakref.ref(collector), scaler
+        self._collector: Callable[[], Collector | None] = weakref.ref(collector)
+        self._scaler = scaler
         self._handles: dict[Layer, RemovableHandle] = {}
         self.seen: dict[Layer, Seen] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _deaf, ()  # copied or pickled with a model that has the hooks: they are those of another optimizer
 
     def listen(self, layer: Layer, wanted: bool) -> None:
         """Put a hook on a layer, or take it off."""
@@ -180,6 +184,17 @@ class LayerTaps:
             handle.remove()
         self._handles.clear()
         self.clear()
+
+
+def _nobody() -> None:
+    return None
+
+
+def _deaf() -> LayerTaps:
+    """Taps that nothing is collected from."""
+    taps = LayerTaps.__new__(LayerTaps)
+    taps._collector, taps._scaler, taps._handles, taps.seen = _nobody, None, {}, {}
+    return taps
 
 
 def _below(parts: Iterable[Tensor]) -> Tensor:

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import KW_ONLY
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +14,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import ParamsT
 
 from polyak.declare import STATIC, Argument, Described
+from polyak.optim.engine.execution import Occasion
 from polyak.optim.engine.layers import Layer, find_layers
-from polyak.optim.engine.optimizer import Occasion
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.taps import LayerTaps, Seen
 from polyak.optim.groups import REST, Role
+from polyak.optim.layerwise.groups import split_layers
 from polyak.optim.method import Method
 
 COUNT = "layer_step"
@@ -72,7 +73,7 @@ class LayerMethod(Method):
         layers = find_layers(model, exclude, owner)
         if isinstance(params, nn.Module):
             values["params"] = [(n, p) for n, p in params.named_parameters() if p.requires_grad]
-        values["params"] = _split(values["params"], layers)
+        values["params"] = split_layers(values["params"], layers)
         super()._begin(values)
         self._attach(model, layers, scaler)
 
@@ -97,8 +98,6 @@ class LayerMethod(Method):
         self._layers, self._heard = kept, LayerTaps(self, scaler)
         self._process_group = model.process_group if isinstance(model, DistributedDataParallel) else None
         self._listen()
-
-    # -- what a method says ------------------------------------------------------------------------------------------
 
     @abstractmethod
     def is_due(self, group: Options, count: int) -> bool:
@@ -133,8 +132,6 @@ class LayerMethod(Method):
     @abstractmethod
     def precondition(self, layer: Layer, memory: Memory, gradient: Tensor) -> Tensor:
         """The direction in place of the gradient (outputs, inputs)."""
-
-    # -- the step ----------------------------------------------------------------------------------------------------
 
     @contextmanager
     def around_step(self, occasion: Occasion) -> Iterator[None]:
@@ -231,8 +228,6 @@ class LayerMethod(Method):
             for layer in self._layers:
                 self._heard.listen(layer, self.is_on and self._is_due(layer))
 
-    # -- memories ----------------------------------------------------------------------------------------------------
-
     def group_of(self, layer: Layer) -> dict[str, Any]:
         """The group of the layer's weight, whose options are the layer's."""
         return next(g for g in self.param_groups if any(p is layer.weight for p in g["params"]))
@@ -304,19 +299,3 @@ class LayerMethod(Method):
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self._heard, self._layers = None, ()
-
-
-def _split(params: Any, layers: Sequence[Layer]) -> list[dict[str, Any]]:
-    """Each group as two: the parameters of the layers, and the others."""
-    listed = [params] if isinstance(params, Tensor) else list(params)
-    groups: list[Any] = listed if any(isinstance(entry, dict) for entry in listed) else [{"params": listed}]
-    own = {id(p) for layer in layers for p in layer.params}
-    found: list[dict[str, Any]] = []
-    for group in groups:
-        entries = [group["params"]] if isinstance(group["params"], Tensor) else list(group["params"])
-        sides: dict[Literal["matrix", "rest"], list[Any]] = {"matrix": [], "rest": []}
-        for entry in entries:
-            p = entry[1] if isinstance(entry, tuple) else entry
-            sides["matrix" if id(p) in own else "rest"].append(entry)
-        found += [{**group, "params": side, "role": role} for role, side in sides.items() if side]
-    return found or groups

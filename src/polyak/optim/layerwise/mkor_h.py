@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from polyak.declare import NON_NEGATIVE, Interval, Paper
+from polyak.optim.engine.execution import Occasion, untraced
 from polyak.optim.engine.layers import Layer
-from polyak.optim.engine.optimizer import Occasion, untraced
 from polyak.optim.layerwise.base import COUNT
 from polyak.optim.layerwise.mkor import MKOR
 

@@ -21,7 +21,8 @@ from polyak.declare import (
     Range,
     WeightDecay,
 )
-from polyak.memory.structured import STRUCTURES, Structure
+from polyak.memory.structure import Structure
+from polyak.memory.structured import STRUCTURES
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.layers import Layer
 from polyak.optim.engine.rule import Options, Rule
