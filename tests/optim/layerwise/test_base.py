@@ -390,6 +390,28 @@ def test_what_steps_in_the_backward_pass_or_knows_no_model_is_refused() -> None:
 
 
 @SEVERAL
+def test_the_step_that_asks_for_the_state_counts_nothing(name: str) -> None:
+    """torch.distributed.checkpoint makes one with lr 0 and gradients of 0 to have a state to load into."""
+    model = net()
+    optimizer = make(name, model)
+    for p in model.parameters():
+        p.grad = torch.zeros_like(p)
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    optimizer.step()
+    layer = optimizer._layers[0]
+    assert set(optimizer.memory_names(optimizer.group_of(layer))) <= set(optimizer.state[layer.weight])
+    assert float(optimizer.state[layer.weight]["layer_step"]) == 0
+    for group, lr in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = lr
+    twin = net()
+    train(model, optimizer, 0, 3)
+    train(twin, make(name, twin), 0, 3)
+    assert_equal(weights(model), weights(twin))
+
+
+@SEVERAL
 def test_diagnostics_change_nothing(name: str) -> None:
     plain, asked = net(), net()
     train(plain, make(name, plain), 0, 4)

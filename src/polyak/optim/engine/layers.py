@@ -45,6 +45,11 @@ class Layer:
         """The weight, and the bias if it has one that is trained."""
         return (self.weight,) if self.bias is None else (self.weight, self.bias)
 
+    @property
+    def plain_ndim(self) -> int:
+        """Dimensions of an output that is no view of another tensor."""
+        return 4 if isinstance(self.module, nn.Conv2d) else 2
+
     def entered(self, x: Tensor) -> Tensor:
         """What goes in as (samples, positions, inputs): patches of a convolution, and a 1 for the bias."""
         module = self.module

@@ -138,13 +138,13 @@ class LayerTaps:
 
     def _hear(
         self, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> None:
+    ) -> Tensor | None:
         collector = self._collector()
         if collector is None:
             self.remove()
-            return
+            return None
         if not (torch.is_grad_enabled() and output.requires_grad):
-            return
+            return None
         x = args[0] if args else kwargs["input"]
         with torch.no_grad(), without_autocast([x.device.type]):
             entering = layer.entered(x.detach())
@@ -159,7 +159,10 @@ class LayerTaps:
                 left = collector.leave(layer, layer.left(self._unscaled(gradient.detach())))
             self._add(layer, entered, left, samples, rows)
 
-        output.register_hook(note)  # on the tensor: it holds before what is done to it in place
+        if output.ndim != layer.plain_ndim:
+            output = output.clone()  # it was a view, and an operation in place leads gradients around a view's hooks
+        output.register_hook(note)  # on the tensor: it is called with the gradient before what is done in place
+        return output
 
     def _unscaled(self, gradient: Tensor) -> Tensor:
         if self._scaler is None or not self._scaler.is_enabled():
