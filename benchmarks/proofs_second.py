@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -19,8 +19,8 @@ import polyak.optim
 from polyak.memory.rank_one import shrink_along
 
 RESULTS = Path(__file__).parent / "results" / "proofs_second.json"
-SEEDS = (0, 1, 2)
-MOST = 600
+SEEDS = (0, 1)
+MOST = 300
 GOAL = 0.1
 
 
@@ -32,7 +32,7 @@ def badly_scaled() -> tuple[Tensor, Tensor]:
 
 
 def steps_to_goal(method: str, seed: int, data: tuple[Tensor, Tensor], dtype: torch.dtype, **h: Any) -> int:
-    """Steps until the loss on all training data is below 0.1, looked at every 5 steps; 600 if it never is."""
+    """Steps until the loss on all training data is below 0.1, looked at every 5 steps; 300 if it never is."""
     x, y = data[0].to(dtype), data[1]
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10)).to(dtype)
@@ -55,15 +55,15 @@ def race(
     data: tuple[Tensor, Tensor] | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> dict[str, dict[str, float]]:
-    """The median over the seeds of the steps to the goal, at every learning rate."""
+    """The mean over the seeds of the steps to the goal, at every learning rate."""
     data = data or badly_scaled()
     return {
-        label: {f"lr {lr:g}": median(steps_to_goal(slug, s, data, dtype, lr=lr, **h) for s in SEEDS) for lr in rates}
+        label: {f"lr {lr:g}": mean(steps_to_goal(slug, s, data, dtype, lr=lr, **h) for s in SEEDS) for lr in rates}
         for label, (slug, rates, h) in contenders.items()
     }
 
 
-BALL = ("sgd", (0.003, 0.01, 0.03, 0.1, 0.3), {"momentum": 0.9})
+BALL = ("sgd", (0.01, 0.03, 0.1), {"momentum": 0.9})
 
 
 def mkor() -> dict[str, Any]:
@@ -72,7 +72,7 @@ def mkor() -> dict[str, Any]:
     contenders |= {f"mkor, inv_freq {n}": ("mkor", BALL[1], {"inv_freq": n}) for n in (1, 10)}
     x, y, _, _ = digits()
     scaled, plain = race(contenders), race(contenders, ((x - x.mean(0)) / (x.std(0) + 1e-2), y))
-    return {"badly scaled": scaled, "of unit variance": plain, "refresh at 2048, ms": refresh_cost(2048)}
+    return {"badly scaled": scaled, "of unit variance": plain, "refresh at 1024, ms": refresh_cost(1024)}
 
 
 def refresh_cost(n: int) -> dict[str, float]:
@@ -87,15 +87,15 @@ def refresh_cost(n: int) -> dict[str, float]:
         action()
         return time.perf_counter() - start
 
-    updates = [seconds(lambda: shrink_along(matrix, v, 0.95)) for _ in range(10)]
+    updates = [seconds(lambda: shrink_along(matrix, v, 0.95)) for _ in range(5)]
     return {"rank one": 1e3 * median(updates), "eigh": 1e3 * seconds(lambda: torch.linalg.eigh(covariance))}
 
 
 def singd() -> dict[str, Any]:
     """SINGD, IKFAC and SNGD against SGD with the same momentum, and AdamW; in bfloat16 too."""
-    rates = (0.001, 0.003, 0.01, 0.03, 0.1)
+    rates = (0.003, 0.01, 0.03)
     often = {"T": 1, "lr_cov": 0.05, "normalize_lr_cov": True}
-    contenders: dict[str, Any] = {"sgd": BALL, "adamw": ("adamw", (0.001, 0.003, 0.01, 0.03), {})}
+    contenders: dict[str, Any] = {"sgd": BALL, "adamw": ("adamw", (0.003, 0.01, 0.03), {})}
     kinds = ("dense", "diagonal", "hierarchical15_15", "triltoeplitz")
     contenders |= {f"singd {k}": ("singd", rates, {**often, "structures": (k, k)}) for k in kinds}
     contenders |= {"ikfac dense": ("ikfac", rates, often), "sngd": ("sngd", rates, {"T": 1, "weight_decay": 0.0})}

@@ -55,14 +55,14 @@ def section(name: str) -> str:
     return (
         f"\n## {name}\n\n`polyak.optim.{method.__name__}`: [{method.paper.title}]({method.paper.link}), "
         f"{method.paper.year}.\n\n```text\n{method.equation}\n```\n\n{_state(name)}"
-        f"Verified by: {', '.join(method.vectors)}.\n\n"
+        f"Verified by: {', '.join(method.vectors) or 'no recorded vector'}.\n\n"
         f"| argument | default | allowed | |\n|---|---|---|---|\n{table}"
     )
 
 
 def catalogue() -> str:
     """The whole page."""
-    names = polyak.optim.names()
+    names = sorted(polyak.optim.names() + polyak.optim.names(layered=True))
     return HEAD + "".join(map(row, names)) + "".join(map(section, names))
 
 

@@ -370,10 +370,10 @@ def test_a_checkpoint_of_other_factors_is_refused(name: str) -> None:
     spoilt = copy.deepcopy(saved)
     spoilt["state"][0][key] = spoilt["state"][0][key][:-1]
     before = copy.deepcopy(optimizer.memory(optimizer._layers[0]))
-    with pytest.raises(ValueError, match=f"{key} of conv has shape .*, expected"):
+    with pytest.raises(ValueError, match=f"conv: {key} has shape .*, expected"):
         optimizer.load_state_dict(spoilt)
     del spoilt["state"][0][key]
-    with pytest.raises(ValueError, match=f"the state_dict lacks {key} of conv"):
+    with pytest.raises(ValueError, match=f"conv: the state_dict lacks {key}"):
         optimizer.load_state_dict(spoilt)
     assert_equal(optimizer.memory(optimizer._layers[0]), before)
     optimizer.load_state_dict(saved)

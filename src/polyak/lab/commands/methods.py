@@ -26,7 +26,7 @@ def list_methods() -> None:
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("method", "paper", "year", "state, B/param"):
         made.add_column(heading, justify="right" if heading in ("year", "state, B/param") else "left")
-    for name in optim.names():
+    for name in sorted(optim.names() + optim.names(layered=True)):
         method = optim.get(name)
         made.add_row(name, method.paper.title, str(method.paper.year), f"{method.state_bytes_per_parameter():g}")
     terminal.console().print(made)

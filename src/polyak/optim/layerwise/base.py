@@ -16,10 +16,10 @@ from torch.optim.optimizer import ParamsT
 from polyak.declare import STATIC, Argument, Described
 from polyak.optim.engine.execution import Occasion
 from polyak.optim.engine.layers import Layer, find_layers
-from polyak.optim.engine.rule import Options
+from polyak.optim.engine.rule import Options, Slot
 from polyak.optim.engine.taps import LayerTaps, Seen
 from polyak.optim.groups import REST, Role
-from polyak.optim.layerwise.groups import split_layers
+from polyak.optim.layerwise.groups import check_shapes, split_layers
 from polyak.optim.method import Method
 
 COUNT = "layer_step"
@@ -47,6 +47,8 @@ class LayerMethod(Method):
     """
 
     roles: ClassVar[tuple[Role, ...]] = ("matrix",)
+    holds: ClassVar[dict[str, str]] = {}
+    """What the memories of a layer are, in words, by name."""
 
     params: Annotated[  # type: ignore[assignment]
         ParamsT | nn.Module, Argument("a module, or with ``model`` parameters, named parameters or groups")
@@ -270,13 +272,13 @@ class LayerMethod(Method):
 
     def _check_loaded(self, layer: Layer, values: dict[str, Any]) -> None:
         wanted = self.fresh(layer, self._like(layer).to("meta"), self.group_of(layer))
-        for name, tensor in wanted.items():
-            if values and name not in values:
-                raise ValueError(f"{self._owner()}: the state_dict lacks {name} of {layer.name}")
-            if values and (shape := tuple(values[name].shape)) != tuple(tensor.shape):
-                raise ValueError(
-                    f"{self._owner()}: {name} of {layer.name} has shape {shape}, expected {tuple(tensor.shape)}"
-                )
+        check_shapes(wanted, values, f"{self._owner()}: {layer.name}")
+
+    @classmethod
+    def memories(cls) -> list[tuple[Slot, str]]:
+        """What is kept for a layer, and by the chain for a weight."""
+        names = cls.memory_names({h.name: h.default for h in cls.hypers})
+        return [*super().memories(), *((Slot(name, cls.holds[name]), "a layer") for name in names)]
 
     @classmethod
     def state_bytes_per_parameter(cls, **hyperparameters: Any) -> float:

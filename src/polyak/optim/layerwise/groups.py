@@ -1,8 +1,8 @@
-"""Parameter groups of layer-wise methods."""
+"""Parameter groups of layer-wise methods, and states that come into them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from torch import Tensor
@@ -24,3 +24,12 @@ def split_layers(params: Any, layers: Sequence[Layer]) -> list[dict[str, Any]]:
             sides["matrix" if id(p) in own else "rest"].append(entry)
         found += [{**group, "params": side, "role": role} for role, side in sides.items() if side]
     return found or groups
+
+
+def check_shapes(wanted: Mapping[str, Tensor], values: Mapping[str, Any], where: str) -> None:
+    """Raise ``ValueError`` unless a loaded state, if there is one, has memories like those wanted."""
+    for name, tensor in wanted.items() if values else ():
+        if name not in values:
+            raise ValueError(f"{where}: the state_dict lacks {name}")
+        if (shape := tuple(values[name].shape)) != tuple(tensor.shape):
+            raise ValueError(f"{where}: {name} has shape {shape}, expected {tuple(tensor.shape)}")

@@ -68,6 +68,12 @@ class MKOR(LayerMethod):
     slug = "mkor"
     paper = Paper("MKOR: Momentum-Enabled Kronecker-Factor-Based Optimizer Using Rank-1 Updates", 2023, "2306.01685")
     vectors = ["mkor-mlp", "mkor-conv"]
+    holds = {
+        "input_inverse": "factor of the inputs and the bias, a square matrix",
+        "output_inverse": "factor of the output gradients, a square matrix",
+        "input_reset": "whether the inputs' factor begins anew, one number",
+        "output_reset": "whether the gradients' factor begins anew, one number",
+    }
 
     lr: Annotated[Lr, Range(1e-3, 1.0)] = 1e-2
     base: Annotated[Literal["sgd", "adamw", "lamb"], "the optimizer that takes the direction"] = "sgd"

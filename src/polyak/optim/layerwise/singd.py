@@ -76,6 +76,12 @@ class SINGD(LayerMethod, MatrixMethod):
     vectors = [f"singd-{net}-{kind}" for net in ("mlp", "conv") for kind in ("dense", "diagonal", "hier", "tri")] + [
         "singd-conv-reduce"
     ]
+    holds = {
+        "input_factor": "K, of the inputs and the bias, the entries of its structure",
+        "output_factor": "C, of the output gradients, the entries of its structure",
+        "input_momentum": "momentum of K, entries alike",
+        "output_momentum": "momentum of C, entries alike",
+    }
 
     lr: Annotated[Lr, Range(1e-4, 1e-1)] = 1e-3
     momentum: Annotated[Momentum, STATIC_IF_ZERO, Choice((0.8, 0.9, 0.95))] = 0.9
