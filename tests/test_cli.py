@@ -35,7 +35,7 @@ def fails(capsys, monkeypatch):
 
 def test_list_shows_every_method():
     shown = polyak("list").stdout
-    for name in optim.names():
+    for name in optim.names() + optim.names(layered=True):
         method = optim.get(name)
         line = next(line for line in shown.splitlines() if line.split()[:1] == [name])
         assert method.paper.title in line and str(method.paper.year) in line

@@ -60,18 +60,17 @@ def section(name: str) -> str:
     return (
         f"\n## {name}\n\n`polyak.optim.{method.__name__}`: [{method.paper.title}]({method.paper.link}), "
         f"{method.paper.year}.\n\n```text\n{method.equation}\n```\n\n{_state(name)}"
-        f"Verified by: {method.evidence} ({', '.join(method.vectors)}).\n\n"
+        f"Verified by: {method.evidence} ({', '.join(method.vectors) or 'no recorded vector'}).\n\n"
         f"| argument | default | allowed | |\n|---|---|---|---|\n{table}"
     )
 
 
 def catalogue() -> str:
     """The whole page."""
-    tables = [
-        f"\n**{family.capitalize()}**\n{TABLE}{''.join(map(row, names))}"
-        for family, names in polyak.optim.families().items()
-    ]
-    return HEAD + "".join(tables) + "".join(map(section, polyak.optim.names()))
+    families = polyak.optim.families()
+    tables = [f"\n**{family.capitalize()}**\n{TABLE}{''.join(map(row, names))}" for family, names in families.items()]
+    every = sorted(name for names in families.values() for name in names)
+    return HEAD + "".join(tables) + "".join(map(section, every))
 
 
 def main() -> int:

@@ -70,7 +70,8 @@ def test_signature_and_docs_say_every_argument(name: str) -> None:
 @pytest.mark.parametrize("name", ALL)
 def test_every_memory_says_what_it_holds_and_how_it_may_be_kept(name: str) -> None:
     exact = {
-        "previous_grad", "displacement", "previous_lr", "memory_product", "inner", "outer", "skipped", "mask", "watched",
+        "previous_grad", "displacement", "previous_lr", "memory_product", "inner", "outer", "skipped", "mask",
+        "watched",
     }  # fmt: skip
     for slot, _ in polyak.optim.get(name).memories():
         assert slot.holds, slot.name
@@ -97,7 +98,8 @@ def test_what_verifies_a_method_is_what_its_vectors_were_recorded_from(name: str
 
 def test_every_method_is_in_one_family() -> None:
     families = polyak.optim.families()
-    assert sorted(name for own in families.values() for name in own) == ALL and "other" not in families
+    assert sorted(name for own in families.values() for name in own) == sorted(ALL + polyak.optim.names(layered=True))
+    assert "other" not in families
 
 
 def test_memories_of_options_that_are_off_are_named_with_them() -> None:

@@ -1,13 +1,17 @@
 """Rules that read what flows through layers."""
 
+import copy
+import pickle
 from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import nn
 
 from polyak.optim import Optimizer, Rule, Slot, chain, factory
-from polyak.optim.engine.taps import Taps
+from polyak.optim.engine.layers import Layer, find_layers
+from polyak.optim.engine.taps import LayerTaps, Taps
 from polyak.optim.rules import descend
 
 
@@ -95,3 +99,105 @@ def test_a_weight_that_was_not_seen_is_named() -> None:
     taps.clear()
     with pytest.raises(RuntimeError, match=r"the weight 0\.weight"):
         taps.check_seen(net.named_parameters())
+
+
+class Sums:
+    """Adds up the squares of what goes in, and of the gradients by what comes out."""
+
+    def enter(self, layer: Layer, x: torch.Tensor) -> torch.Tensor:
+        return x.flatten(0, 1).T @ x.flatten(0, 1)
+
+    def leave(self, layer: Layer, gradient: torch.Tensor) -> torch.Tensor:
+        return gradient.flatten(0, 1).T @ gradient.flatten(0, 1)
+
+
+def listening(model: nn.Module, **more: Any) -> tuple[Sums, LayerTaps, list[Layer]]:
+    collector = Sums()
+    taps, layers = LayerTaps(collector, **more), find_layers(model, (), "Sums")
+    for layer in layers:
+        taps.listen(layer, True)
+    return collector, taps, layers
+
+
+def test_statistics_of_a_layer_with_its_bias_as_a_column() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True)).double()
+    _, taps, (layer,) = listening(model)
+    x = torch.randn(2, 5, 3, dtype=torch.float64)
+    out = model(x)  # what the ReLU does in place is not seen
+    out.square().sum().backward()
+    seen = taps.seen[layer]
+    ones = torch.cat([x, torch.ones(2, 5, 1, dtype=torch.float64)], -1).flatten(0, 1)
+    torch.testing.assert_close(seen.entered, ones.T @ ones)
+    g = 2 * out.detach().flatten(0, 1)
+    torch.testing.assert_close(seen.left, g.T @ g)
+    assert (seen.passes, seen.samples, seen.rows, seen.positions) == (1, 2, 10, 5)
+    model(x).sum().backward()
+    assert (seen.passes, seen.samples, seen.rows) == (2, 4, 20)
+
+
+@pytest.mark.parametrize("padding", [1, "same", "valid", (0, 1)])
+def test_a_convolution_is_its_patches(padding: Any) -> None:
+    torch.manual_seed(0)
+    model = nn.Conv2d(2, 3, 3, padding=padding, dilation=2).double()
+    (layer,) = find_layers(model, (), "Sums")
+    x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
+    rows, out = layer.entered(x), model(x)
+    weight = layer.join([model.weight, model.bias])
+    torch.testing.assert_close(rows @ weight.T, layer.left(out))
+    torch.testing.assert_close(layer.entered(x[0])[0], rows[0])
+    weight_again, bias = layer.part(weight)
+    assert torch.equal(weight_again, model.weight) and torch.equal(bias, model.bias)
+
+
+@pytest.mark.parametrize("shape", [(4,), (5, 4), (2, 5, 4), (2, 3, 5, 4)])
+@pytest.mark.parametrize("bias", [False, True])
+def test_what_is_done_in_place_behind_a_layer_hides_nothing(shape: tuple[int, ...], bias: bool) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3, bias=bias), nn.ELU(inplace=True)).double()
+    _, taps, (layer,) = listening(model)
+    x = torch.randn(shape, dtype=torch.float64)
+    model(x).square().sum().backward()
+    linear = model[0](x).detach().requires_grad_()
+    nn.functional.elu(linear).square().sum().backward()
+    g = linear.grad.reshape(-1, 3)  # type: ignore[union-attr]
+    torch.testing.assert_close(taps.seen[layer].left, g.T @ g)
+
+
+def test_what_is_done_in_place_behind_one_picture_hides_nothing() -> None:
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(inplace=True))
+    _, taps, (layer,) = listening(model)
+    model(torch.randn(2, 5, 5)).sum().backward()
+    assert (taps.seen[layer].samples, taps.seen[layer].rows) == (1, 9)
+
+
+def test_a_layer_that_is_not_listened_to_has_no_hook() -> None:
+    model = nn.Linear(3, 2)
+    _, taps, (layer,) = listening(model)
+    loss = model(torch.ones(1, 3)).sum()
+    taps.listen(layer, False)
+    loss.backward()  # the pass began while it was listened to
+    assert not model._forward_hooks and not taps.seen and not taps.listens(layer)
+
+
+def test_uses_in_one_pass_are_added_and_arguments_may_be_named() -> None:
+    model = nn.Linear(3, 3, bias=False).double()
+    _, taps, (layer,) = listening(model)
+    model(input=model(torch.ones(2, 3, dtype=torch.float64))).sum().backward()
+    assert (taps.seen[layer].passes, taps.seen[layer].rows) == (2, 4)
+
+
+def test_recomputed_layers_are_seen_once() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3)).double()
+    _, taps, layers = listening(model)
+    x = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
+    torch.utils.checkpoint.checkpoint(model, x, use_reentrant=True).sum().backward()
+    assert [taps.seen[layer].passes for layer in layers] == [1, 1]
+
+
+def test_a_copied_model_has_deaf_hooks() -> None:
+    model = nn.Linear(3, 2)
+    _, taps, _ = listening(model)
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        twin(torch.ones(1, 3)).sum().backward()
+        assert not taps.seen

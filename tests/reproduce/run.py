@@ -13,6 +13,7 @@ from tests.reproduce import (
     local,
     optimizers,
     plora,
+    second_order,
     shapes,
     solvers,
     spectra,
@@ -23,13 +24,13 @@ from tests.reproduce.vector import Unknown, Vector
 EXECUTIONS = ("eager", "batched", "compiled")
 ADAPTORS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     **optimizers.RULES, **drivers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES,
-    **spectra.RULES, **shapes.RULES, **solvers.RULES, **plora.RULES,
+    **spectra.RULES, **shapes.RULES, **solvers.RULES, **plora.RULES, **second_order.RULES,
 }  # fmt: skip
 
 
 def executions_of(vector: Vector, execution: str | None = None) -> tuple[str, ...]:
     """The modes in which there is something to recompute: only optimizers have more than one."""
-    if vector.rule not in optimizers.RULES.keys() | drivers.RULES.keys():
+    if vector.rule not in {*optimizers.RULES, *drivers.RULES, *second_order.RULES}:
         return EXECUTIONS[:1]
     return EXECUTIONS if execution is None else (execution,)
 

@@ -17,6 +17,7 @@ INPUTS = re.compile(r"(case\d+/)?in/.*|(p0|g|mask)/.*|loss|(?!out/).*/widths")
 PLAIN_INPUTS = {  # of sources whose keys do not say what is an input
     "dbf-newton": re.compile(r"X|Y|idx|theta0|f|Q"),
     "gl-fista": re.compile(r"points|laplacian|labelled|labels|u0"),
+    **dict.fromkeys(("mkor", "singd", "sngd"), re.compile(r"X|Y")),
     "lens": re.compile(r"X|Y|[Wb]\d+_0"),
 }
 

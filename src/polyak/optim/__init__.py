@@ -6,7 +6,7 @@ class of your own derived from :class:`Method`.
 """
 
 from polyak.declare import Choice, Hyper, Interval, Paper, Range
-from polyak.optim import methods, rules, solvers
+from polyak.optim import layerwise, methods, rules, solvers
 from polyak.optim.create import create, families, get, names
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
@@ -14,6 +14,7 @@ from polyak.optim.engine.optimizer import Optimizer
 from polyak.optim.engine.release import Released, release_gradients
 from polyak.optim.engine.rule import Rule, Shared, Slot, factory
 from polyak.optim.groups import roles_of
+from polyak.optim.layerwise import *  # noqa: F403
 from polyak.optim.method import MatrixMethod, Method
 from polyak.optim.methods import *  # noqa: F403
 from polyak.optim.solvers import *  # noqa: F403
@@ -50,4 +51,4 @@ __all__ = [
     "sparsify",
     "switch",
 ]
-__all__ += methods.__all__ + solvers.__all__
+__all__ += methods.__all__ + layerwise.__all__ + solvers.__all__

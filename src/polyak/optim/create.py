@@ -9,21 +9,27 @@ from typing import Any, get_args
 from torch import nn
 
 from polyak.declare import Hyper
-from polyak.optim import methods
+from polyak.optim import layerwise, methods
 from polyak.optim.groups import Role, decay_groups
+from polyak.optim.layerwise import LayerMethod
 from polyak.optim.method import Family, Method
 
 METHODS: dict[str, type[Method]] = {cls.slug: cls for cls in (vars(methods)[name] for name in methods.__all__)}
+LAYERED: dict[str, type[LayerMethod]] = {
+    cls.slug: cls for cls in (vars(layerwise)[name] for name in layerwise.__all__) if cls.slug
+}
+"""Methods that need the model, since they read what flows through its layers."""
 
 
-def names() -> list[str]:
-    """The names of all methods, sorted."""
-    return sorted(METHODS)
+def names(layered: bool = False) -> list[str]:
+    """The names of all methods that take parameters, sorted; ``layered``: of those that must have the model."""
+    return sorted(LAYERED if layered else METHODS)
 
 
 def families() -> dict[str, list[str]]:
     """The names of all methods by family, sorted, in the order of :data:`polyak.optim.method.Family`."""
-    found = {family: [name for name in names() if METHODS[name].family == family] for family in get_args(Family)}
+    known = METHODS | LAYERED
+    found = {family: sorted(n for n, cls in known.items() if cls.family == family) for family in get_args(Family)}
     return {family: own for family, own in found.items() if own}
 
 
@@ -33,10 +39,11 @@ def get(name: str) -> type[Method]:
     Raises:
         ValueError: if there is no such method; the nearest names are suggested.
     """
-    found = METHODS.get(name)
+    known: dict[str, type[Method]] = METHODS | LAYERED
+    found = known.get(name)
     if found is None:
-        near = difflib.get_close_matches(str(name).lower(), METHODS, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(names())}"
+        near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(known))}"
         raise ValueError(f"no method is named {name!r}{hint}")
     return found
 
@@ -91,6 +98,22 @@ def build(
         if roles is not None:
             raise TypeError("roles= needs a module, whose parameters have names")
         return method(model_or_params, **given)
+    if issubclass(method, LayerMethod):
+        return _layered(method, model_or_params, weight_decay, no_decay_1d, roles, given)
     auxiliary = next((given.get(h.name) for h in method.arguments if h.fills == "weight_decay"), None)
     groups = decay_groups(model_or_params, weight_decay, no_decay_1d, method.roles, roles, auxiliary)
     return method(groups, **given)
+
+
+def _layered(
+    method: type[LayerMethod],
+    model: nn.Module,
+    weight_decay: float | None,
+    no_decay_1d: bool,
+    roles: Mapping[str, Role] | None,
+    given: dict[str, Any],
+) -> LayerMethod:
+    """A method that finds the layers itself, and their groups' roles with them."""
+    if roles is not None:
+        raise TypeError(f"{method.__name__} finds its layers itself: exclude= leaves some to the rule of other weights")
+    return method(decay_groups(model, weight_decay, no_decay_1d), model=model, **given)

@@ -100,7 +100,8 @@ class Method(Declared, Optimizer):
     def advise(self, message: str) -> None:
         """Warn of a likely mistake, at the line outside of polyak and torch where it was made."""
         frame, level = sys._getframe(1), 2
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(("polyak.", "torch.")):
+        ours = ("polyak.", "torch.", "contextlib")
+        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(ours):
             frame, level = frame.f_back, level + 1
         warnings.warn(f"{type(self).__name__}: {message}", UserWarning, stacklevel=level)
 

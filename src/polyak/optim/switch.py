@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from polyak.optim.create import get
+from polyak.optim.create import LAYERED, get
 from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.checkpoint import cast_memory
 from polyak.optim.engine.keeping import forms_of, held_as
@@ -44,6 +44,8 @@ def switch(optimizer: Optimizer, name: str, **hyperparameters: Any) -> Optimizer
     if is_predicted(optimizer):
         raise RuntimeError("the weights are predicted ones; restore() them before a switch")
     method = get(name)
+    if name in LAYERED:
+        raise ValueError(f"{name} reads what flows through layers, so it needs the model: build it with that")
     groups = []
     for group in optimizer.param_groups:
         names = _portable(method, optimizer, group)

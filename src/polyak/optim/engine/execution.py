@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+import torch
 
 from polyak import aot
 
+_F = TypeVar("_F", bound=Callable[..., Any])
+# torch.compiler.disable imports torch's compiler (2 s) where it decorates; torch.optim's own way waits until it traces
+untraced: Callable[[_F], _F] = getattr(torch, "_disable_dynamo", torch.compiler.disable)
+
+Occasion = Literal["step", "rehearsal", "request"]
 Execution = Literal["auto", "eager", "batched", "compiled"]
 EXECUTIONS = ("auto", "eager", "batched", "compiled")
 OVERRIDE = "POLYAK_EXECUTION"

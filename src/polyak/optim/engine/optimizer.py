@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, TypeVar, overload
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from typing_extensions import Self
 from polyak.declare import Hyper
 from polyak.optim.engine import checkpoint, diagnose, shared, views
 from polyak.optim.engine.chain import Chain, check_complete
-from polyak.optim.engine.execution import Execution, checked, in_force
+from polyak.optim.engine.execution import Execution, Occasion, checked, in_force, untraced
 from polyak.optim.engine.intake import inputs_of, is_request_for_state, materialized, refuse_unfit
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
 from polyak.optim.engine.losses import TakesLoss
@@ -25,12 +26,7 @@ from polyak.optim.engine.taps import Taps
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
 
-_F = TypeVar("_F", bound=Callable[..., Any])
 _chains: dict[tuple[Any, ...], Chain] = {}
-
-
-# torch.compiler.disable imports torch's compiler (2 s) where it decorates; torch.optim's own way waits until it traces
-_untraced: Callable[[_F], _F] = getattr(torch, "_disable_dynamo", torch.compiler.disable)
 
 
 class Optimizer(TakesLoss, torch.optim.Optimizer):
@@ -201,7 +197,7 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         self._loss = None
         return found
 
-    @_untraced
+    @untraced
     def _advance(self, loss: float | Tensor | None) -> None:
         """One step with the gradients present; nothing is gained by tracing it."""
         if views.is_predicted(self):
@@ -211,20 +207,28 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         asked = not self._stepped and is_request_for_state(self.param_groups)
         inputs = {} if asked else inputs_of(self, self._taps, loss)
         try:
-            plans = self._planner.current(self)
-            if not asked:
-                self.advance(plans, inputs)
+            with self.around_step("request" if asked else "step"):
+                plans = self._planner.current(self)
+                if not asked:
+                    self.advance(plans, inputs)
         finally:
             self._planner.let_go()
         if self._taps is not None:
             self._taps.clear()
+
+    def around_step(self, occasion: Occasion) -> AbstractContextManager[None]:
+        """What a method does around the chains: it may put other gradients in place, and finishes when all is written.
+
+        ``occasion``: a "step"; a "rehearsal" of one, which writes nothing; or a "request" for the state alone.
+        """
+        return nullcontext()
 
     def complete_state(self) -> None:
         """Make the memories that the state of a parameter lacks, where it has one already."""
         self._planner.without_gradients(self, bind=True)
 
     @torch.no_grad()
-    @_untraced
+    @untraced
     def advance(self, plans: Sequence[GroupPlan], inputs: dict[str, Any] | None = None) -> None:
         """Step what the plans describe."""
         self._stepped = True
@@ -257,9 +261,10 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         ``loss``: for chains that read it.
         """
         inputs = inputs_of(self, self._taps, loss)
-        plans = self._planner.current(self)
-        with without_autocast(d for plan in plans for d in plan.devices):
-            return diagnose.read(plans, {**inputs, **shared.present(self, plans)})
+        with self.around_step("rehearsal"):
+            plans = self._planner.current(self)
+            with without_autocast(d for plan in plans for d in plan.devices):
+                return diagnose.read(plans, {**inputs, **shared.present(self, plans)})
 
     @torch.no_grad()
     def _forget(self) -> None:

@@ -1,17 +1,26 @@
-"""Taps: what flows through layers, for rules that read it (second-order methods).
+"""Taps: what flows through layers, for rules and methods that read it (second-order methods).
 
 A rule says ``inputs=("inputs", "output_gradients")`` and finds both as attributes of its context: for the weight of an
 ``nn.Linear`` or ``nn.Conv2d`` the matrix (positions, features) of what went into the layer, a convolution's patches
 unfolded, and that of the loss's gradients by what came out. Passes between two steps are put one below the other.
+
+:class:`LayerTaps` serves methods that want statistics of both, not the matrices, and not at every step.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import functools
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from polyak.optim.engine.layers import Layer
+from polyak.optim.engine.run import without_autocast
 
 TAPPED = ("inputs", "output_gradients")
 
@@ -66,6 +75,129 @@ class Taps:
         for handle in self._handles:
             handle.remove()
         self.clear()
+
+
+class Collector(Protocol):
+    """What makes statistics of what flows through layers; passes are added up."""
+
+    def enter(self, layer: Layer, x: Tensor) -> Tensor:
+        """The statistic of what goes in, (samples, positions, inputs)."""
+
+    def leave(self, layer: Layer, gradient: Tensor) -> Tensor:
+        """The statistic of the unscaled gradient by what comes out, (samples, positions, outputs)."""
+
+
+@dataclass
+class Seen:
+    """What the passes since the last :meth:`LayerTaps.clear` brought of a layer: sums of statistics, and counts."""
+
+    entered: Tensor
+    left: Tensor
+    passes: int
+    samples: int
+    rows: int
+
+    @property
+    def positions(self) -> float:
+        """Positions of a sample."""
+        return self.rows / self.samples
+
+
+class LayerTaps:
+    """Has statistics made of what flows through layers, of those that are listened to.
+
+    Both are made when they pass by, the inputs' in the forward pass, so that nothing is kept of a pass but them, and
+    in-place operations behind or before a layer do no harm. They count once a backward pass has come back to the
+    layer; a layer that is used several times counts several passes. A layer that is not listened to has no hooks.
+
+    Args:
+        collector: makes the statistics; held weakly, so that hooks on a model keep no optimizer alive.
+        scaler: the GradScaler by whose scale output gradients are divided.
+    """
+
+    def __init__(self, collector: Collector, scaler: torch.amp.GradScaler | None = None) -> None:
+        self._collector: Callable[[], Collector | None] = weakref.ref(collector)
+        self._scaler = scaler
+        self._handles: dict[Layer, RemovableHandle] = {}
+        self.seen: dict[Layer, Seen] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _deaf, ()  # copied or pickled with a model that has the hooks: they are those of another optimizer
+
+    def listen(self, layer: Layer, wanted: bool) -> None:
+        """Put a hook on a layer, or take it off."""
+        if wanted and layer not in self._handles:
+            hook = functools.partial(self._hear, layer)
+            self._handles[layer] = layer.module.register_forward_hook(hook, with_kwargs=True)
+        elif not wanted and layer in self._handles:
+            self._handles.pop(layer).remove()
+
+    def listens(self, layer: Layer) -> bool:
+        """Whether there is a hook on the layer."""
+        return layer in self._handles
+
+    def _hear(
+        self, layer: Layer, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        collector = self._collector()
+        if collector is None:
+            self.remove()
+            return None
+        if not (torch.is_grad_enabled() and output.requires_grad):
+            return None
+        x = args[0] if args else kwargs["input"]
+        with torch.no_grad(), without_autocast([x.device.type]):
+            entering = layer.entered(x.detach())
+            entered = collector.enter(layer, entering)
+        samples, rows = entering.shape[0], entering.shape[0] * entering.shape[1]
+
+        def note(gradient: Tensor) -> None:
+            collector = self._collector()
+            if collector is None or not self.listens(layer):
+                return
+            with torch.no_grad(), without_autocast([gradient.device.type]):
+                left = collector.leave(layer, layer.left(self._unscaled(gradient.detach())))
+            self._add(layer, entered, left, samples, rows)
+
+        if output.ndim != layer.plain_ndim:
+            output = output.clone()  # it was a view, and an operation in place leads gradients around a view's hooks
+        output.register_hook(note)  # on the tensor: it is called with the gradient before what is done in place
+        return output
+
+    def _unscaled(self, gradient: Tensor) -> Tensor:
+        if self._scaler is None or not self._scaler.is_enabled():
+            return gradient
+        return gradient.float() / self._scaler.get_scale()
+
+    def _add(self, layer: Layer, entered: Tensor, left: Tensor, samples: int, rows: int) -> None:
+        seen = self.seen.get(layer)
+        if seen is None:
+            self.seen[layer] = Seen(entered, left, 1, samples, rows)
+            return
+        seen.entered, seen.left = seen.entered + entered, seen.left + left
+        seen.passes, seen.samples, seen.rows = seen.passes + 1, seen.samples + samples, seen.rows + rows
+
+    def clear(self) -> None:
+        """Forget what was seen."""
+        self.seen.clear()
+
+    def remove(self) -> None:
+        """Listen no more."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+        self.clear()
+
+
+def _nobody() -> None:
+    return None
+
+
+def _deaf() -> LayerTaps:
+    """Taps that nothing is collected from."""
+    taps = LayerTaps.__new__(LayerTaps)
+    taps._collector, taps._scaler, taps._handles, taps.seen = _nobody, None, {}, {}
+    return taps
 
 
 def _below(parts: Iterable[Tensor]) -> Tensor:
