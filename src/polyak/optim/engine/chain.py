@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from polyak.declare import Hyper
-from polyak.optim.engine.context import Context, Dialogue, Flow, Memories, Places, Question, conclude, settle
+from polyak.optim.engine.context import TAPPED, Context, Dialogue, Flow, Memories, Places, Question, conclude, settle
 from polyak.optim.engine.rule import Options, Rule, Shared, Slot
-from polyak.optim.engine.taps import TAPPED
 
 
 class _Look(NamedTuple):
@@ -67,7 +66,7 @@ class Chain:
     @functools.cached_property
     def reads_layers(self) -> bool:
         """Whether something enters that belongs to one weight; a loss and shared memories are the same for all."""
-        return any(name in TAPPED for rule in self.rules for name in rule.inputs)
+        return any(name in TAPPED for name in self.named)
 
     def in_rows(self, questions: tuple[Question, ...]) -> bool:
         """Whether the chain sees tensors as (shape[0], rest)."""
@@ -77,9 +76,13 @@ class Chain:
 
     @functools.cached_property
     def inputs(self) -> tuple[str, ...]:
-        """What enters the step by name, each once; the shared memories last."""
-        named = [name for rule in self.rules for name in rule.inputs]
-        return tuple(dict.fromkeys([*named, *(memory.name for memory in self.shared)]))
+        """What kernels are told by name: what enters the step, then the shared memories."""
+        return *self.named, *(memory.name for memory in self.shared)
+
+    @functools.cached_property
+    def named(self) -> tuple[str, ...]:
+        """What must enter the step by name, each once."""
+        return tuple(dict.fromkeys(name for rule in self.rules for name in rule.inputs))
 
     @functools.cached_property
     def shared(self) -> tuple[Shared, ...]:

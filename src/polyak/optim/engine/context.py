@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 Scalar = float | Tensor
+TAPPED = ("inputs", "output_gradients")
+"""Named inputs that belong to the layer of one weight; all others are numbers, the same for all weights."""
 Kind = Literal["sum", "mean", "largest", "rows", "columns", "total", "matrix"]
 Then = Callable[[tuple[Tensor, ...], Any, Any], tuple[tuple[Tensor, ...], dict[str, Tensor]]]
 """``(sums, s: shared memories, c: coefficients and inputs) -> (answers, new shared memories by name)``, all 0-d."""

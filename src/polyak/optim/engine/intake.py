@@ -11,11 +11,12 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from polyak.optim.engine.chain import Chain
+from polyak.optim.engine.context import TAPPED
 from polyak.optim.engine.losses import loss_of_step
 from polyak.optim.engine.member import holds_nothing, local, name_of
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.sharding import found_anywhere
-from polyak.optim.engine.taps import TAPPED, Taps
+from polyak.optim.engine.taps import Taps
 
 
 class Reads(Protocol):
@@ -34,7 +35,7 @@ class Reads(Protocol):
 def inputs_of(optimizer: Reads, taps: Taps | None, loss: float | Tensor | None) -> dict[str, Any]:
     """What enters a step by name; refuses what is read and not there, before anything has moved."""
     owner = type(optimizer).__name__
-    wanted = {name for group in optimizer.param_groups for name in optimizer.chain_of(group).inputs}
+    wanted = {name for group in optimizer.param_groups for name in optimizer.chain_of(group).named}
     if not wanted:
         return {}
     if wanted & set(TAPPED) and taps is None:
@@ -57,7 +58,7 @@ def inputs_of(optimizer: Reads, taps: Taps | None, loss: float | Tensor | None) 
 def _reading_layers(optimizer: Reads) -> Iterator[tuple[str, Tensor]]:
     """Names and weights of this step whose chains read what flows through layers."""
     for index, group in enumerate(optimizer.param_groups):
-        if set(optimizer.chain_of(group).inputs) & set(TAPPED):
+        if optimizer.chain_of(group).reads_layers:
             listed = [(i, p) for i, p in enumerate(group["params"]) if p.grad is not None]
             yield from ((name_of(group, index, i), p) for i, p in listed)
 

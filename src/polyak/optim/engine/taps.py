@@ -19,10 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from polyak.optim.engine.context import TAPPED
 from polyak.optim.engine.layers import Layer
 from polyak.optim.engine.run import without_autocast
-
-TAPPED = ("inputs", "output_gradients")
 
 
 class Taps:

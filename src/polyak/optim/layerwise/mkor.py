@@ -66,6 +66,7 @@ class MKOR(LayerMethod):
     """
 
     slug = "mkor"
+    family = "second order"
     paper = Paper("MKOR: Momentum-Enabled Kronecker-Factor-Based Optimizer Using Rank-1 Updates", 2023, "2306.01685")
     vectors = ["mkor-mlp", "mkor-conv"]
     holds = {

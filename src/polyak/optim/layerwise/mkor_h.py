@@ -44,6 +44,8 @@ class MKORH(MKOR):
     """
 
     slug = "mkor_h"
+    family = "second order"
+    evidence = "interpretation"
     paper = Paper("MKOR: Momentum-Enabled Kronecker-Factor-Based Optimizer Using Rank-1 Updates", 2023, "2306.01685")
 
     switch: Annotated[Literal["knee", "ratio"], "what ends the second order"] = "knee"

@@ -70,6 +70,7 @@ class SINGD(LayerMethod, MatrixMethod):
     """
 
     slug = "singd"
+    family = "second order"
     paper = Paper(
         "Structured Inverse-Free Natural Gradient: Memory-Efficient & Numerically-Stable KFAC", 2023, "2312.05705"
     )
@@ -234,6 +235,7 @@ class IKFAC(SINGD):
     """
 
     slug = "ikfac"
+    family = "second order"
     paper = Paper(
         "Structured Inverse-Free Natural Gradient: Memory-Efficient & Numerically-Stable KFAC", 2023, "2312.05705"
     )

@@ -59,6 +59,7 @@ class SNGD(SINGD):
     """
 
     slug = "sngd"
+    family = "second order"
     paper = Paper(
         "Simplifying Momentum-based Positive-definite Submanifold Optimization with Applications to Deep Learning",
         2023, "2302.09738",

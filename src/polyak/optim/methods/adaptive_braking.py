@@ -30,8 +30,10 @@ class AdaptiveBraking(Method):
     """
 
     slug = "adaptive_braking"
+    family = "momentum"
     paper = Paper("Adaptive Braking for Mitigating Gradient Delay", 2020, "2007.01397")
     vectors = ["adaptive-braking-card"]
+    evidence = "interpretation"
 
     lr: Annotated[Lr, Range(1e-3, 1.0)] = 0.1
     momentum: Annotated[Momentum, Choice((0.8, 0.9, 0.95))] = 0.9

@@ -36,8 +36,10 @@ class ALRHB(Method):
     """
 
     slug = "alr_hb"
+    family = "step size"
     paper = Paper("Generalized Polyak Step Size for First Order Optimization with Momentum", 2023, "2305.12939")
     vectors = ["alr-hb-card", "alr-shb-card"]
+    evidence = "own transcription"
 
     lr: Annotated[LargestStep, Range(1e-3, 1e1)] = 0.1
     momentum: Momentum = 0.9

@@ -36,8 +36,10 @@ class ALRMAG(Method):
     """
 
     slug = "alr_mag"
+    family = "step size"
     paper = Paper("Generalized Polyak Step Size for First Order Optimization with Momentum", 2023, "2305.12939")
     vectors = ["alr-smag"]
+    evidence = "independent code"
 
     lr: Annotated[LargestStep, Range(1e-3, 1e1)] = 0.1
     momentum: Momentum = 0.9

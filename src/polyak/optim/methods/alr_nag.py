@@ -39,8 +39,10 @@ class ALRNAG(Method):
     """
 
     slug = "alr_nag"
+    family = "step size"
     paper = Paper("Generalized Polyak Step Size for First Order Optimization with Momentum", 2023, "2305.12939")
     vectors = ["alr-nag-card"]
+    evidence = "interpretation"
 
     lr: Annotated[LargestStep, Range(1e-3, 1e1)] = 0.1
     momentum: Momentum = 0.9

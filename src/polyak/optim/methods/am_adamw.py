@@ -45,10 +45,12 @@ class AMAdamW(Method):
     """
 
     slug = "am_adamw"
+    family = "step size"
     paper = Paper(
         "Adaptive Memory Momentum via a Model-Based Framework for Deep Learning Optimization", 2025, "2510.04988"
     )
     vectors = ["am-adamw-card"]
+    evidence = "own transcription"
     one_for_all = ("lam", "bmax", "height")
 
     lr: Annotated[Lr, Range(1e-4, 1e-1)] = 1e-3

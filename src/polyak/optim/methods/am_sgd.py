@@ -37,10 +37,12 @@ class AMSGD(Method):
     """
 
     slug = "am_sgd"
+    family = "step size"
     paper = Paper(
         "Adaptive Memory Momentum via a Model-Based Framework for Deep Learning Optimization", 2025, "2510.04988"
     )
     vectors = ["am-sgd-card", "am-sgd-anchored-card", "am-sgd-shared-card"]
+    evidence = "own transcription"
     one_for_all = ("lam", "bmax", "height")
 
     lr: Annotated[Lr, Range(1e-3, 1e1)] = 0.1

@@ -83,6 +83,7 @@ class AuON(MatrixMethod):
     """
 
     slug = "auon"
+    family = "matrix"
     paper = Paper("AuON: A Linear-time Alternative to Orthogonal Momentum Updates", 2025, "2509.24320")
     vectors = ["auon", "auon-v1"]
 

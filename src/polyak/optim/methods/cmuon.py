@@ -26,5 +26,7 @@ class CMuon(Muon):
     """
 
     slug = "cmuon"
+    family = "matrix"
+    evidence = "own transcription"
     paper = Paper("Cautious Optimizers: Improving Training with One Line of Code", 2024, "2411.16085")
     masked: ClassVar[bool] = True

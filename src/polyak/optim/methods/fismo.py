@@ -175,8 +175,10 @@ class FISMO(MatrixMethod):
     """
 
     slug = "fismo"
+    family = "matrix"
     paper = Paper("FISMO: Fisher-Structured Momentum-Orthogonalized Optimizer", 2026, "2601.21750")
     vectors = ["fismo-card"]
+    evidence = "interpretation"
 
     check_finite: Annotated[bool, Argument("refuse a step with a gradient that is not finite")] = True
     lr: Annotated[Lr, Range(1e-3, 1e-1), "learning rate of the matrices"] = 0.02

@@ -79,6 +79,7 @@ class GSM(Method):
     """
 
     slug = "gsm"
+    family = "sparse"
     paper = Paper("Global Sparse Momentum SGD for Pruning Very Deep Neural Networks", 2019, "1909.12778")
     vectors = ["gsm"]
 

@@ -31,6 +31,7 @@ class HybridAuON(AuON):
     """
 
     slug = "hybrid_auon"
+    family = "matrix"
     paper = Paper("AuON: A Linear-time Alternative to Orthogonal Momentum Updates", 2025, "2509.24320")
     vectors = ["auon-hybrid"]
 

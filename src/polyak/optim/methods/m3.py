@@ -139,8 +139,10 @@ class M3(Method):
     """
 
     slug = "m3"
+    family = "matrix"
     paper = Paper("Nested Learning: The Illusion of Deep Learning Architectures", 2025, "2512.24695")
     vectors = ["m3-peer", "m3-ema-card"]
+    evidence = "independent code"
 
     lr: Annotated[Lr, Range(1e-4, 3e-2)] = 1e-3
     betas: Annotated[Betas3, NON_NEGATIVE, "retention of M, V and S; below 1 in the average form"] = (0.95, 0.999, 0.95)

@@ -39,6 +39,7 @@ class MoMo(Method):
     """
 
     slug = "momo"
+    family = "step size"
     paper = Paper("MoMo: Momentum Models for Adaptive Learning Rates", 2023, "2305.07583")
     vectors = ["momo", "momo-bias", "momo-star", "momo-truncated"]
     one_for_all = ("beta", "lb", "bias_correction", "use_fstar")

@@ -34,6 +34,7 @@ class MoMoAdam(Method):
     """
 
     slug = "momo_adam"
+    family = "step size"
     paper = Paper("MoMo: Momentum Models for Adaptive Learning Rates", 2023, "2305.07583")
     vectors = ["momo-adam", "momo-adam-adamw", "momo-adam-star", "momo-adam-truncated"]
     one_for_all = ("betas", "lb", "use_fstar")

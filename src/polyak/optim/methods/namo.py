@@ -85,7 +85,8 @@ def sized_polar(
         return x.but(u=c.matrix(capped, x.u, along=(size,)), decay=size.clamp(max=c.limit)), {"norm_sq": v}
 
     holds = "average of the squared norm of the gradient" + (" of each column" if per == "column" else "")
-    slots = (Slot("norm_sq", holds, "positive", "scalar" if per == "tensor" else "column"),)
+    whole = Slot("norm_sq", holds, shape="scalar")
+    slots = (whole if per == "tensor" else Slot("norm_sq", holds, "positive", "column"),)
     known = NAMO.reads("lr", "momentum", "beta2", "eps", "weight_decay")
     known += (hyper("clamp_c", ClampC, 0.75),) if clamped else ()
     return Rule(f"sized_polar_{per}", update, scalars, slots, known, timed=True)
@@ -115,6 +116,7 @@ class NAMO(MatrixMethod):
     """
 
     slug = "namo"
+    family = "matrix"
     paper = Paper("Adam Improves Muon: Adaptive Moment Estimation with Orthogonalized Momentum", 2026, "2602.17080")
     vectors = ["namo", "namo-bf16", "namo-svd"]
 

@@ -28,6 +28,7 @@ class NAMOD(NAMO):
     """
 
     slug = "namo_d"
+    family = "matrix"
     paper = Paper("Adam Improves Muon: Adaptive Moment Estimation with Orthogonalized Momentum", 2026, "2602.17080")
     vectors = ["namo-d", "namo-d-bf16", "namo-d-svd"]
 

@@ -87,8 +87,10 @@ class NLDeep(Method):
     """
 
     slug = "nl_deep"
+    family = "momentum"
     paper = Paper("Nested Learning: The Illusion of Deep Learning Architectures", 2025, "2512.24695")
     vectors = ["nl-deep-card"]
+    evidence = "interpretation"
 
     lr: Annotated[Lr, Range(1e-3, 1.0)] = 0.02
     inner_lr: Annotated[float, NON_NEGATIVE, Range(1e-2, 1.0), "learning rate of the memory"] = 0.1

@@ -99,8 +99,10 @@ class NLDelta(Method):
     """
 
     slug = "nl_delta"
+    family = "momentum"
     paper = Paper("Nested Learning: The Illusion of Deep Learning Architectures", 2025, "2512.24695")
     vectors = ["nl-delta-card"]
+    evidence = "interpretation"
 
     lr: Annotated[Lr, Range(1e-3, 1.0)] = 0.02
     momentum: Momentum = 0.9

@@ -72,6 +72,7 @@ class SMMF(Method):
     """
 
     slug = "smmf"
+    family = "robust and lean"
     paper = Paper(
         "SMMF: Square-Matricized Momentum Factorization for Memory-Efficient Optimization", 2024, "2412.08894"
     )

@@ -83,6 +83,7 @@ class SPAM(Method):
     """
 
     slug = "spam"
+    family = "robust and lean"
     paper = Paper("SPAM: Spike-Aware Adam with Momentum Reset for Stable LLM Training", 2025, "2501.06842")
     vectors = ["spam", "spam-density"]
 

@@ -76,6 +76,7 @@ class StableSPAM(Method):
     """
 
     slug = "stable_spam"
+    family = "robust and lean"
     paper = Paper("Stable-SPAM: How to Train in 4-Bit More Stably than 16-Bit Adam", 2025, "2502.17055")
     vectors = ["stable-spam", "stable-spam-amsgrad"]
 

@@ -117,8 +117,10 @@ class STEP(Method):
     """
 
     slug = "step"
+    family = "sparse"
     paper = Paper("STEP: Learning N:M Structured Sparsity Masks from Scratch with Precondition", 2023, "2302.01172")
     vectors = ["torch.optim.AdamW"]
+    evidence = "own transcription"
 
     lr: Annotated[Lr, Range(1e-4, 3e-2)] = 1e-3
     betas: Betas = (0.9, 0.999)
