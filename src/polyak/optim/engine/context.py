@@ -60,7 +60,7 @@ class Question:
 
     asker: str
     kind: Kind
-    solve: Callable[..., Tensor] | None = None
+    solve: Callable[..., Any] | None = None
     width: int = 1
     then: Then | None = None
     gives: int = 0

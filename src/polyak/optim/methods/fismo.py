@@ -101,7 +101,7 @@ class Whitening(NamedTuple):
     def read(self, stack: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """The direction of the average of whitened gradients."""
         m = stack.reshape(*stack.shape[:2], -1)
-        return _between(left, self.polar(m).mul_(lr_scale(*m.shape[-2:], self.adjust_lr)), right)
+        return _between(left, self.polar(m).mul_(lr_scale(m.shape[-2], m.shape[-1], self.adjust_lr)), right)
 
 
 @factory

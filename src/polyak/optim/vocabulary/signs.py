@@ -30,7 +30,7 @@ def agreeing(
     if scale == "none":
         c.note("mask_share", mask)
         return value * mask
-    share = c.mean(mask)
+    share: Tensor = c.mean(mask)
     c.note("mask_share", share)
     factor = 1 / share.clamp(min=floor) if scale == "mean" else c.numel / (share * c.numel + 1)
     return value * mask * factor

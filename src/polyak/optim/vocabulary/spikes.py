@@ -94,9 +94,13 @@ def momentum_reset(rule: Rule, at: ResetAt = "now", restart: bool = False, spare
         spared: names of memories that are kept.
 
     Raises:
-        ValueError: the rule keeps no memory, or none of a name that is spared.
+        ValueError: the rule keeps no memory, or none of a name that is spared, or one that starts at more than a
+            number and is not spared.
     """
-    forgotten = {slot.name: slot.initial for slot in rule.slots if slot.name not in spared}
+    reset = [slot for slot in rule.slots if slot.name not in spared]
+    if drawn := [slot.name for slot in reset if callable(slot.initial)]:
+        raise ValueError(f"momentum_reset: {rule.name} starts {drawn} at tensors, not numbers; they must be spared")
+    forgotten = {slot.name: slot.initial for slot in reset if not callable(slot.initial)}
     unknown = set(spared) - {slot.name for slot in rule.slots}
     if not forgotten or unknown:
         kept = [slot.name for slot in rule.slots]
