@@ -76,30 +76,29 @@ def mkor() -> dict[str, Any]:
 
 
 def refresh_cost(n: int) -> dict[str, float]:
-    """Milliseconds of one rank-one update, and of the eigendecomposition that KFAC makes in its stead."""
+    """CPU milliseconds of one rank-one update, and of the eigendecomposition that KFAC makes in its stead."""
     torch.manual_seed(0)
     matrix, v = torch.eye(n), torch.randn(n)
     wide = torch.randn(n, n)
     covariance = wide @ wide.T / n
 
     def seconds(action: Callable[[], Any]) -> float:
-        start = time.perf_counter()
+        start = time.process_time()
         action()
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     updates = [seconds(lambda: shrink_along(matrix, v, 0.95)) for _ in range(5)]
     return {"rank one": 1e3 * median(updates), "eigh": 1e3 * seconds(lambda: torch.linalg.eigh(covariance))}
 
 
 def singd() -> dict[str, Any]:
-    """SINGD, IKFAC and SNGD against SGD with the same momentum, and AdamW; in bfloat16 too."""
-    rates = (0.003, 0.01, 0.03)
+    """SINGD against SGD with the same momentum, and AdamW; in bfloat16 too."""
     often = {"T": 1, "lr_cov": 0.05, "normalize_lr_cov": True}
-    contenders: dict[str, Any] = {"sgd": BALL, "adamw": ("adamw", (0.003, 0.01, 0.03), {})}
-    kinds = ("dense", "diagonal", "hierarchical15_15", "triltoeplitz")
-    contenders |= {f"singd {k}": ("singd", rates, {**often, "structures": (k, k)}) for k in kinds}
-    contenders |= {"ikfac dense": ("ikfac", rates, often), "sngd": ("sngd", rates, {"T": 1, "weight_decay": 0.0})}
-    low = {name: contenders[name] for name in ("sgd", "singd dense", "singd diagonal")}
+    contenders: dict[str, Any] = {"sgd": ("sgd", (0.1,), BALL[2]), "adamw": ("adamw", (0.003, 0.01), {})}
+    contenders |= {
+        f"singd {k}": ("singd", (0.01, 0.03), {**often, "structures": (k, k)}) for k in ("dense", "diagonal")
+    }
+    low = {"singd dense": ("singd", (0.03,), often)}
     return {"float32": race(contenders), "bfloat16": race(low, dtype=torch.bfloat16)}
 
 

@@ -1,21 +1,22 @@
 """Layer-wise second order against AdamW: state in bytes and time of a step, on a transformer and a conv net.
 
 A line for each method and model, and benchmarks/results/second_order.json. Times are of whole training steps, forward
-and backward pass included, and apart those that refresh the factors and those that do not; the fastest of all rounds,
-since whatever else a machine does only adds to a time.
+and backward pass included, and apart those that refresh the factors and those that do not: CPU time of one thread, so
+that other work on the machine does not count, and the least of all rounds, in each of which all run once.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
+import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import interleaved, machine, summary
+from _measure import machine
 from torch import Tensor, nn
 
 import polyak.optim
@@ -106,43 +107,41 @@ class Training:
         return self.optimizer.state_bytes() / sum(p.numel() for p in self.model.parameters())
 
 
-def measure(rounds: int, limit_s: float) -> list[dict[str, Any]]:
+def least_ms(trainings: dict[str, Training], due: bool, rounds: int) -> dict[str, float]:
+    """The least CPU milliseconds of a step of each, with a refresh or without."""
+    order, found = random.Random(0), dict.fromkeys(trainings, float("inf"))
+    for _ in range(rounds):
+        for label in order.sample(list(trainings), len(trainings)):
+            trainings[label].turn(due)
+            start = time.process_time()
+            trainings[label].step()
+            found[label] = min(found[label], 1e3 * (time.process_time() - start))
+    return found
+
+
+def measure(rounds: int) -> list[dict[str, Any]]:
     """A row for each model and method."""
     rows = []
     for name, make in MODELS.items():
         trainings = {label: Training(make, slug, **QUIET, **h) for label, (slug, h) in METHODS.items()}
-        seconds: dict[str, dict[str, list[float]]] = {}
-        for kind, due in (("refresh", True), ("between", False)):
-            actions = {label: training.step for label, training in trainings.items()}
-            prepare = partial(_turn, list(trainings.values()), due)
-            seconds[kind] = interleaved(actions, prepare, "cpu", rounds, limit_s)
+        refresh, between = (least_ms(trainings, due, rounds) for due in (True, False))
         for label, training in trainings.items():
-            found = {kind: summary(times[label]) for kind, times in seconds.items()}
-            mean_ms = found["refresh"]["min_ms"] / PERIOD + found["between"]["min_ms"] * (1 - 1 / PERIOD)
-            row = {"model": name, "method": label, "bytes": round(training.bytes(), 2), "mean_ms": mean_ms, **found}
-            rows.append(row)
-            print(
-                f"{name}: {label}: {row['bytes']:.1f} bytes a parameter, {mean_ms:.1f} ms a step "
-                f"({found['refresh']['min_ms']:.1f} with a refresh, {found['between']['min_ms']:.1f} without)",
-                flush=True,
-            )
+            ms = {"refresh_ms": refresh[label], "between_ms": between[label]}
+            mean_ms = refresh[label] / PERIOD + between[label] * (1 - 1 / PERIOD)
+            rows.append({"model": name, "method": label, "bytes": round(training.bytes(), 2), "mean_ms": mean_ms, **ms})
+            print(json.dumps(rows[-1]), flush=True)
     return rows
-
-
-def _turn(trainings: list[Training], due: bool) -> None:
-    for training in trainings:
-        training.turn(due)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Measure, print, and write the results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--limit", type=float, default=60.0, help="seconds for each model and kind of step")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args(argv)
-    rows = measure(args.rounds, args.limit)
-    found = {"machine": machine("cpu"), "period": PERIOD, "rows": rows}
+    torch.set_num_threads(1)
+    rows = measure(args.rounds)
+    found = {"machine": machine("cpu"), "period": PERIOD, "rounds": args.rounds, "rows": rows}
     args.out.write_text(json.dumps(found, indent=1) + "\n")
     return 0
 
