@@ -148,7 +148,7 @@ class M3(Method):
     lr: Annotated[Lr, Range(1e-4, 3e-2)] = 1e-3
     betas: Annotated[Betas3, NON_NEGATIVE, "retention of M, V and S; below 1 in the average form"] = (0.95, 0.999, 0.95)
     alpha: Annotated[float, NON_NEGATIVE, Range(0.1, 2.0), "weight of the slow momentum"] = 0.5
-    frequency: Annotated[int, Interval(1, high_open=True), "steps of a chunk, a whole number"] = 16
+    frequency: Annotated[int, Interval(1, high_open=True), "steps of a chunk"] = 16
     ns_steps: Annotated[int, Interval(1, 99), STATIC, "Newton-Schulz steps"] = 5
     ns_coefficients: Annotated[Iteration, "polynomial of the Newton-Schulz iteration"] = "original"
     ns_eps: Annotated[float, Interval(0, 1, low_open=True), STATIC, "keeps the norm away from zero"] = 1e-7
@@ -173,8 +173,6 @@ class M3(Method):
         return chain(decay("decoupled"), memories, *scale, _adam_of_vectors(), descend())
 
     def check_options(self, group: Options) -> None:
-        """Averages forget, and a chunk has whole steps."""
-        if int(group["frequency"]) != group["frequency"]:
-            raise ValueError(f"{self._owner()}: frequency must be a whole number, got {group['frequency']!r}")
+        """Averages forget."""
         if group["variant"] == "ema" and max(map(float, group["betas"])) >= 1:
             raise ValueError(f"{self._owner()}: betas must be in [0, 1) with variant='ema', got {group['betas']!r}")
