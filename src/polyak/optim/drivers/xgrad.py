@@ -134,7 +134,8 @@ class XGrad:
         if m is None or v is None or not float(state["step"]):
             return None
         (b1, b2), t = map(float, group["betas"]), int(state["step"])
-        return (m / debias(b1, t)) / (v.sqrt() / math.sqrt(debias(b2, t)) + group["eps"])
+        direction: Tensor = (m / debias(b1, t)) / (v.sqrt() / math.sqrt(debias(b2, t)) + group["eps"])
+        return direction
 
     def _has_moments(self, group: dict[str, Any]) -> bool:
         """Whether the memories of a group tell the direction of its last step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -49,7 +50,7 @@ def deep_memory(hidden: int = 16, objective: Objective = "l2", seed: int = 0) ->
 
     def start(shape: tuple[int, ...]) -> Tensor:
         source = torch.Generator().manual_seed(seed)
-        return torch.randn(shape, generator=source, dtype=torch.float64) / max(shape[1], 1) ** 0.5
+        return torch.randn(shape, generator=source, dtype=torch.float64) / math.sqrt(max(shape[1], 1))
 
     slots = (
         Slot("inner", "first layer", shape=lambda shape: (hidden, _columns(shape)), initial=start),
