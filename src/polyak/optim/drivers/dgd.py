@@ -55,8 +55,8 @@ def delta_gradient(order: Order = "batch", normalize: bool = True) -> Rule:
 
 
 def _direction(w: Tensor, rows: Tensor, slopes: Tensor, penalty: Any) -> Tensor:
-    direction: Tensor = slopes.T @ rows + penalty * ((w @ rows.T) @ rows)
-    return direction
+    answers: Tensor = penalty * ((w @ rows.T) @ rows)
+    return slopes.T @ rows + answers
 
 
 class DGD(Method):

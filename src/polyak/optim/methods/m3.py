@@ -147,7 +147,7 @@ class M3(Method):
     lr: Annotated[Lr, Range(1e-4, 3e-2)] = 1e-3
     betas: Annotated[Betas3, NON_NEGATIVE, "retention of M, V and S; below 1 in the average form"] = (0.95, 0.999, 0.95)
     alpha: Annotated[float, NON_NEGATIVE, Range(0.1, 2.0), "weight of the slow momentum"] = 0.5
-    frequency: Annotated[int, Interval(1, high_open=True), "steps of a chunk, a whole number"] = 16
+    frequency: Annotated[int, Interval(1, high_open=True), "steps of a chunk"] = 16
     ns_steps: NsSteps = 5
     ns_coefficients: NsCoefficients = "original"
     ns_eps: NsEps = 1e-7
@@ -169,8 +169,6 @@ class M3(Method):
         return chain(decay("decoupled"), memories, *scale, _adam_of_vectors(), descend())
 
     def check_options(self, group: Options) -> None:
-        """Averages forget, and a chunk has whole steps."""
-        if int(group["frequency"]) != group["frequency"]:
-            raise ValueError(f"{self._owner()}: frequency must be a whole number, got {group['frequency']!r}")
+        """Averages forget."""
         if group["variant"] == "ema" and max(map(float, group["betas"])) >= 1:
             raise ValueError(f"{self._owner()}: betas must be in [0, 1) with variant='ema', got {group['betas']!r}")

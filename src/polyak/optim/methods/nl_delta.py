@@ -91,8 +91,8 @@ class NLDelta(Method):
     ``chain(your_rule, rules.delta_memory(), ...)``.
 
     An interpretation: there is no official code, and no value is printed. ``normalize_keys=False`` is the paper's K =
-    G, which diverges where ``delta * |G|_2^2 > 1 + momentum``. No gain over the heavy ball has been found on the
-    paper's own landscape.
+    G, which diverges where ``delta * |G|_2^2 > 1 + momentum``. Whether it beats the heavy ball
+    on the paper's own landscape hangs on the rate.
 
     Raises:
         ValueError: an argument outside what is allowed; ``delta`` above ``1 + momentum`` with normalized keys.
