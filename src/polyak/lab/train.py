@@ -106,6 +106,8 @@ class _Loop:
         model = built(self.problem, seed)
         optimizer = make_optimizer(model)
         _refuse_closure(optimizer)
+        step_by: Callable[..., Any] = optimizer.step
+        takes_loss = "loss" in inspect.signature(step_by).parameters
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
         batches = endless(self.problem, seed)
         value: Metrics = None
@@ -114,7 +116,7 @@ class _Loop:
             loss = self._gradient(model, optimizer, batches)
             if self.problem.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), self.problem.clip)
-            optimizer.step()
+            step_by(**({"loss": loss} if takes_loss else {}))
             schedule.step()
             report(step, loss=loss)
             if step in self.evaluate_at:

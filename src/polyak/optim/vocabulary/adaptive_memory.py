@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from polyak.declare import NON_NEGATIVE, POSITIVE, UNIT, Lr, Momentum, WeightDecay, hyper
+from polyak.declare import NON_NEGATIVE, POSITIVE, UNIT, Hyper, Lr, Momentum, WeightDecay, hyper
 from polyak.memory.averages import debias, ema
 from polyak.optim.engine.context import Context, Flow
 from polyak.optim.engine.rule import Options, Rule, Shared, Slot, factory
@@ -111,7 +111,7 @@ def plane_momentum(height: Height = "linear", scaled: bool = False) -> Rule:
         return x.but(u=d * over), {"direction": d, "previous_lr": 0 * s.previous_lr + c.lr, **new}
 
     squares = Slot("exp_avg_sq", "average of the gradient's square", "positive")
-    known = (hyper("lr", Lr, 0.1), hyper("lam", Pull, 0.1), hyper("bmax", LargestBeta, 0.9))
+    known: tuple[Hyper, ...] = (hyper("lr", Lr, 0.1), hyper("lam", Pull, 0.1), hyper("bmax", LargestBeta, 0.9))
     if scaled:
         known += (hyper("beta2", Momentum, 0.999), hyper("eps", RootEps, 1e-8))
     return Rule(
