@@ -5,6 +5,7 @@ As proofs.py; writes results/proofs_stepsize.json.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
@@ -19,8 +20,8 @@ import polyak.optim
 RESULTS = Path(__file__).parent / "results" / "proofs_stepsize.json"
 
 
-def on_digits(method: str, lr: float, epochs: int = 10, batch: int = 128, **h: Any) -> dict[str, float]:
-    """Train loss and test accuracy (%) of the perceptron at a constant rate, the mean of the seeds."""
+def on_digits(method: str, lr: float, epochs: int = 10, batch: int = 128, **h: Any) -> dict[str, float | None]:
+    """Train loss (None if it diverged) and test accuracy (%) of the perceptron at a constant rate, mean of seeds."""
     x, y, x_test, y_test = digits()
     losses, accuracies = [], []
     for seed in SEEDS:
@@ -39,14 +40,14 @@ def on_digits(method: str, lr: float, epochs: int = 10, batch: int = 128, **h: A
         with torch.no_grad():
             losses.append(float(nn.functional.cross_entropy(model(x), y)))
             accuracies.append(100 * float((model(x_test).argmax(1) == y_test).float().mean()))
-    return {"loss": round(mean(losses), 4), "accuracy": round(mean(accuracies), 2)}
+    found = mean(losses)
+    return {"loss": round(found, 4) if math.isfinite(found) else None, "accuracy": round(mean(accuracies), 2)}
 
 
 def over_rates(methods: dict[str, dict[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
     """Methods, by what they are called, at each rate."""
     return {
-        name: {f"lr {lr:g}": on_digits(h.pop("method", name), lr, **h) for lr in rates}
-        for name, h in ((name, dict(h)) for name, h in methods.items())
+        name: {f"lr {lr:g}": on_digits(**{"method": name, **h}, lr=lr) for lr in rates} for name, h in methods.items()
     }
 
 

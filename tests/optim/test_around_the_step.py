@@ -195,13 +195,13 @@ def test_diagnostics_after_weights_were_replaced() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("name", polyak.optim.names())
 def test_bytes_of_state(name: str, dtype: torch.dtype) -> None:
-    """What is counted is what is there: moments of float32 or better, a counter, and nothing else."""
+    """What is counted is what is there: moments of float32 or better, a counter and two numbers a tensor at most."""
     params = [p for p in weights(dtype) if p.ndim > 1]
     optimizer = polyak.optim.get(name)(params)
     train(optimizer, params, 0, 2)
     actual = sum(v.numel() * v.element_size() for p in params for v in optimizer.state[p].values())
     assert optimizer.state_bytes() == actual
-    elements, per_tensor = sum(p.numel() for p in params), 12 * len(params)
+    elements, per_tensor = sum(p.numel() for p in params), 20 * len(params)
     moments = optimizer.state_bytes_per_parameter() * elements * (2 if dtype == torch.float64 else 1)
     assert moments <= actual <= moments + per_tensor
     held = {
