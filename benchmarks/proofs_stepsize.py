@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 import torch
-from proofs import SEEDS, digits, main, perceptron
+from proofs import digits, main, perceptron
 from torch import Tensor, nn
 
 import polyak.optim
@@ -21,27 +21,22 @@ RESULTS = Path(__file__).parent / "results" / "proofs_stepsize.json"
 
 
 def on_digits(method: str, lr: float, epochs: int = 10, batch: int = 128, **h: Any) -> dict[str, float | None]:
-    """Train loss (None if it diverged) and test accuracy (%) of the perceptron at a constant rate, mean of seeds."""
+    """Train loss (None if it diverged) and test accuracy (%) of the perceptron at a constant rate, of one seed."""
     x, y, x_test, y_test = digits()
-    losses, accuracies = [], []
-    for seed in SEEDS:
-        torch.manual_seed(seed)
-        model = perceptron()
-        optimizer = polyak.optim.get(method)(model.parameters(), lr=lr, execution="batched", **h)
-        generator = torch.Generator().manual_seed(seed)
-        for _ in range(epochs):
-            for chosen in torch.randperm(len(x), generator=generator).split(batch):
-                optimizer.zero_grad()
-                loss = nn.functional.cross_entropy(model(x[chosen]), y[chosen])
-                if not bool(loss.isfinite()):
-                    break  # diverged: what is left cannot be trained
+    torch.manual_seed(0)
+    model, generator = perceptron(), torch.Generator().manual_seed(0)
+    optimizer = polyak.optim.get(method)(model.parameters(), lr=lr, execution="batched", **h)
+    for _ in range(epochs):
+        for chosen in torch.randperm(len(x), generator=generator).split(batch):
+            optimizer.zero_grad()
+            loss = nn.functional.cross_entropy(model(x[chosen]), y[chosen])
+            if bool(loss.isfinite()):  # of what has diverged nothing is left to train
                 loss.backward()
                 optimizer.step(loss=loss)
-        with torch.no_grad():
-            losses.append(float(nn.functional.cross_entropy(model(x), y)))
-            accuracies.append(100 * float((model(x_test).argmax(1) == y_test).float().mean()))
-    found = mean(losses)
-    return {"loss": round(found, 4) if math.isfinite(found) else None, "accuracy": round(mean(accuracies), 2)}
+    with torch.no_grad():
+        found = float(nn.functional.cross_entropy(model(x), y))
+        accuracy = 100 * float((model(x_test).argmax(1) == y_test).float().mean())
+    return {"loss": round(found, 4) if math.isfinite(found) else None, "accuracy": round(accuracy, 2)}
 
 
 def over_rates(methods: dict[str, dict[str, Any]], rates: Sequence[float]) -> dict[str, Any]:
@@ -61,7 +56,7 @@ def momo() -> dict[str, Any]:
 
 
 def alr() -> dict[str, Any]:
-    """Steps to within 1e-8 of the least value, least squares, condition 1e4, by momentum."""
+    """Steps to within 1e-8 of the least value, a quadratic of condition 1e3, by momentum."""
     betas = (0.5, 0.8, 0.9, 0.95, 0.99)
     methods: dict[str, tuple[str, dict[str, Any]]] = {
         "heavy ball, lr 1/L": ("sgd", {"lr": 1.0}),
@@ -82,8 +77,8 @@ def _quadratic(size: int, condition: float) -> tuple[Tensor, Tensor]:
     return curves, torch.randn(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def _steps_to(target: float, method: str, most: int = 30_000, **h: Any) -> int:
-    curves, start = _quadratic(100, 1e4)
+def _steps_to(target: float, method: str, most: int = 10_000, **h: Any) -> int:
+    curves, start = _quadratic(100, 1e3)
     p = nn.Parameter(start.clone())
     optimizer = polyak.optim.get(method)([p], execution="eager", **h)
     for step in range(most):
@@ -106,7 +101,7 @@ def am() -> dict[str, Any]:
         name: {f"noise {s:g}": _stationary("am_sgd" if name == "am_sgd" else "sgd", s, **h) for s in (0.01, 0.1, 1.0)}
         for name, h in plain.items()
     }
-    trained = over_rates(methods, (0.1, 0.3, 1.0, 3.0)) | over_rates({"adamw": {}, "am_adamw": {}}, (1e-3, 1e-2, 3e-2))
+    trained = over_rates(methods, (0.1, 1.0)) | over_rates({"adamw": {}, "am_adamw": {}}, (1e-3, 1e-2))
     return {"quadratic": quadratic, "noisy quadratic": noisy, "digits": trained}
 
 
@@ -120,7 +115,7 @@ def _last(method: str, lr: float, steps: int = 500, **h: Any) -> float:
     return float(curves @ p.detach().square()) / 2
 
 
-def _stationary(method: str, noise: float, steps: int = 2000, **h: Any) -> float:
+def _stationary(method: str, noise: float, steps: int = 1000, **h: Any) -> float:
     """The mean loss of the second half of the steps at lr 1."""
     curves, start = _quadratic(50, 100)
     p, generator = nn.Parameter(start.clone()), torch.Generator().manual_seed(1)
