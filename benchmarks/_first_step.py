@@ -40,7 +40,7 @@ def measured(method: str, which: str, device: str, execution: str, quick: bool) 
         optimizers = next(_peers.contenders(method, execution, ())).build(tensors.params)
     built = time.perf_counter() - start
     tensors.restore()
-    first, second = (_measure.timed(lambda: [o.step() for o in optimizers], device) for _ in range(2))
+    first, second = (_measure.timed(lambda: [_peers.step(o) for o in optimizers], device) for _ in range(2))
     return {
         "import_s": imported, "import_loads": compilers, "build_s": built, "first_step_s": first,
         "second_step_s": second, "kernels": _measure.kernels(), "threads": torch.get_num_threads(),

@@ -245,9 +245,14 @@ def deviation(first: Contender, other: Contender, steps: int = 8) -> float:
             for i, p in enumerate(params.values()):
                 p.grad = torch.randn(p.shape, generator=_generator(100 * t + i))
             for one in built:
-                one.step()
+                step(one)
         ends.append(torch.cat([(p.detach() - start[name]).flatten() for name, p in params.items()]))
     return float((ends[1] - ends[0]).norm() / ends[0].norm())
+
+
+def step(optimizer: Any) -> None:
+    """One step; polyak's are told a loss, for those that read one."""
+    optimizer.step(**({"loss": 1.0} if isinstance(optimizer, optim.Optimizer) else {}))
 
 
 def _generator(seed: int) -> torch.Generator:

@@ -194,7 +194,7 @@ class Bench:
 
 def _step(optimizers: list[Optimizer]) -> None:
     for one in optimizers:
-        one.step()
+        _peers.step(one)
 
 
 def _state_bytes(optimizers: list[Optimizer], p: torch.Tensor) -> int:

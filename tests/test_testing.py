@@ -19,8 +19,11 @@ NAMES = names_in(RECORDED, *optimizers.RULES)
 FELT = {"weight_decay": 0.1, "delta": 1.5}
 """Values at which what depends on them, such as ``wd_ratio`` and ``no_prox``, has an effect."""
 
-WITHOUT_EFFECT = {("momo-star", "lb"), ("momo-adam-star", "lb"), ("momo-adam-truncated", "use_fstar")}
-"""Of these trajectories: the estimated bound stays above ``lb`` from the first step on; the step size is always 0."""
+WITHOUT_EFFECT = {
+    ("momo-star", "lb"), ("momo-adam-star", "lb"), ("momo-adam-truncated", "use_fstar"), ("alr-hb-card", "lr"),
+    ("alr-nag-card", "lr"),
+}  # fmt: skip
+"""Of these trajectories: the estimated bound is above ``lb`` from the first step on; steps are 0, or below any cap."""
 
 
 def hyperparameters(name: str) -> dict[str, Any]:

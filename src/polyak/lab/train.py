@@ -107,19 +107,21 @@ class _Loop:
         optimizer = make_optimizer(model)
         _refuse_closure(optimizer)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, self._factor)
+        step: Callable[..., Any] = optimizer.step
+        takes_loss = "loss" in inspect.signature(step).parameters
         batches = endless(self.problem, seed)
         value: Metrics = None
         model.train()
-        for step in range(1, self.steps + 1):
+        for now in range(1, self.steps + 1):
             loss = self._gradient(model, optimizer, batches)
             if self.problem.clip is not None:
                 nn.utils.clip_grad_norm_(model.parameters(), self.problem.clip)
-            optimizer.step()
+            step(**({"loss": loss} if takes_loss else {}))
             schedule.step()
-            report(step, loss=loss)
-            if step in self.evaluate_at:
+            report(now, loss=loss)
+            if now in self.evaluate_at:
                 value = evaluated(self.problem, model, "validation")
-                report(step, value)
+                report(now, value)
         return value if split == "validation" else evaluated(self.problem, model, split)
 
     def _factor(self, step: int) -> float:

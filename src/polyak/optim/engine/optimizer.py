@@ -258,9 +258,9 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
     def diagnostics(self, *, loss: float | Tensor | None = None) -> dict[str, dict[str, float]]:
         """Read-outs of the step that the gradients present now would give, by parameter; see :mod:`diagnose`.
 
-        ``loss``: for chains that read it.
+        ``loss``: for chains that read it; or else what :meth:`set_loss` gave.
         """
-        inputs = inputs_of(self, self._taps, loss)
+        inputs = inputs_of(self, self._taps, self._given(None, loss))
         with self.around_step("rehearsal"):
             plans = self._planner.current(self)
             with without_autocast(d for plan in plans for d in plan.devices):

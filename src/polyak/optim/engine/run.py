@@ -71,6 +71,7 @@ def drive(runs: Sequence[Run]) -> dict[str, Tensor]:
         The new values of shared memories, by name.
     """
     new: dict[str, Tensor] = {}
+    place = {id(r): i for i, r in enumerate(runs)}
     waiting = [(r, w) for r in runs if (w := next(r, None)) is not None]
     while waiting:
         totals = all(w.is_total for _, w in waiting)
@@ -83,6 +84,7 @@ def drive(runs: Sequence[Run]) -> dict[str, Tensor]:
             following = _send(r, answer)
             if following is not None:
                 waiting.append((r, following))
+        waiting.sort(key=lambda pair: place[id(pair[0])])
     return new
 
 
