@@ -32,7 +32,7 @@ def _gradients(vector: Vector, name: str, device: str) -> torch.Tensor:
     """The gradients of a tensor; of recorded masks, where those of the source were drawn, what they let through."""
     g = vector.input(f"g/{name}", device)
     key = f"mask/{name}"
-    return g[: vector.length] * vector.input(key, device) if key in vector.inputs else g
+    return g[: vector.length] * vector.input(key, device)[: vector.length] if key in vector.inputs else g
 
 
 def _without_masks(vector: Vector) -> dict[str, Any]:
