@@ -39,7 +39,8 @@ def _without_masks(vector: Vector) -> dict[str, Any]:
     """The manifest; where masks are recorded, without the share of entries for which others would be drawn."""
     if not any(key.startswith("mask/") for key in vector.inputs):
         return vector.manifest
-    return {**vector.manifest, "hyperparameters": {k: v for k, v in vector.hyperparameters.items() if k != "density"}}
+    left = {name: value for name, value in vector.manifest["hyperparameters"].items() if name != "density"}
+    return {**vector.manifest, "hyperparameters": left}
 
 
 RULES = dict.fromkeys(
