@@ -27,7 +27,9 @@ SPIKES: dict[str, dict[str, Any]] = {
 }
 
 
-def _train(optimizer: Any, model: nn.Module, seed: int, steps: int, spike: float = 1.0) -> dict[str, float]:
+def _train(
+    optimizer: torch.optim.Optimizer, model: nn.Module, seed: int, steps: int, spike: float = 1.0
+) -> dict[str, float]:
     """Steps at a constant rate; the gradients of a random 2 % of them are multiplied. Final loss and test accuracy."""
     x, y, x_test, y_test = proofs.digits()
     draws = torch.Generator().manual_seed(seed)
@@ -46,14 +48,13 @@ def _train(optimizer: Any, model: nn.Module, seed: int, steps: int, spike: float
     return {"loss": loss, "accuracy": right}
 
 
-def _over_seeds(method: str, steps: int = 400, spike: float = 1.0, delay: int = 0, **h: Any) -> dict[str, float]:
+def _over_seeds(method: str, steps: int = 400, spike: float = 1.0, **h: Any) -> dict[str, float]:
     found = []
     for seed in proofs.SEEDS:
         torch.manual_seed(seed)
         model = proofs.perceptron()
-        optimizer: Any = polyak.optim.create(method, model, execution="batched", **h)
-        late = Delayed(optimizer, delay) if delay else optimizer
-        found.append(_train(late, model, seed, steps, spike))
+        optimizer = polyak.optim.create(method, model, execution="batched", **h)
+        found.append(_train(optimizer, model, seed, steps, spike))
     return {key: round(mean(one[key] for one in found), 4) for key in found[0]}
 
 
@@ -115,7 +116,7 @@ def random_scaling() -> dict[str, Any]:
         off[name] = {"mean gap": float(gap.mean()), "standard error": float(gap.std()) / math.sqrt(len(gap))}
     scaled = {
         f"{base} {distribution} lr {lr:g}": _over_seeds("random_scaling", base=base, distribution=distribution, lr=lr)
-        for base, rates in (("sgdm", (0.1, 0.3)), ("adamw", (1e-3, 3e-3)))
+        for base, rates in (("sgdm", (0.3,)), ("adamw", (3e-3,)))
         for lr in rates
         for distribution in ("none", "exponential")
     }
@@ -139,19 +140,10 @@ def _largest_rate(rho: float, delay: int) -> float:
 
 
 def adaptive_braking() -> dict[str, Any]:
-    """The rates at which training stays stable with late gradients."""
-    stable = {
-        f"delay {delay}": {f"rho {rho:g}": _largest_rate(rho, delay) for rho in (0.0, 0.5, 1.0, 2.0)}
-        for delay in (0, 8, 32)
+    """The rates at which a quadratic stays stable with late gradients."""
+    return {
+        f"delay {delay}": {f"rho {rho:g}": _largest_rate(rho, delay) for rho in (0.0, 1.0, 2.0)} for delay in (0, 8, 32)
     }
-    digits = {
-        f"delay {delay} lr {lr:g}": {
-            f"rho {rho:g}": _over_seeds("adaptive_braking", delay=delay, lr=lr, rho=rho) for rho in (0.0, 1.0)
-        }
-        for delay in (0, 8, 32)
-        for lr in (0.003, 0.01, 0.03)
-    }
-    return {"largest stable rate": stable, "digits": digits}
 
 
 PROOFS = {"spikes": spikes, "smmf": smmf, "random_scaling": random_scaling, "adaptive_braking": adaptive_braking}

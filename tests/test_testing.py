@@ -20,15 +20,21 @@ FELT = {"weight_decay": 0.1, "delta": 1.5}
 """Values at which what depends on them, such as ``wd_ratio`` and ``no_prox``, has an effect."""
 
 WITHOUT_EFFECT = {
-    ("momo-star", "lb"), ("momo-adam-star", "lb"), ("momo-adam-truncated", "use_fstar"), ("alr-hb-card", "lr"),
-    ("alr-nag-card", "lr"),
-}  # fmt: skip
-"""Of these trajectories: the estimated bound is above ``lb`` from the first step on; steps are 0, or below any cap."""
+    **dict.fromkeys(("momo-star-lb", "momo-adam-star-lb"), "the estimated bound is above it from the first step on"),
+    "momo-adam-truncated-use_fstar": "all steps are 0",
+    **dict.fromkeys(("alr-hb-card-lr", "alr-nag-card-lr"), "all steps are below the cap"),
+    "smmf-vector_reshape": "no vector of the inputs is long enough to be factored",
+    "smmf-novec-vector_reshape": "the same",
+    "smmf-novec-growth_rate": "there is no average whose rate it moves",
+    "stable-spam-eta_min": "nothing falls where total_T is None",
+    "spam-density-density": "the masks are recorded",
+}
+"""Hyperparameters that the method reads and that change nothing in that vector."""
 
 
-def hyperparameters(name: str) -> dict[str, Any]:
+def hyperparameters(name: str, felt: bool = True) -> dict[str, Any]:
     given = json.loads((RECORDED / f"{name}.json").read_text())["hyperparameters"]
-    return {key: FELT.get(key, value) for key, value in given.items()}
+    return {key: FELT.get(key, value) if felt else value for key, value in given.items()}
 
 
 def others(value: Any) -> list[Any]:
@@ -38,16 +44,17 @@ def others(value: Any) -> list[Any]:
     if isinstance(value, int):
         return [value + 1, value + 3]
     if isinstance(value, float):
-        return [(value + 0.3) / 2, (value + 0.013) / 2]
+        return [other for other in ((value + 0.3) / 2, (value + 0.013) / 2) if other != value]
     if isinstance(value, list):
-        return [[*value[:i], other, *value[i + 1 :]] for i, old in enumerate(value) for other in others(old)]
+        # of numbers for each step those of the steps that are made
+        return [[*value[:i], other, *value[i + 1 :]] for i, old in enumerate(value[:12]) for other in others(old)]
     return [3, "match_rms_adamw", "nonsense"] if value is None else ["nonsense", None]
 
 
 def variations() -> Iterator[Any]:
     for name in NAMES:
         for key, value in hyperparameters(name).items():
-            if key not in HOW_IT_RAN and (name, key) not in WITHOUT_EFFECT:
+            if key not in HOW_IT_RAN and f"{name}-{key}" not in WITHOUT_EFFECT:
                 yield pytest.param(name, key, others(value), id=f"{name}-{key}")
 
 
@@ -61,13 +68,14 @@ def went(name: str, given: dict[str, Any], scale: float = 1.0) -> dict[str, np.n
 
 @functools.cache
 def unchanged(name: str, scale: float = 1.0) -> dict[str, np.ndarray]:
-    return went(name, hyperparameters(name), scale)
+    return went(name, hyperparameters(name, scale == 1.0), scale)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize(("name", "key", "values"), list(variations()))
 def test_another_value_is_another_trajectory_or_refused(name, key, values):
-    given, scale = hyperparameters(name), 1e-3 if key == "eps" else 1.0  # torch's Muon only has it as a floor
+    # some only have eps as a floor, under gradients that are small, and with no decay to hide it
+    given, scale = hyperparameters(name, key != "eps"), 1e-5 if key == "eps" else 1.0
     before = unchanged(name, scale)
     for value in values:
         try:

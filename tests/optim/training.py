@@ -26,6 +26,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "sgd_sai": {"lr": 1e-5},
     "spam": {"DeltaT": 4, "warmup_steps": 2, "grad_accu_steps": 2, "threshold": 0.05, "density": 0.5},
     "stable_spam": {"DeltaT": 4},
+    "smmf": {"state_storage": "float32"},  # of a sharded tensor memories are not factored
     "random_scaling": {"lr": 1e-3},
     "adaptive_braking": {"lr": 1e-4, "granularity": "filter"},
     "tam": {"lr": 1e-4},

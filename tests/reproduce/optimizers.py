@@ -40,14 +40,15 @@ def _gradients(vector: Vector, name: str, device: str) -> torch.Tensor:
     """The gradients of a tensor; of recorded masks, where those of the source were drawn, what they let through."""
     g = vector.input(f"g/{name}", device)
     key = f"mask/{name}"
-    return g[: vector.length] * vector.input(key, device) if key in vector.inputs else g
+    return g[: vector.length] * vector.input(key, device)[: vector.length] if key in vector.inputs else g
 
 
 def _without_masks(vector: Vector) -> dict[str, Any]:
     """The manifest; where masks are recorded, without the share of entries for which others would be drawn."""
     if not any(key.startswith("mask/") for key in vector.inputs):
         return vector.manifest
-    return {**vector.manifest, "hyperparameters": {k: v for k, v in vector.hyperparameters.items() if k != "density"}}
+    left = {name: value for name, value in vector.manifest["hyperparameters"].items() if name != "density"}
+    return {**vector.manifest, "hyperparameters": left}
 
 
 DRAW = r"(numpy default_rng\(seed\)\.standard_normal\(\(hidden,c\)\)/sqrt\(c\), fresh generator per tensor)"

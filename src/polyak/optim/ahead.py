@@ -30,7 +30,7 @@ def sources(
     options: Mapping[str, Any] | None = None,
 ) -> Iterator[Source]:
     """The kernels that a method needs for weights and gradients of a dtype, with its defaults but for ``options``."""
-    keeping = keeping or Keeping()
+    keeping = keeping or Keeping(method.state_storage)
     given = {h.name: h.default for h in method.hypers} | {"maximize": False} | dict(options or {})
     roles = [{}, {"role": REST}] if method.roles else [{}]
     seen: set[tuple[kernels.Form, bool]] = set()
