@@ -28,5 +28,6 @@ CLAIMS = {
     "lars": "ResNet-50 at batches of 32 thousand; tuned Nesterov momentum does the same (arXiv:2102.06356).",
     "lamb": "BERT at batches of 32 thousand; tuned Adam does the same (arXiv:2102.06356).",
     "sgd_sai": "As good as AdamW or better on ViT, GPT-2 and LoRA, with half of its state.",
+    "gsm": "ResNet-56 with a tenth of its weights, without finetuning, 0.25 points below the dense one on CIFAR-10.",
     "scale": "Perplexity of a 350 M language model 16.3 where Adam has 18.8, with almost no state.",
 }

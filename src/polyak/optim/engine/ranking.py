@@ -1,7 +1,7 @@
 """The k-th largest of numbers that are spread over tensors and ranks, without bringing them together.
 
 Floating numbers that are not negative are ordered as the integers that their bits spell. So the number is found digit
-by digit, 16 bits at a time: a histogram of the next digit, over all tensors and ranks, tells which it is.
+by digit, 8 bits at a time: a histogram of the next digit, over all tensors and ranks, tells which it is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyak.optim.engine.sharding import added_over_ranks
 
-DIGIT = 16
+DIGIT = 8
 CHUNK = 1 << 20
 """Elements that are looked at together: it bounds the memory that a step takes."""
 Values = Callable[[slice], Tensor]
