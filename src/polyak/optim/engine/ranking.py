@@ -44,7 +44,9 @@ def kth_largest(
         ]
         from_top = added_over_ranks(params, counts).to(device).flip(0).cumsum(0)
         place = torch.searchsorted(from_top, left)
-        left = left - torch.where(place > 0, from_top[(place - 1).clamp(min=0)], 0)
+        # picked by index_select: an index in brackets would be read on the host
+        before = from_top.index_select(0, (place - 1).clamp(min=0).reshape(1))[0]
+        left = left - torch.where(place > 0, before, 0)
         prefix = (prefix << DIGIT) | ((1 << DIGIT) - 1 - place)
     return prefix.to(_whole(dtype)).view(dtype)
 
