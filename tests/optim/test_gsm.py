@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from polyak.optim import GSM
+from polyak.optim import GSM, release_gradients
 from tests.optim.moves import random
 
 SHAPES = {"linear": (6, 5), "conv": (4, 2, 3, 3), "bias": (6,), "stack": (2, 3, 4), "scalar": ()}
@@ -204,6 +204,11 @@ def test_what_is_refused_changes_nothing() -> None:
     give(weights, 0)
     weights["linear"].grad = Tensor(6, 5).zero_().double().to_sparse()
     unchanged(weights, optimizer, RuntimeError, "sparse")
+
+
+def test_released_gradients_cannot_be_ranked() -> None:
+    with pytest.raises(ValueError, match=r"reads \['threshold'\], known only after the pass"):
+        release_gradients(GSM([nn.Parameter(torch.ones(4, 5))]))
 
 
 def test_one_ratio_for_all_groups() -> None:

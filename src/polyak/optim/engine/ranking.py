@@ -1,7 +1,7 @@
 """The k-th largest of numbers that are spread over tensors and ranks, without bringing them together.
 
 Floating numbers that are not negative are ordered as the integers that their bits spell. So the number is found digit
-by digit, 16 bits at a time: a histogram of the next digit, over all tensors and ranks, tells which it is.
+by digit, 8 bits at a time: a histogram of the next digit, over all tensors and ranks, tells which it is.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyak.optim.engine.sharding import added_over_ranks
 
-DIGIT = 16
+DIGIT = 8
 CHUNK = 1 << 20
 """Elements that are looked at together: it bounds the memory that a step takes."""
 Values = Callable[[slice], Tensor]
@@ -44,7 +44,9 @@ def kth_largest(
         ]
         from_top = added_over_ranks(params, counts).to(device).flip(0).cumsum(0)
         place = torch.searchsorted(from_top, left)
-        left = left - torch.where(place > 0, from_top[(place - 1).clamp(min=0)], 0)
+        # picked by index_select: an index in brackets would be read on the host
+        before = from_top.index_select(0, (place - 1).clamp(min=0).reshape(1))[0]
+        left = left - torch.where(place > 0, before, 0)
         prefix = (prefix << DIGIT) | ((1 << DIGIT) - 1 - place)
     return prefix.to(_whole(dtype)).view(dtype)
 
