@@ -68,7 +68,7 @@ def test_signature_and_docs_say_every_argument(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_memory_says_what_it_holds_and_how_it_may_be_kept(name: str) -> None:
-    exact = {"previous_grad", "cosine_avg", "snr"}
+    exact = {"previous_grad", "cosine_avg", "snr", "row_factor", "column_factor", "row_root", "column_root"}
     for slot, _ in polyak.optim.get(name).memories():
         assert slot.holds, slot.name
         squares = slot.name.endswith(("_sq", "_var"))

@@ -96,6 +96,7 @@ class Member:
         if self.rounding == "kahan":
             self.keys.append(KAHAN)
             self._whole.append(True)
+        self.asks_matrices = any(q.kind == "matrix" for q in questions)
         self.direct = self._is_direct()
         self.keeping = keeping
         self.counter: Any = None  # an array of one float, or where processes share it a tensor
@@ -121,7 +122,7 @@ class Member:
             return False
         if is_misaligned(self.value):
             return False
-        if any(q.kind == "matrix" for q in self.questions) or any(kept.in_order for kept in self.kept):
+        if self.asks_matrices or any(kept.in_order for kept in self.kept):
             return self.value.is_contiguous()
         return self.layout != "rows" or not self.strides or self.strides[0] == max(self.strides)
 
