@@ -76,18 +76,13 @@ def test_the_mask_of_cautious_muon_is_taken_before_nesterov() -> None:
     """Where only the entries that are read out agree with the gradient, they are masked all the same."""
     p = weight(2, 2)
     optimizer = CMuon([p], momentum=0.5, **EXACT)
-    first, second = torch.full((2, 2), 1.0).double(), torch.tensor([[-0.9, 1.0], [1.0, 1.0]]).double()
+    first, second = torch.full((2, 2), 1.0).double(), torch.tensor([[-0.3, 1.0], [1.0, 1.0]]).double()
     moves(optimizer, p, [first])
     (move,) = moves(optimizer, p, [second])
-    masked = torch.tensor([[0.0, 1.0], [1.0, 1.0]]).double() * (
-        0.5 * second + 0.5 * optimizer.state[p]["momentum_buffer"]
-    )
-    aligned = torch.linalg.matrix_rank(torch.stack([move.flatten(), Muon_direction(masked).flatten()]), tol=1e-6)
-    assert aligned == 1
-
-
-def Muon_direction(u: Tensor) -> Tensor:
-    return torch.from_numpy(quintic(u.numpy()))
+    ahead = 0.5 * second + 0.5 * optimizer.state[p]["momentum_buffer"]
+    assert ahead[0, 0] * second[0, 0] > 0
+    masked = torch.tensor([[0.0, 1.0], [1.0, 1.0]]).numpy() * ahead.numpy()
+    np.testing.assert_allclose(move.numpy(), 0.02 * quintic(masked), rtol=1e-4, atol=1e-7)
 
 
 @settings(max_examples=15, deadline=None)
@@ -109,7 +104,7 @@ def test_namo_of_a_steady_gradient_is_muon(seed: int, shape: tuple[int, ...], ne
 def test_a_spike_moves_namo_by_no_more_than_the_limit(seed: int, kind: type[NAMO]) -> None:
     g, spike = random(seed, (4, 6), (4, 6))
     p = weight(4, 6)
-    optimizer = kind([p], lr=1e-2, ns_coefficients="svd", clip_step=1e-3)
+    optimizer = kind([p], lr=1e-2, weight_decay=0.0, ns_coefficients="svd", clip_step=1e-3)
     for move in moves(optimizer, p, [g, 1e4 * spike]):
         assert float(torch.linalg.matrix_norm(move, 2)) <= 1e-3 * (1 + 1e-9)
 
@@ -302,9 +297,13 @@ def test_small_matrices_of_muon_go_as_one_array(execution: Any, monkeypatch: pyt
     """Passes, and solutions, are counted by stacks and not by tensors."""
     seen: list[int] = []
     pieces = units.Unit.pieces
-    monkeypatch.setattr(
-        units.Unit, "pieces", lambda self, *a: seen.append(n := len(found := pieces(self, *a))) or found
-    )
+
+    def counted(self: units.Unit, *given: Any) -> list[units.Piece]:
+        found = pieces(self, *given)
+        seen.append(len(found))
+        return found
+
+    monkeypatch.setattr(units.Unit, "pieces", counted)
     params = [nn.Parameter(t) for t in random(1, *[(8, 8)] * 60)]
     optimizer = Muon(params, execution=execution)
     for p in params:
@@ -316,10 +315,12 @@ def test_small_matrices_of_muon_go_as_one_array(execution: Any, monkeypatch: pyt
 RANGES: list[tuple[type[MatrixMethod], dict[str, Any], str]] = [
     (NAMO, {"lr": -1.0}, "lr"), (NAMO, {"momentum": 1.0}, "momentum"), (NAMO, {"beta2": 1.0}, "beta2"),
     (NAMO, {"eps": 0.0}, "eps"), (NAMO, {"ns_steps": 0}, "ns_steps"), (NAMO, {"ns_steps": 100}, "ns_steps"),
-    (NAMO, {"scale": 0.0}, "scale"), (NAMO, {"clip_step": 0.0}, "clip_step"), (NAMO, {"weight_decay": -0.1}, "weight_decay"),
+    (NAMO, {"scale": 0.0}, "scale"), (NAMO, {"clip_step": 0.0}, "clip_step"),
+    (NAMO, {"weight_decay": -0.1}, "weight_decay"),
     (NAMOD, {"clamp_c": -0.1}, "clamp_c"), (NAMOD, {"clamp_c": 1.5}, "clamp_c"), (NAMOD, {"eps": 0.0}, "eps"),
     (AuON, {"gamma": 0.0}, "gamma"), (AuON, {"gamma": 50.5}, "gamma"), (AuON, {"gamma": math.nan}, "gamma"),
-    (AuON, {"momentum": 1.0}, "momentum"), (AuON, {"variant": "v3"}, "variant"), (AuON, {"weight_decay": -1.0}, "weight_decay"),
+    (AuON, {"momentum": 1.0}, "momentum"), (AuON, {"variant": "v3"}, "variant"),
+    (AuON, {"weight_decay": -1.0}, "weight_decay"),
     (HybridAuON, {"ns_steps": 0}, "ns_steps"), (HybridAuON, {"gamma": math.inf}, "gamma"),
     (CMuon, {"ns_steps": 0}, "ns_steps"), (CMuon, {"ns_coefficients": (1.0, 2.0)}, "ns_coefficients"),
     (CMuon, {"adjust_lr": "other"}, "adjust_lr"), (FISMO, {"damping": 0.0}, "damping"),
