@@ -54,7 +54,7 @@ class Question:
 
     asker: str
     kind: Kind
-    solve: Callable[..., Tensor] | None = None
+    solve: Callable[..., Any] | None = None
     width: int = 1
 
     @property

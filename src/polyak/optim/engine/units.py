@@ -239,7 +239,7 @@ def solve_stack(question: Question, terms: Sequence[tuple[Tensor, ...]], shape: 
 def solve(question: Question, *stacks: Tensor) -> tuple[Tensor, ...]:
     """What a matrix function makes of its stacks."""
     assert question.solve is not None
-    found = question.solve(*stacks)
+    found: Any = question.solve(*stacks)
     return tuple(t.detach() for t in (found if isinstance(found, tuple) else (found,)))
 
 

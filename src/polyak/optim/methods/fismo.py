@@ -102,7 +102,8 @@ class Whitening(NamedTuple):
     def read(self, stack: Tensor, left: Tensor, right: Tensor) -> Tensor:
         """The direction of the average of whitened gradients."""
         m = stack.reshape(*stack.shape[:2], -1)
-        return _between(left, self.polar(m).mul_(lr_scale(*m.shape[-2:], self.adjust_lr)), right)
+        rows, columns = m.shape[-2:]
+        return _between(left, self.polar(m).mul_(lr_scale(rows, columns, self.adjust_lr)), right)
 
 
 @factory
