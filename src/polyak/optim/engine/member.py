@@ -102,8 +102,8 @@ class Member:
         self.counter: Any = None  # an array of one float, or where processes share it a tensor
         self.shape = self._array_shape()
         if not self.numel:
-            # of a sharded tensor nothing lies here: zeros, which add nothing to any sum, take part in its stead, so that
-            # memories of one number, or of one for each column, follow those of the other ranks
+            # of a sharded tensor nothing lies here: zeros, which add nothing to any sum, take part in its stead, so
+            # that memories of one number, or of one for each column, follow those of the other ranks
             columns = max(self.value.shape[1:].numel(), 1)
             self.shape = (1, columns) if self.layout == "rows" else (1,) * len(self.shape)
         local_sums = all(q.is_local for q in questions) and not (self.sharded and questions)

@@ -95,7 +95,7 @@ class Whitening(NamedTuple):
         """The whitened gradient, P, Q and their inverse roots."""
         p, q, left, right, gamma, damping, due = kept
         g = stack.reshape(*stack.shape[:2], -1)
-        if self.interval == 1 or holds_nothing(due) or bool(due[0]):
+        if self.interval == 1 or holds_nothing(stack) or bool(due[0]):
             p, q, left, right = self.moved(g, p, q, right, gamma[0], damping[0])
         return _between(left, g, right), p, q, left, right
 
