@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polyak.optim.engine import kernels
-from polyak.optim.engine.member import Member, local, name_of
+from polyak.optim.engine.member import Member, holds_nothing, local, name_of
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.run import coefficients, drive, run
 from polyak.optim.engine.sharding import found_anywhere
@@ -94,7 +94,8 @@ def refuse_non_finite(
         for i, (p, g) in enumerate(zip(group["params"], own, strict=True)):
             params.append(p)
             names.append(name_of(group, index, i))
-            here.append(g is not None and not bool(torch.isfinite(local(g)).all()))
+            seen = g is not None and not holds_nothing(local(g))
+            here.append(seen and not bool(torch.isfinite(local(g)).all()))
     found, elsewhere = found_anywhere(params, here)
     bad = [name for name, wrong in zip(names, found, strict=True) if wrong]
     if bad or elsewhere:
