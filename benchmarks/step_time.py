@@ -38,7 +38,7 @@ CHUNK = 64 * 1024  # elements of the smallest bound on temporary memory
 SECOND_PASS = {
     "adamp": 4, "sgdp": 3, "tam": 3, "adatam": 3, "adatamw": 2, "cadamw": 3, "clion": 2, "cadan": 4, "csgdm": 2,
 }  # fmt: skip
-MATRIX_METHODS = {"muon"}
+MATRIX_METHODS = {"muon", "cmuon", "namo", "namo_d", "auon", "hybrid_auon", "fismo"}
 TWO_RULES = {"muon", "adamp", "sgdp"}  # one for matrices, one for the rest
 
 
@@ -169,7 +169,8 @@ class Bench:
         largest = max(
             (p.numel() * p.itemsize for n, p in self.tensors.params.items() if _peers.is_matrix(n, p)), default=0
         )
-        bound = max(size // 20, CHUNK * params[0].itemsize, 4 * largest if method in MATRIX_METHODS else 0)
+        chunk = CHUNK * params[0].itemsize
+        bound = max(size // 20, *((4 * chunk, 4 * largest) if method in MATRIX_METHODS else (chunk,)))
         found: _report.Row = {"must_bytes": 3 * size + 2 * state, "bound_bytes": bound}
         if method in SECOND_PASS:
             found["second_pass_bytes"] = SECOND_PASS[method] * size

@@ -60,7 +60,7 @@ def section(name: str) -> str:
     return (
         f"\n## {name}\n\n`polyak.optim.{method.__name__}`: [{method.paper.title}]({method.paper.link}), "
         f"{method.paper.year}.\n\n```text\n{method.equation}\n```\n\n{_state(name)}"
-        f"Verified by: {method.evidence} ({', '.join(method.vectors) or 'no recorded vector'}).\n\n"
+        f"Verified by: {method.evidence} ({', '.join(method.vectors) or 'its equations in the tests'}).\n\n"
         f"| argument | default | allowed | |\n|---|---|---|---|\n{table}"
     )
 

@@ -201,8 +201,8 @@ def test_bytes_of_state(name: str, dtype: torch.dtype) -> None:
     train(optimizer, params, 0, 2)
     actual = sum(v.numel() * v.element_size() for p in params for v in optimizer.state[p].values())
     assert optimizer.state_bytes() == actual
-    if any(callable(slot.shape) for slot, _ in type(optimizer).memories()):
-        return  # what a number of a weight takes depends on the shape
+    if any(slot.shape not in ("param", "scalar") for slot, _ in optimizer.memories()):
+        return  # memories of the sides of a small matrix are a larger share of it
     numbers = sum(slot.shape == "scalar" for slot, _ in optimizer.memories())
     elements, per_tensor = sum(p.numel() for p in params), (4 + 8 * numbers) * len(params)
     kept = optimizer.state_bytes_per_parameter(state_storage="float32")

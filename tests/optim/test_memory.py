@@ -1,9 +1,9 @@
 """Temporary memory of a step: no copy of the weights, of the gradients or of a direction is ever made as a whole.
 
 The bound is the largest of 5 % of the weights, one chunk of 64 k elements and, for matrix functions, 4 of the largest
-matrix. Plain kernels hold every intermediate result of a slice at the same time, and what they gathered, so without a
-compiler a chunk counts four times: twenty slices of 12 k elements. ``execution="eager"`` is for reading along, and is
-not held to it.
+matrix, or 4 chunks for a stack of small ones. Plain kernels hold every intermediate result of a slice at the same time,
+and what they gathered, so without a compiler a chunk counts four times: twenty slices of 12 k elements.
+``execution="eager"`` is for reading along, and is not held to it.
 """
 
 from typing import Any
@@ -57,7 +57,7 @@ def bound(optimizer: Optimizer, execution: str) -> float:
     params = [p for group in optimizer.param_groups for p in group["params"]]
     allowed = max(0.05 * sum(p.nbytes for p in params), CHUNKS[execution] * CHUNK)
     if isinstance(optimizer, polyak.optim.Muon):
-        allowed = max(allowed, 4 * 4 * max(p.numel() for p in params if p.ndim > 1))
+        allowed = max(allowed, 4 * CHUNK, 4 * 4 * max(p.numel() for p in params if p.ndim > 1))
     return allowed
 
 

@@ -94,8 +94,8 @@ def refuse_non_finite(
         for i, (p, g) in enumerate(zip(group["params"], own, strict=True)):
             params.append(p)
             names.append(name_of(group, index, i))
-            readable = g is not None and not holds_nothing(g)
-            here.append(readable and not bool(torch.isfinite(local(g)).all()))
+            seen = g is not None and not holds_nothing(local(g))
+            here.append(seen and not bool(torch.isfinite(local(g)).all()))
     found, elsewhere = found_anywhere(params, here)
     bad = [name for name, wrong in zip(names, found, strict=True) if wrong]
     if bad or elsewhere:

@@ -98,14 +98,16 @@ class Member:
         if self.rounding == "kahan":
             self.keys.append(KAHAN)
             self._whole.append(True)
+        self.asks_matrices = any(q.kind == "matrix" for q in questions)
         self.direct = self._is_direct()
         self.keeping = keeping
         self.counter: Any = None  # an array of one float, or where processes share it a tensor
         self.shape = self._array_shape()
         if not self.numel:
-            # of a sharded tensor nothing lies here: a zero, which adds nothing to any sum, takes part in its stead, so
-            # that one-number memories follow those of the other ranks
-            self.shape = (1,) * len(self.shape)
+            # of a sharded tensor nothing lies here: zeros, which add nothing to any sum, take part in its stead, so
+            # that memories of one number, or of one for each column, follow those of the other ranks
+            columns = max(self.value.shape[1:].numel(), 1)
+            self.shape = (1, columns) if self.layout == "rows" else (1,) * len(self.shape)
         local_sums = all(q.is_local for q in questions) and not (self.sharded and questions)
         # seeds belong to a whole tensor, and so do packed signs and what flows through a layer
         self.uncut = self.draws or any(kept.form for kept in self.kept) or not chain.is_compilable
@@ -123,7 +125,7 @@ class Member:
             return False
         if is_misaligned(self.value):
             return False
-        if any(q.kind == "matrix" for q in self.questions) or any(kept.in_order for kept in self.kept):
+        if self.asks_matrices or any(kept.in_order for kept in self.kept):
             return self.value.is_contiguous()
         return self.layout != "rows" or not self.strides or self.strides[0] == max(self.strides)
 

@@ -187,7 +187,7 @@ class GroupPlan:
             return
         for unit in self.units:
             first = unit.first
-            if not unit.gathered and first.is_compilable and (g := self.grads[first.index]) is not None:
+            if (unit.gathered or first.is_compilable) and (g := self.grads[first.index]) is not None:
                 names, inside = _of(moments, first).names, not first.sharded
                 for level in (None, *range(len(outside(first.questions, inside)))):
                     form = units.form_of(first, names, g.dtype, self.mode.maximize, inside, level)

@@ -155,7 +155,8 @@ def _worst(w: Waiting) -> Tensor:
     if not w.terms or not w.unit.first.numel:
         return torch.tensor(-torch.inf, dtype=torch.float64, device=w.unit.first.value.device)
     assert w.question.solve is not None
-    return w.question.solve(*w.terms).amax().double()
+    worst: Tensor = w.question.solve(*w.terms).amax().double()
+    return worst
 
 
 def localize(piece: Piece, question: Question, terms: tuple[Tensor, ...], answer: Any) -> Any:

@@ -26,6 +26,8 @@ SLICE = 12 * 1024
 """Elements at a time without a compiler, where every operation makes an array."""
 RUN = {"cpu": 20 * 1024, "cuda": 2**22}
 """Elements that are gathered: on a CPU what stays in cache."""
+STACK = {"cpu": 32 * 1024, "cuda": 2**22}
+"""Elements of a stack of matrices."""
 DEAR = {"cuda"}
 """Devices on which a launch is so dear that tensors are gathered for compiled kernels, too."""
 
@@ -94,7 +96,7 @@ class Piece:
         return form_of(self.first, names, self.g.dtype, self.mode.maximize, self.inside, level)
 
     def _code(self, form: Form) -> Callable[[list[Tensor]], Any] | None:
-        return compiled(form, self.p.numel() <= SMALL, self.device)
+        return compiled(form, self.first.numel <= SMALL, self.device)
 
     def pass_over(self, moment: Moment, answers: Answers, level: int | None) -> list[tuple[Tensor, ...]]:
         """One pass, slice by slice: the terms of question ``level``, or (``None``) nothing, and all is written."""
@@ -231,14 +233,16 @@ def solve_stack(question: Question, terms: Sequence[tuple[Tensor, ...]], shape: 
     """A matrix function of equal tensors, and of what goes along with each, as one stack an argument."""
     stacks = [ts[0][None] if len(ts) == 1 else torch.stack(ts) for ts in zip(*terms, strict=True)]
     values = [stack.view(-1, *shape) for stack in stacks[: question.parts]]
-    solved, *more = solve(question, *values, *stacks[question.parts :])
+    # of gathered tensors one array is there, and what goes along is the same for all of them
+    along = [t.expand(len(values[0]), *t.shape[1:]) for t in stacks[question.parts :]]
+    solved, *more = solve(question, *values, *along)
     return [list(own) for own in zip(solved.reshape(stacks[0].shape).unbind(), *more, strict=True)]
 
 
 def solve(question: Question, *stacks: Tensor) -> tuple[Tensor, ...]:
     """What a matrix function makes of its stacks."""
     assert question.solve is not None
-    found = question.solve(*stacks)
+    found: Any = question.solve(*stacks)
     return tuple(t.detach() for t in (found if isinstance(found, tuple) else (found,)))
 
 
@@ -251,28 +255,29 @@ def build(members: Sequence[Member], gather: bool, compiled: bool) -> Iterator[U
             yield Unit([member], gathered=False)
             continue
         run = runs.setdefault(key, [])
-        limit = SLICE if key[0] == "stack" else RUN[member.value.device.type]
-        if run and sum(m.numel for m in run) + member.numel > limit:
-            yield Unit(run, gathered=key[0] == "flat")
+        kind = STACK if member.asks_matrices else RUN
+        if run and sum(m.numel for m in run) + member.numel > kind.get(member.value.device.type, SLICE):
+            yield Unit(run, gathered=key[0] and len(run) > 1)
             run = runs[key] = []
         run.append(member)
     for key, run in runs.items():
-        yield Unit(run, gathered=key[0] == "flat" and len(run) > 1)
+        yield Unit(run, gathered=key[0] and len(run) > 1)
 
 
 def _key(member: Member, compiled: bool) -> tuple[Any, ...] | None:
-    """What members that go together have in common; None for one that goes alone."""
+    """What members that go together have in common, first whether as one array; None for one that goes alone."""
     same = (member.chain, member.kept, member.rounding, member.value.dtype, member.value.device)
     if member.sharded and member.questions:
         return None  # its sums are over ranks of its own
-    if any(q.kind == "matrix" for q in member.questions):
-        return ("stack", *same, member.value.shape)
     alone = any(q.is_local for q in member.questions) or member.chain.counts
     elementwise = not alone and not member.chain.reads_layers
     only_arrays = member.layout == "flat" and all(slot.shape == "param" for slot in member.chain.slots)
     dear = not compiled or member.value.device.type in DEAR
     small = 0 < member.numel <= SMALL and member.value.device.type in RUN
-    return ("flat", *same) if elementwise and only_arrays and dear and small and not member.draws else None
+    one_array = elementwise and only_arrays and small and not member.draws
+    if member.asks_matrices:  # a pass that ends at a question costs a hundred times its kernel: always dear
+        return (one_array and all(q.width == 1 for q in member.questions), *same, member.value.shape)
+    return (True, *same) if one_array and dear else None
 
 
 def mark_crossing(members: Iterable[Member]) -> None:

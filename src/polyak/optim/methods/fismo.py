@@ -25,6 +25,7 @@ from polyak.memory.averages import ema
 from polyak.memory.matrix import inverse_roots
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
+from polyak.optim.engine.member import holds_nothing
 from polyak.optim.engine.rule import Options, Rule, Slot, factory
 from polyak.optim.method import MatrixMethod
 from polyak.optim.vocabulary.adaptive import adam
@@ -94,7 +95,7 @@ class Whitening(NamedTuple):
         """The whitened gradient, P, Q and their inverse roots."""
         p, q, left, right, gamma, damping, due = kept
         g = stack.reshape(*stack.shape[:2], -1)
-        if self.interval == 1 or bool(due[0]):
+        if self.interval == 1 or holds_nothing(stack) or bool(due[0]):
             p, q, left, right = self.moved(g, p, q, right, gamma[0], damping[0])
         return _between(left, g, right), p, q, left, right
 

@@ -33,7 +33,8 @@ def agreeing(
     share: Tensor = c.mean(mask)
     c.note("mask_share", share)
     factor = 1 / share.clamp(min=floor) if scale == "mean" else c.numel / (share * c.numel + 1)
-    return value * mask * factor
+    scaled: Tensor = value * mask * factor
+    return scaled
 
 
 @factory
