@@ -39,10 +39,10 @@ def valley(p: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def landscape(steps: int = 1000) -> dict[str, Any]:
-    """Both objectives at the end, from four starts; the first counts a tenth. The front has sums of -30 to -20."""
+    """Both objectives at the end, from two starts; the first counts a tenth. The front has sums of -30 to -20."""
     found: dict[str, Any] = {}
     for name, make in AGGREGATORS.items():
-        for start in ((-8.5, 7.5), (-8.5, 5.0), (9.0, 9.0), (0.0, -3.0)):
+        for start in ((-8.5, 7.5), (9.0, 9.0)):
             p = nn.Parameter(torch.tensor(start, dtype=torch.float64))
             optimizer, aggregator = torch.optim.Adam([p], lr=3e-2), make(gamma=0.5)
             for _ in range(steps):
@@ -96,8 +96,8 @@ def multitask() -> dict[str, Any]:
     return rows
 
 
-def bilevel(eta: float, seed: int, normalize: bool, steps: int = 1200) -> float:
-    """The upper loss at the end, above its least value of 5; infinite where it overflows."""
+def bilevel(eta: float, seed: int, normalize: bool, steps: int = 1200) -> float | str:
+    """How far the upper loss ends above its least value of 5, or that it overflows."""
     generator = torch.Generator().manual_seed(seed)
     a = torch.randn(5, 5, generator=generator, dtype=torch.float64) / math.sqrt(5) + torch.eye(5, dtype=torch.float64)
     center = torch.randn(5, generator=generator, dtype=torch.float64)
@@ -116,12 +116,12 @@ def bilevel(eta: float, seed: int, normalize: bool, steps: int = 1200) -> float:
         try:
             solver.step(upper, lower)
         except RuntimeError:  # a gradient that is not finite
-            return math.inf
+            return "overflow"
     return float(torch.cosh(3 * (a @ x - center)).sum().detach()) - 5
 
 
 def bo_rep() -> dict[str, Any]:
-    """Mean over two seeds of how far the upper loss ends above its minimum, normalized and not."""
+    """How far the upper loss ends above its minimum, of two seeds, normalized and not."""
     return {
         name: {
             f"eta {eta:g}": [bilevel(eta, seed, normalize) for seed in (0, 1)] for eta in (1e-7, 1e-5, 1e-3, 1e-2, 5e-2)

@@ -61,7 +61,7 @@ def multitask_backward(
         parts = combined.split([p.numel() for p in trunk])
         for i, (p, part) in enumerate(zip(trunk, parts, strict=True)):
             if any(row[i] is not None for row in rows):
-                _accumulate(p, part.view(p.shape))
+                _accumulate(p, part.reshape(p.shape))
         for p, total in zip(others, sums, strict=True):
             if total is not None:
                 _accumulate(p, total)
