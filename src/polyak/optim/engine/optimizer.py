@@ -94,12 +94,7 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         """The chain that a parameter group runs."""
         if self._rules is not None:
             return self._rules
-        key = (
-            type(self),
-            *(h.signature(group[h.name]) for h in self.declared()),
-            group.get("role"),
-            group.get("phase"),
-        )
+        key = (type(self), *(h.signature(group[h.name]) for h in self.declared()), *map(group.get, ("role", "phase")))
         found = _chains.get(key)
         if found is None:
             found = _chains[key] = self.recipe(group)

@@ -33,7 +33,7 @@ class CLion(Lion):
     betas = (0.95, 0.98)
     mask_scale: Masked = "count"
     opposed: Annotated[float, UNIT, STATIC, "weight of entries that disagree (lucidrains' cautious_factor)"] = 0.0
-    mask_floor: Annotated[float, POSITIVE, STATIC, "smallest mean of the mask that is divided by"] = 1e-3
+    mask_floor: Annotated[float, POSITIVE, STATIC, 'smallest mean of the mask, read with mask_scale="mean"'] = 1e-3
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:

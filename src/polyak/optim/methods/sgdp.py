@@ -48,7 +48,7 @@ class SGDP(Method):
     eps: Annotated[Eps, "smallest norm"] = 1e-8
     delta: Delta = 0.1
     wd_ratio: WdRatio = 0.1
-    project_buffer: Annotated[bool, "keep the projected buffer, as the authors' code does without nesterov"] = False
+    project_buffer: Annotated[bool, "with momentum, keep the projected buffer, as the authors' code does"] = False
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
