@@ -8,13 +8,14 @@ PEERS := build/peers
 TEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test slow lint style types format readme bench clean
+.PHONY: help demo test slow exhaustive lint style types format readme bench clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo     compare six methods on a built-in problem; table on screen, report in build/demo'
 	@echo 'make test     run the test suite but for its slow part'
 	@echo 'make slow     run the slow part'
+	@echo 'make exhaustive  compile every recorded trajectory and every pair of rules, too; an hour'
 	@echo 'make lint     ruff (make style) and mypy --strict (make types)'
 	@echo 'make format   let ruff rewrite the source'
 	@echo 'make readme   run every command of README.md and every example'
@@ -26,11 +27,14 @@ demo: .venv/.lab
 	$(BIN)/polyak compare digits-cnn --methods $(METHODS) --store build/demo/runs.db --report build/demo/report.html
 
 test: .venv/.test
-	$(TEST) -m 'not slow'
+	$(TEST) -m 'not slow and not exhaustive'
 
 # 5 is pytest's "nothing selected".
 slow: .venv/.test
 	$(TEST) -m slow || [ $$? -eq 5 ]
+
+exhaustive: .venv/.test
+	$(TEST) -m exhaustive
 
 lint: style types
 

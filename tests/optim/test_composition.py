@@ -13,9 +13,27 @@ from tools.make_composition import BASES, MODIFIERS, compose, refusals
 
 SHAPES = ((4, 8), (6, 4, 2, 2), (5,))
 STEPS = 20
+PAIRS = [(m, b) for m in MODIFIERS for b in BASES if (m, b) not in refusals()]
 COMPILED = [("decay decoupled", "adam")]
 """Of these the kernels are compiled for other tests, too."""
-PAIRS = [(m, b) for m in MODIFIERS for b in BASES if (m, b) not in refusals()]
+
+
+def each_once() -> set[tuple[str, str]]:
+    """Pairs among which every modifier and every base is."""
+    own = {m: [base for modifier, base in PAIRS if modifier == m] for m in MODIFIERS}
+    found = {(m, bases[i % len(bases)]) for i, (m, bases) in enumerate(own.items()) if bases}
+    missing = set(BASES) - {base for _, base in found}
+    return found | {next(pair for pair in PAIRS if pair[1] == base) for base in missing}
+
+
+SLOW = each_once()
+
+
+def when(pair: tuple[str, str]) -> list[pytest.MarkDecorator]:
+    """Each kernel takes seconds to compile."""
+    if pair in COMPILED:
+        return []
+    return [pytest.mark.slow if pair in SLOW else pytest.mark.exhaustive]
 
 
 @functools.cache
@@ -53,9 +71,7 @@ def test_pairs_step_alike_in_batches(modifier: str) -> None:
         check(modifier, base, "batched")
 
 
-@pytest.mark.parametrize(
-    ("modifier", "base"), [pytest.param(*p, marks=[pytest.mark.slow] * (p not in COMPILED)) for p in PAIRS]
-)
+@pytest.mark.parametrize(("modifier", "base"), [pytest.param(*pair, marks=when(pair)) for pair in PAIRS])
 def test_pairs_step_alike_in_compiled_kernels(modifier: str, base: str) -> None:
     check(modifier, base, "compiled")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import polyak.optim
 from polyak.optim import AdamW, Optimizer
 from polyak.optim.engine import units
+from tests.optim.scenario import KINDS
 
 MODES = ("eager", "batched", "compiled")
 BOTH = (torch.optim.AdamW, AdamW)
@@ -145,8 +146,19 @@ def test_weights_that_share_memory(kind: str, groups: str, mode: str) -> None:
     compare(mode, run)
 
 
-@pytest.mark.parametrize("mode", ["batched", pytest.param("compiled", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", polyak.optim.names())
+def when(name: str, mode: str) -> list[pytest.MarkDecorator]:
+    """Each kernel takes seconds to compile: one of each kind with the slow tests."""
+    return [pytest.mark.slow if name in KINDS else pytest.mark.exhaustive] * (mode == "compiled")
+
+
+NAMES_AND_MODES = [
+    pytest.param(name, mode, marks=when(name, mode))
+    for name in polyak.optim.names()
+    for mode in ("batched", "compiled")
+]
+
+
+@pytest.mark.parametrize(("name", "mode"), NAMES_AND_MODES)
 def test_modes_agree_on_weights_that_share_memory(name: str, mode: Any) -> None:
     results = []
     for execution in ("eager", mode):

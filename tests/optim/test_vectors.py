@@ -12,10 +12,18 @@ BY_METHOD = {
     name: [v for v in polyak.optim.get(name).vectors if not v.startswith("torch.optim.")]
     for name in polyak.optim.names()
 }
-QUICK = {vectors[0] for name, vectors in BY_METHOD.items() if name in KINDS}
+FIRST = {vectors[0]: name for name, vectors in BY_METHOD.items() if vectors}
+
+
+def when(name: str, execution: str) -> list[pytest.MarkDecorator]:
+    """Each kernel takes seconds to compile: one of each kind with the quick tests, one of each method with the slow."""
+    if execution != "compiled" or FIRST.get(name) in KINDS:
+        return []
+    return [pytest.mark.slow if name in FIRST else pytest.mark.exhaustive]
+
+
 CASES = [
-    # each kernel takes seconds to compile: one of each kind here, the rest with the slow tests
-    pytest.param(name, execution, marks=[pytest.mark.slow] * (execution == "compiled" and name not in QUICK))
+    pytest.param(name, execution, marks=when(name, execution))
     for name in sorted({v for vectors in BY_METHOD.values() for v in vectors})
     for execution in EXECUTIONS
 ]
