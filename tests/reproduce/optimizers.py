@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch.nn import Parameter
 
+from polyak.testing import RULES as KNOWN
 from polyak.testing import from_manifest
 from tests.reproduce.vector import Unknown, Vector, array
 
@@ -66,13 +67,5 @@ def deep(vector: Vector, execution: str = "eager", device: str = "cpu") -> dict[
     return trajectory(vector, execution, device, start)
 
 
-RULES: dict[str, Callable[..., dict[str, np.ndarray]]] = dict.fromkeys(
-    (
-        "sgd", "adam", "adamw", "adan", "lion", "adabelief", "ademamix", "adamp", "sgdp", "cadamw", "clion", "cautious",
-        "grams", "tam", "adatam", "adatamw", "muon", "reality-check", "ano", "lionk", "alphaadam",
-        "lars", "lamb", "sgd-sai", "scale", "momo", "momo-adam", "alr", "am-momentum", "spam", "stable-spam", "smmf",
-        "random-scaling", "adaptive-braking", "namo", "namo-d", "auon", "fismo", "m3", "nl-delta", "gsm",
-    ),
-    trajectory,
-)  # fmt: skip
+RULES: dict[str, Callable[..., dict[str, np.ndarray]]] = dict.fromkeys(KNOWN, trajectory)
 RULES["nl-deep"] = deep
