@@ -37,8 +37,7 @@ def test_list_shows_every_method():
     shown = polyak("list").stdout
     for name in optim.names() + optim.names(layered=True):
         method = optim.get(name)
-        line = next(line for line in shown.splitlines() if line.split()[:1] == [name])
-        assert method.paper.title in line and str(method.paper.year) in line
+        line = next(line for line in shown.splitlines() if line.split()[:1] == [name] and method.paper.title in line)
         assert line.split(str(method.paper.year))[1].split() == [
             f"{method.state_bytes_per_parameter():g}",
             *method.evidence.split(),

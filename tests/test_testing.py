@@ -23,6 +23,7 @@ WITHOUT_EFFECT = {
     **dict.fromkeys(("momo-star-lb", "momo-adam-star-lb"), "the estimated bound is above it from the first step on"),
     "momo-adam-truncated-use_fstar": "all steps are 0",
     **dict.fromkeys(("alr-hb-card-lr", "alr-nag-card-lr"), "all steps are below the cap"),
+    **dict.fromkeys(("namo-svd-ns_steps", "namo-d-svd-ns_steps"), "the exact factor takes no steps"),
     "smmf-vector_reshape": "no vector of the inputs is long enough to be factored",
     "smmf-novec-vector_reshape": "the same",
     "smmf-novec-growth_rate": "there is no average whose rate it moves",

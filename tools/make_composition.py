@@ -15,6 +15,7 @@ import torch
 from polyak.optim import Optimizer, chain, rules
 from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.rule import Rule
+from polyak.optim.vocabulary.matrices import Polar
 
 TARGET = Path(__file__).resolve().parents[1] / "docs" / "composition.md"
 
@@ -54,7 +55,10 @@ MODIFIERS: dict[str, tuple[str, Modify]] = {
     "level rows": ("base, level", lambda base: chain(base, rules.level(), rules.descend())),
     "level columns": ("base, level", lambda base: chain(base, rules.level("columns"), rules.descend())),
     "signs": ("base, subgradient l1", lambda base: chain(base, rules.subgradient("l1"), rules.descend())),
-    "orthogonalize": ("base, orthogonalize", lambda base: chain(base, rules.orthogonalize("svd"), rules.descend())),
+    "orthogonalize": (
+        "base, orthogonalize",
+        lambda base: chain(base, rules.orthogonalize(Polar("svd")), rules.descend()),
+    ),
 }
 """What is put before or behind a base direction: in which order, and the chain."""
 

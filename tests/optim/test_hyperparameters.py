@@ -17,6 +17,7 @@ STEPS = 12
 USUAL = {"weight_decay": 0.1, "aux_weight_decay": 0.1}
 """Decay is on, since much is about it."""
 
+ORTHOGONAL = [name for name in polyak.optim.names() if hasattr(polyak.optim.get(name), "ns_dtype")]
 # What else must be said for a hyperparameter to matter; the docstring is to name it beside the hyperparameter.
 NEEDS: dict[tuple[str, str], dict[str, Any]] = {
     ("clion", "mask_floor"): {"mask_scale": "mean"},
@@ -27,22 +28,35 @@ NEEDS: dict[tuple[str, str], dict[str, Any]] = {
     ("sgd", "nesterov"): {"momentum": 0.9},
     ("sgdp", "nesterov"): {"momentum": 0.9},
     ("sgdp", "project_buffer"): {"momentum": 0.9},
+    **{("random_scaling", name): {"base": "adamw"} for name in ("betas", "eps")},
+    ("random_scaling", "mu"): {"base": "ogd"},
+    ("spam", "seed"): {"density": 0.5},
+    ("stable_spam", "eta_min"): {"total_T": 20},
     ("step", "n"): {"sparse": True},
     ("step", "m"): {"sparse": True},
     ("step", "sr_lambda"): {"sparse": True},
 }
 # Where it matters within a few steps of these weights.
 HERE: dict[tuple[str, str], dict[str, Any]] = {
+    **{(name, "conv_scale"): {"adjust_lr": "match_rms_adamw"} for name in ("muon", "cmuon")},
+    **{(name, "lr"): {"lr": 1e-3} for name in ("alr_hb", "alr_mag", "alr_nag")},
+    **{("m3", name): {"frequency": 2} for name in ("betas", "alpha", "frequency")},
     ("adabelief", "amsgrad"): {"rectify": False, "betas": (0.9, 0.5)},
     ("lars", "trust_clip"): {"lr": 0.1},
-    ("muon", "conv_scale"): {"adjust_lr": "match_rms_adamw"},
+    ("adaptive_braking", "clamp"): {"rho": 3.0},
     ("scale", "aux_weight_decay"): {"no_decay_1d": False},
     ("sgdp", "project_buffer"): {"delta": 3.0},
     **{("step", name): {"t_max": 3} for name in ("n", "m", "sr_lambda", "sparse", "freeze_all", "eps_mode")},
+    ("spam", "DeltaT"): {"grad_accu_steps": 2},
+    ("spam", "grad_accu_steps"): {"threshold": 0.05},
+    ("spam", "threshold"): {"grad_accu_steps": 2},
+    ("spam", "warmup_steps"): {"grad_accu_steps": 2, "DeltaT": 4},
+    ("stable_spam", "reset_at"): {"DeltaT": 4},
     ("step", "t_min"): {"criterion": "relative"},
 }
 # Other values where the range does not tell one, or the next is too near.
 VALUES: dict[tuple[str, str], Any] = {
+    ("adaptive_braking", "eps"): 0.5,
     ("ademamix", "beta3_warmup"): 5,
     ("ademamix", "alpha_warmup"): 5,
     ("alphaadam", "alpha_max"): 1.0,
@@ -51,10 +65,18 @@ VALUES: dict[tuple[str, str], Any] = {
     ("lionk", "e"): 0.01,
     ("lionk", "p"): 3.0,
     ("lionk", "k"): 0.5,
-    ("muon", "ns_coefficients"): "svd",
-    ("muon", "ns_dtype"): torch.bfloat16,
-    ("muon", "split_sizes"): (6, 6),
+    ("fismo", "max_dim"): 5,
+    ("gsm", "nonzero_ratio"): 0.5,
+    **dict.fromkeys(((name, "ns_coefficients") for name in ORTHOGONAL), "svd"),
+    **dict.fromkeys(((name, "ns_dtype") for name in ORTHOGONAL), torch.bfloat16),
+    **dict.fromkeys(((name, "split_sizes") for name in ORTHOGONAL), (6, 6)),
+    ("random_scaling", "scales"): [0.5 + t for t in range(STEPS)],
     ("scale", "norm_eps"): 1.0,
+    ("spam", "DeltaT"): 4,
+    ("spam", "grad_accu_steps"): 2,
+    ("spam", "threshold"): 0.05,
+    ("spam", "warmup_steps"): 2,
+    ("stable_spam", "DeltaT"): 4,
     ("step", "n"): 1,
     ("step", "m"): 8,
     ("step", "criterion"): "relative",
@@ -62,6 +84,10 @@ VALUES: dict[tuple[str, str], Any] = {
     ("step", "t_max"): 3,
     ("step", "total_steps"): 10,
 }
+
+
+LOSS = 3.0
+"""The first loss, for methods that read it."""
 
 
 class Net(nn.Module):
@@ -75,6 +101,7 @@ class Net(nn.Module):
         self.wide = nn.Linear(4, 12, bias=False)
         self.head = nn.Linear(6, 4)
         self.one = nn.Parameter(torch.ones(1))
+        self.long = nn.Parameter(torch.ones(64))
         self.double()
 
 
@@ -107,10 +134,10 @@ def trajectory(name: str, options: dict[str, Any]) -> list[Tensor]:
     else:
         optimizer = polyak.optim.create(name, model, execution="eager", **given)
     went = []
-    for found in gradients():
+    for t, found in enumerate(gradients()):
         for key, p in model.named_parameters():
             p.grad = found[key].clone()
-        optimizer.step()
+        optimizer.step(loss=LOSS - 0.1 * t)
         for group in optimizer.param_groups:
             group["lr"] *= 0.97
         went.append(torch.cat([p.detach().flatten() for p in model.parameters()]))

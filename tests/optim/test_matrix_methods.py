@@ -272,8 +272,8 @@ def weighed(results: int) -> Rule:
     def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
         number = c.sum(x.u)
         if results == 1:
-            return x.but(u=c.matrix(both, x.u, number)), {}
-        u, twice = c.matrices(both, 2, x.u, number)
+            return x.but(u=c.matrix(both, x.u, along=(number,))), {}
+        u, twice = c.matrices(both, 2, x.u, along=(number,))
         return x.but(u=u * twice / 2), {}
 
     return Rule("weighed", update)

@@ -49,8 +49,8 @@ def deep_memory(hidden: int = 16, objective: Objective = "l2", seed: int = 0) ->
         return x.but(u=-answer), {"inner": inner, "outer": outer, "skipped": s.skipped + ~known}
 
     def start(shape: tuple[int, ...]) -> Tensor:
-        source = torch.Generator().manual_seed(seed)
-        drawn = torch.randn(shape, generator=source, dtype=torch.float64)
+        source = torch.Generator("cpu").manual_seed(seed)
+        drawn = torch.randn(shape, generator=source, dtype=torch.float64, device="cpu")
         return drawn / math.sqrt(max(shape[1], 1))
 
     slots = (

@@ -65,9 +65,9 @@ class RandomScaling(Method):
     lr: Annotated[Lr, Range(1e-3, 1.0)] = 0.1
     base: Base = "sgdm"
     momentum: Annotated[float, UNIT, Choice((0.8, 0.9, 0.95)), "retention of sgdm and of ogd"] = 0.9
-    betas: Annotated[Betas, "retention rates of adamw"] = (0.9, 0.999)
-    eps: Annotated[Eps, "added to the root of adamw"] = 1e-8
-    mu: Annotated[float, NON_NEGATIVE, "strength of the learner's regularization, of ogd"] = 0.0
+    betas: Annotated[Betas, "retention rates where base is adamw"] = (0.9, 0.999)
+    eps: Annotated[Eps, "added to the root where base is adamw"] = 1e-8
+    mu: Annotated[float, NON_NEGATIVE, "strength of the learner's regularization, where base is ogd"] = 0.0
     weight_decay: Annotated[WeightDecay, Range(1e-6, 1e-1), "decoupled, and scaled too"] = 0.0
     distribution: Distribution = "exponential"
     max_scale: MaxScale = None
