@@ -214,7 +214,7 @@ def test_released_gradients_cannot_be_ranked() -> None:
 def test_one_ratio_for_all_groups() -> None:
     weights = list(params().values())
     optimizer = GSM(weights[:2], nonzero_ratio=RATIO)
-    with pytest.raises(ValueError, match=r"that of the other groups, 0.2, got 0.3"):
+    with pytest.raises(ValueError, match=r"the same in all groups, 0.2, got 0.3"):
         optimizer.add_param_group({"params": weights[2:], "nonzero_ratio": 0.3})
     optimizer.add_param_group({"params": weights[2:]})
     assert len(optimizer.param_groups) == 2

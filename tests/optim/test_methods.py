@@ -69,7 +69,7 @@ def test_signature_and_docs_say_every_argument(name: str) -> None:
 
 @pytest.mark.parametrize("name", ALL)
 def test_every_memory_says_what_it_holds_and_how_it_may_be_kept(name: str) -> None:
-    exact = {"previous_grad", "displacement", "skipped", "mask"}
+    exact = {"previous_grad", "displacement", "lead", "skipped", "mask"}
     for slot, _ in polyak.optim.get(name).memories():
         assert slot.holds, slot.name
         squares = slot.name.endswith(("_sq", "_var"))

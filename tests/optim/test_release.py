@@ -17,7 +17,8 @@ def reads_others(name: str) -> bool:
     method = polyak.optim.get(name)
     options = {h.name: h.default for h in method.hypers}
     chain = method.recipe(options)
-    return bool(chain.inputs) or chain.reads_steps or any(q.kind == "total" for q in chain.questions(options))
+    looks = method._advance is not Optimizer._advance
+    return looks or bool(chain.inputs) or chain.reads_steps or any(q.kind == "total" for q in chain.questions(options))
 
 
 ALONE = [n for n in polyak.optim.names() if n != "muon" and not reads_others(n)]

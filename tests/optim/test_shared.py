@@ -226,18 +226,28 @@ def test_two_losses_are_refused() -> None:
     w = nn.Parameter(torch.ones(3))
     optimizer = MoMo([w])
     w.grad = torch.ones(3)
-    with pytest.raises(TypeError, match=r"a closure or a loss, not both: it got a closure and loss="):
+    with pytest.raises(TypeError, match=r"a closure or a loss, not both"):
         optimizer.step(lambda: 1.0, loss=1.0)
-    optimizer.set_loss(1.0)
-    with pytest.raises(TypeError, match=r"a closure and set_loss\(\)"):
-        optimizer.step(lambda: 1.0)
-    with pytest.raises(TypeError, match=r"loss= and set_loss\(\)"):
-        optimizer.step(loss=1.0)
     with pytest.raises(ValueError, match="one number"):
         optimizer.set_loss(torch.ones(2))
     optimizer.set_loss(None)
     optimizer.step(loss=1.0)
     AdamW([w]).set_loss(0.5)
+
+
+def test_a_loss_that_was_set_is_for_one_step() -> None:
+    """One that is given to the step counts before it, as after a step that a GradScaler skipped."""
+    w = nn.Parameter(torch.ones(3))
+    optimizer = MoMo([w])
+    w.grad = torch.ones(3)
+    optimizer.set_loss(1.0)
+    optimizer.step(loss=2.0)
+    assert float(optimizer.param_groups[0]["loss_avg"]) == 2.0
+    optimizer.set_loss(torch.tensor(torch.inf))
+    with pytest.raises(RuntimeError, match="the loss is inf"):
+        optimizer.step()
+    with pytest.raises(RuntimeError, match="reads the loss"):
+        optimizer.step()
 
 
 def test_momo_of_several_groups_has_one_bound_and_one_step_size_each() -> None:

@@ -389,21 +389,27 @@ def test_what_cannot_be_followed_or_masked_twice() -> None:
         STEP([{"params": [nn.Parameter(torch.ones(2, 6))], "sparse": True}], m=6)
 
 
-def test_release_counts_the_same_steps() -> None:
-    def run(release: bool) -> list[Any]:
-        torch.manual_seed(0)
-        model = nn.Linear(4, 3).double()
-        optimizer = STEP(model.parameters(), betas=(0.9, 0.8), execution="eager")
-        handle = polyak.optim.release_gradients(optimizer) if release else None
-        for t in range(4):
-            model(random(t, (5, 4))[0]).square().mean().backward()
-            optimizer.step()
-            optimizer.zero_grad()
-        if handle:
-            handle.remove()
-        return [optimizer.param_groups[0]["steps"], optimizer.param_groups[0]["window"]]
+def test_gradients_cannot_be_released() -> None:
+    """What has its first gradient after the masks have started would be divided by nothing, unseen."""
+    with pytest.raises(ValueError, match="STEP looks at all gradients before or after a step"):
+        polyak.optim.release_gradients(STEP([nn.Parameter(torch.ones(4, 4))]))
 
-    assert run(True) == run(False) and run(True)[0] == 4
+
+def test_what_never_had_a_gradient_is_no_hindrance_to_the_masks() -> None:
+    """A checkpoint may have asked for its state, whose second moment is of no step."""
+    p, q = nn.Parameter(torch.ones(4, 4)), nn.Parameter(torch.ones(4))
+    optimizer = STEP([p, q], t_max=2)
+    for w in (p, q):
+        w.grad = torch.zeros_like(w)
+    rate = optimizer.param_groups[0]["lr"]
+    optimizer.param_groups[0]["lr"] = 0.0
+    optimizer.step()  # as torch.distributed.checkpoint does to have the state
+    optimizer.param_groups[0]["lr"], q.grad = rate, None
+    moves(optimizer, p, [torch.ones(4, 4)] * 3)
+    assert optimizer.phase == "masks" and optimizer.param_groups[0]["switched_at"] == 2
+    q.grad = torch.ones(4)
+    with pytest.raises(RuntimeError, match="has its first gradient after the masks have started"):
+        optimizer.step()
 
 
 def test_half_precision_and_a_log_that_is_finite() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import KW_ONLY
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -81,12 +81,19 @@ class Method(Declared, Optimizer):
         """Add a group; its options fall back to the constructor's, or to the first group's if they are one for all."""
         group = dict(param_group)
         for name in self.one_for_all if self.param_groups else ():
-            first = self.param_groups[0][name]
-            if group.setdefault(name, first) != first:
-                raise ValueError(
-                    f"{self._owner()}: {name} must be the same in all groups, {first!r}, got {group[name]!r}"
-                )
+            group.setdefault(name, self.param_groups[0][name])
+        self.check_together([*self.param_groups, {**self.defaults, **group}])
         super().add_param_group(group)
+
+    def check_together(self, groups: Sequence[Options]) -> None:
+        """Groups agree on what is one for all."""
+        for name in self.one_for_all:
+            first, *others = (_untyped(group[name]) for group in groups)
+            for other in others:
+                if other != first:
+                    raise ValueError(
+                        f"{self._owner()}: {name} must be the same in all groups, {first!r}, got {other!r}"
+                    )
 
     @classmethod
     def memories(cls) -> list[tuple[Slot, str]]:
@@ -104,6 +111,11 @@ class Method(Declared, Optimizer):
         while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(ours):
             frame, level = frame.f_back, level + 1
         warnings.warn(f"{type(self).__name__}: {message}", UserWarning, stacklevel=level)
+
+
+def _untyped(value: Any) -> Any:
+    """A list as the tuple of its entries, which says the same."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _variants(method: type[Method]) -> Iterator[tuple[dict[str, Any], str]]:

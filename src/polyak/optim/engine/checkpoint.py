@@ -15,7 +15,7 @@ from polyak.declare import Hyper
 from polyak.optim.engine import shared
 from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.keeping import KAHAN, Keeping, Kept
-from polyak.optim.engine.member import STEP, local
+from polyak.optim.engine.member import STEP, STEPS, local
 from polyak.optim.engine.rule import Options, Slot
 from polyak.optim.engine.views import PREDICTED
 
@@ -118,6 +118,7 @@ def load(optimizer: Checkpointed, state_dict: dict[str, Any]) -> None:
                 if values:
                     where = f"parameter {saved_id} (group {index})"
                     states[p] = dict(_memories(optimizer, keeping, chain.for_shape(p.shape), p, values, where, own))
+    optimizer.check_together(groups)
     optimizer.param_groups[:] = groups
     optimizer.state = defaultdict(dict, states)
     optimizer.forget_plans(bool(states))
@@ -161,6 +162,8 @@ def _merge_group(optimizer: Checkpointed, group: dict[str, Any], saved: dict[str
     merged = {**group, **{k: _read(v) for k, v in saved.items() if k not in OWN}}
     if PREDICTED not in saved:
         merged.pop(PREDICTED, None)  # and with it the originals: what comes are the weights of a step
+    if STEPS not in saved:
+        merged.pop(STEPS, None)  # saved before the first step
     if "param_names" in group:
         merged["param_names"] = group["param_names"]
     optimizer.check_group(merged)

@@ -23,7 +23,9 @@ class TakesLoss:
     def set_loss(self, value: float | Tensor | None) -> None:
         """Give the loss of the next step beforehand, to trainers that call only ``step()``.
 
-        A step uses it and forgets it. None forgets it too.
+        A step, also a refused one, uses it and forgets it; so does None. A step that a GradScaler skips leaves it to
+        the next, where a closure or ``loss=`` counts before it. A loss on an accelerator is waited for, to refuse one
+        that is not finite.
 
         Args:
             value: a number, or a tensor of one element: the mean over all that the gradients are of, unscaled.
@@ -35,13 +37,9 @@ class TakesLoss:
         self._loss = None if value is None else one_number(value, type(self).__name__)
 
     def _given(self, closure: Any, loss: float | Tensor | None) -> float | Tensor | None:
-        """The loss that comes with a step without closure; refuses two."""
-        ways = [how for how, is_there in (("a closure", closure), ("loss=", loss), ("set_loss()", self._loss))
-                if is_there is not None]  # fmt: skip
-        if len(ways) > 1:
-            raise TypeError(
-                f"{type(self).__name__}.step() takes a closure or a loss, not both: it got {' and '.join(ways)}"
-            )
+        """The loss that comes with a step without closure; what is given to the step counts before what was set."""
+        if closure is not None and loss is not None:
+            raise TypeError(f"{type(self).__name__}.step() takes a closure or a loss, not both")
         return self._loss if loss is None else loss
 
 

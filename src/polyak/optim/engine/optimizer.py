@@ -142,6 +142,9 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         params = [params] if isinstance(params, Tensor) else list(params)
         refuse_unfit([p[1] if isinstance(p, tuple) else p for p in params], self._owner())
 
+    def check_together(self, groups: Sequence[Options]) -> None:
+        """Refuse groups that do not go together; methods with such rules override it."""
+
     def check_options(self, group: Options) -> None:
         """Refuse combinations of hyperparameters; methods with such rules override it."""
 
@@ -184,12 +187,14 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
                 given or not finite; nothing has changed then.
             TypeError: a closure and a loss, or a loss that is read and no number.
         """
-        loss, found = self._given(closure, loss), None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = found = closure()
-        self._advance(loss)
-        self._loss = None
+        found, loss = None, self._given(closure, loss)
+        try:
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = found = closure()
+            self._advance(loss)
+        finally:
+            self._loss = None
         return found
 
     @untraced

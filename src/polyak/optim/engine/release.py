@@ -184,8 +184,9 @@ def release_gradients(
         raise ValueError(f"release_gradients: clip_value must be positive, got {clip_value!r}")
     if optimizer.is_released:
         raise ValueError("release_gradients: the gradients of this optimizer are released already; remove() that first")
-    if type(optimizer).around_step is not Optimizer.around_step:
-        raise ValueError(f"release_gradients: {type(optimizer).__name__} prepares all gradients before a step")
+    own = type(optimizer)
+    if own.around_step is not Optimizer.around_step or own._advance is not Optimizer._advance:
+        raise ValueError(f"release_gradients: {own.__name__} looks at all gradients before or after a step")
     known = None if model is None else {id(p) for p in model.parameters()}
     for index, group in enumerate(optimizer.param_groups):
         chain = optimizer.chain_of(group)

@@ -62,7 +62,7 @@ class ALRNAG(Method):
         """
 
         def back(p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor | None:
-            moved: Tensor | None = state.get("displacement")
-            return None if moved is None else (-group["momentum"] * moved).to(p.dtype)
+            lead: Tensor | None = state.get("lead")
+            return None if lead is None else (-lead).to(p.dtype)
 
         return views.predicted(self, back)

@@ -79,6 +79,7 @@ class GSM(Method):
     """
 
     slug = "gsm"
+    one_for_all = ("nonzero_ratio", "pruned")
     family = "sparse"
     paper = Paper("Global Sparse Momentum SGD for Pruning Very Deep Neural Networks", 2019, "1909.12778")
     vectors = ["gsm"]
@@ -99,16 +100,6 @@ class GSM(Method):
         which = options["prunable"]
         sgd = (decay("coupled"), heavy_ball(nesterov=options["nesterov"]), descend())
         return chain(*sgd, masked(which)) if options["pruned"] else chain(most_salient(which), *sgd)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; all have one ``nonzero_ratio``, since they are ranked together."""
-        ratio = param_group.get("nonzero_ratio", self.defaults["nonzero_ratio"])
-        if self.param_groups and ratio != self.param_groups[0]["nonzero_ratio"]:
-            raise ValueError(
-                f"GSM: nonzero_ratio must be that of the other groups, {self.param_groups[0]['nonzero_ratio']!r}, "
-                f"got {ratio!r}"
-            )
-        super().add_param_group(param_group)
 
     def measure(self) -> dict[str, Tensor]:
         """The threshold: the Q-th largest ``|g * p|``, Q the share of the prunable weights that stays."""

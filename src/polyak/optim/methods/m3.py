@@ -11,6 +11,7 @@ from torch import Tensor
 
 from polyak.declare import (
     NON_NEGATIVE,
+    POSITIVE,
     STATIC_IF_ZERO,
     Betas3,
     Eps,
@@ -155,7 +156,7 @@ class M3(Method):
     eps: Eps = 1e-8
     weight_decay: Annotated[WeightDecay, Range(1e-4, 1e-1)] = 0.0
     update_rms: Annotated[
-        float | None, NON_NEGATIVE, STATIC_IF_ZERO, "root mean square of a matrix's step over lr; None: as it comes"
+        float | None, POSITIVE, STATIC_IF_ZERO, "root mean square of a matrix's step over lr; None: as it comes"
     ] = 0.2
     variant: Annotated[Form, "averages, or the sums of the paper"] = "ema"
 

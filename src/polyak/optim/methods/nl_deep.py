@@ -46,7 +46,11 @@ def deep_memory(hidden: int = 16, objective: Objective = "l2", seed: int = 0) ->
             for w, step in zip((s.inner, s.outer), steps, strict=True)
         )
         answer = torch.tanh(keys @ inner.T) @ outer.T
-        return x.but(u=-answer), {"inner": inner, "outer": outer, "skipped": s.skipped + ~known}
+        return x.but(u=torch.where(known, -answer, 0.0)), {
+            "inner": inner,
+            "outer": outer,
+            "skipped": s.skipped + ~known,
+        }
 
     def start(shape: tuple[int, ...]) -> Tensor:
         source = torch.Generator("cpu").manual_seed(seed)

@@ -58,6 +58,7 @@ class RandomScaling(Method):
     """
 
     slug = "random_scaling"
+    one_for_all = ("distribution", "max_scale", "seed", "scales")
     family = "step size"
     paper = Paper("Random Scaling and Momentum for Non-smooth Non-convex Optimization", 2024, "2405.09742")
     vectors = ["random-scaling-sgdm", "random-scaling-adamw", "random-scaling-o2nc-ogd"]

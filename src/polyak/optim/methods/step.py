@@ -193,10 +193,16 @@ class STEP(Method):
         first = self.param_groups[0]
         if first["phase"] == MASKS:
             raise RuntimeError(f"STEP: the masks have started already, after step {first['switched_at']}")
+        roots = [
+            (self.state[p]["watched"], 1 / math.sqrt(debias(float(group["betas"][1]), int(self.state[p][COUNTER]))))
+            for group in self.param_groups
+            for p in group["params"]
+            if "watched" in self.state.get(p, {}) and self._has_stepped(p)
+        ]
         for group in self.param_groups:
             group["phase"] = MASKS
-            for state in (self.state[p] for p in group["params"] if "watched" in self.state.get(p, {})):
-                state["watched"].fill_(1 / math.sqrt(debias(float(group["betas"][1]), int(state[COUNTER]))))
+        for watched, root in roots:
+            watched.fill_(root)
         first["switched_at"], first["window"] = first["steps"], []
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,11 +221,16 @@ class STEP(Method):
         if self.phase == PRECONDITION:
             self._watch()
 
+    def _has_stepped(self, p: Tensor) -> bool:
+        """Whether a weight has a second moment of its own; a state alone may be one that a checkpoint asked for."""
+        state = self.state.get(p, {})
+        return "exp_avg_sq" in state and float(state.get(COUNTER, 0.0)) > 0
+
     def _refuse_unprepared(self) -> None:
         for index, group in enumerate(self.param_groups):
             for i, p in enumerate(group["params"]):
                 frozen = group["sparse"] or group["freeze_all"]
-                if frozen and p.grad is not None and "exp_avg_sq" not in self.state.get(p, {}):
+                if frozen and p.grad is not None and not self._has_stepped(p):
                     raise RuntimeError(
                         f"STEP: {name_of(group, index, i)} has its first gradient after the masks have started, and "
                         "so no second moment to divide by; nothing was stepped"

@@ -29,7 +29,7 @@ READS = {"loss": (LAST_LOSS,), "anchored": (LAST_LOSS,), "aggregate": (PLANE,)}
 
 def _weight(gap: Tensor, along: Tensor, size: Tensor, c: Any) -> Tensor:
     """The weight of the memory's plane, cut off: ``clip(((1 + lam) * gap - along) / size, 0, bmax)``."""
-    best = ((1 + c.lam) * gap - along) / torch.where(size > 0, size, 1.0)
+    best = ((1 + c.lam) * c.has_lr * gap - along) / torch.where(size > 0, size, 1.0)
     return torch.where(size > 0, torch.minimum(best.clamp(min=0), c.bmax), 0.0)
 
 
@@ -85,6 +85,7 @@ def plane_momentum(height: Height = "linear", scaled: bool = False) -> Rule:
 
     def scalars(h: Options, t: int) -> dict[str, Any]:
         found = {"lam": h["lam"], "bmax": h["bmax"], "lr": h["lr"], "weight": h["lr"] if h["lr"] else STANDING}
+        found["has_lr"] = float(bool(h["lr"]))  # at rest there is no last step whose loss could tell
         if scaled:
             found |= {"rate2": 1 - h["beta2"], "root": 1 / debias(float(h["beta2"]), t) ** 0.5, "eps": h["eps"]}
         return found

@@ -15,7 +15,11 @@ from polyak.optim.engine.rule import Options, Rule, Slot, factory
 
 Motion = Literal["none", "heavy_ball", "nesterov"]
 LargestStep = Annotated[float, Interval(0.0, math.inf), "largest step size; infinity: no cap"]
-LeastLoss = Annotated[float, Interval(low_open=True, high_open=True), "least value of the loss, known or assumed"]
+LeastLoss = Annotated[
+    float,
+    Interval(low_open=True, high_open=True),
+    "least value of the loss, known or assumed; with maximize, of its opposite",
+]
 Caution = Annotated[float, POSITIVE, "divides the gap between the loss and its least value; theory asks 1/2 or more"]
 AdaptiveDecay = Annotated[WeightDecay, "decoupled weight decay, times the step size found"]
 
@@ -54,14 +58,20 @@ def polyak_step(motion: Motion = "none", doubled: bool = False) -> Rule:
         step = -eta.to(x.u.dtype) * (x.u + c.decay * x.w)
         if motion == "none":
             return x.but(w=x.w + step), {}
-        moved = heavy_ball(s.displacement, step, c.momentum)
-        ahead = moved if motion == "heavy_ball" else step + c.momentum * moved
-        return x.but(w=x.w + ahead), {"displacement": moved}
+        if motion == "heavy_ball":
+            moved = heavy_ball(s.displacement, step, c.momentum)
+            return x.but(w=x.w + moved), {"displacement": moved}
+        lead = c.momentum * (s.lead + step)  # what the weight is ahead by, whatever the momentum was then
+        return x.but(w=x.w + step + lead), {"lead": lead}
 
-    slots = (Slot("displacement", "the last step of the weight, x_k - x_(k-1)"),) if motion != "none" else ()
+    kept = {
+        "none": (),
+        "heavy_ball": (Slot("displacement", "the last step of the weight, x_k - x_(k-1)"),),
+        "nesterov": (Slot("lead", "how far the weight is ahead of the solution, y - x"),),
+    }
     known: tuple[Hyper, ...] = (
         hyper("lr", LargestStep, 0.1), hyper("lb", LeastLoss, 0.0), hyper("c", Caution, 1.0),
         hyper("weight_decay", AdaptiveDecay, 0.0),
     )  # fmt: skip
     known += (hyper("momentum", Momentum, 0.9),) if motion != "none" else ()
-    return Rule("polyak_step", update, scalars, slots, known, writes="step", inputs=("loss",))
+    return Rule("polyak_step", update, scalars, kept[motion], known, writes="step", inputs=("loss",))
