@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyak.lab.builtin import digits
-from polyak.optim import MASHA1, MASHA2, SAMGS, BORep, CAGrad, PCGrad, RandK, TopK, create, multitask_backward
+from polyak.optim import create
+from polyak.optim.solvers import MASHA1, MASHA2, SAMGS, BORep, CAGrad, PCGrad, RandK, TopK, multitask_backward
 
 RESULTS = Path(__file__).parent / "results" / "proofs_shapes.json"
 AGGREGATORS: dict[str, Callable[..., Any]] = {

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyak.memory import cagrad_weights
-from polyak.optim import SAMGS, BORep, CAGrad, PCGrad
+from polyak.optim.solvers import SAMGS, BORep, CAGrad, PCGrad
 from tests.reproduce.vector import Unknown, Vector, array
 
 MODES = {"mean": "mean", "any": "any", "default": "mean"}

@@ -16,6 +16,8 @@ from polyak.declare.fields import Argument, hyper, plain
 from polyak.declare.hypers import Hyper, Interval, Paper, SearchSpace
 
 MISSING: Any = inspect.Parameter.empty
+WIDTH = 112
+"""Columns of a line in the ``Args:`` section, without its indentation."""
 
 
 @dataclass(frozen=True)
@@ -206,11 +208,15 @@ def _document(cls: type[Declared]) -> None:
             raise TypeError(f"{cls.__name__}: a method needs a docstring with its equation as a literal block (::)")
     if not text or not cls._fields:
         return
-    lines = [f"    {line}" for f in _in_order(cls) for line in textwrap.wrap(f.line(), 112, subsequent_indent="    ")]
+    lines = [f"    {line}" for f in _in_order(cls) for line in _wrapped(f.line())]
     body, raises, errors = inspect.cleandoc(text).partition("\nRaises:\n")
     args = "\n".join(["Args:", *lines])
     errors = errors if raises else "    ValueError: an argument outside what is allowed."
     cls.__doc__ = f"{body.rstrip()}\n\n{args}\n\nRaises:\n{errors.rstrip()}\n"
+
+
+def _wrapped(line: str) -> list[str]:
+    return [line] if len(line) <= WIDTH else textwrap.wrap(line, WIDTH, subsequent_indent="    ")
 
 
 def _give_constructor(cls: type[Declared]) -> None:

@@ -5,8 +5,11 @@ model)``); write your own with ``Optimizer(params, chain(...))`` and the vocabul
 class of your own derived from :class:`Method`.
 """
 
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from polyak.declare import Choice, Hyper, Interval, Paper, Range
-from polyak.optim import layerwise, methods, rules, solvers
+from polyak.optim import layerwise, methods, rules
 from polyak.optim.create import create, families, get, names
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
@@ -17,9 +20,19 @@ from polyak.optim.groups import roles_of
 from polyak.optim.layerwise import *  # noqa: F403
 from polyak.optim.method import MatrixMethod, Method
 from polyak.optim.methods import *  # noqa: F403
-from polyak.optim.solvers import *  # noqa: F403
 from polyak.optim.sparsify import SparseLayers, sparsify
 from polyak.optim.switch import switch
+
+if TYPE_CHECKING:
+    from polyak.optim import drivers, lenses, solvers, spectrum
+else:
+
+    def __getattr__(name: str) -> Any:
+        """Parts that few need are loaded at their first use."""
+        if name in ("drivers", "lenses", "solvers", "spectrum"):
+            return importlib.import_module(f"polyak.optim.{name}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Chain",
@@ -40,15 +53,18 @@ __all__ = [
     "SparseLayers",
     "chain",
     "create",
+    "drivers",
     "factory",
     "families",
     "get",
+    "lenses",
     "names",
     "release_gradients",
     "roles_of",
     "rules",
     "solvers",
     "sparsify",
+    "spectrum",
     "switch",
 ]
-__all__ += methods.__all__ + layerwise.__all__ + solvers.__all__
+__all__ += methods.__all__ + layerwise.__all__

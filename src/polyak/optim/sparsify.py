@@ -52,6 +52,7 @@ class SparseLayers:
 
     def __init__(self, model: nn.Module, layers: dict[str, nn.Module], n: int, m: int) -> None:
         self.model, self.layers, self.n, self.m = model, layers, n, m
+        self._followed: STEP | None = None
 
     def _masks(self) -> list[NMMask]:
         found = (module for layer in self.layers.values() for module in layer.modules())
@@ -84,12 +85,19 @@ class SparseLayers:
         if not isinstance(optimizer, STEP):
             raise TypeError(f"follow() takes a STEP optimizer, got {type(optimizer).__name__}; see activate()")
 
-        def look(now: torch.optim.Optimizer, *_: Any) -> None:
-            self.activate(now.param_groups[0].get("phase") == MASKS)
+        self._followed = optimizer
+        self._look(optimizer)
+        optimizer.register_step_post_hook(self._look)
+        optimizer.register_load_state_dict_post_hook(self._look)
 
-        look(optimizer)
-        optimizer.register_step_post_hook(look)
-        optimizer.register_load_state_dict_post_hook(look)
+    def _look(self, now: torch.optim.Optimizer, *_: Any) -> None:
+        self.activate(now.param_groups[0].get("phase") == MASKS)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Hooks are not copied with an optimizer."""
+        self.__dict__.update(state)
+        if self._followed is not None:
+            self.follow(self._followed)
 
     @torch.no_grad()
     def export(self) -> nn.Module:

@@ -382,7 +382,7 @@ def test_a_checkpoint_of_other_factors_is_refused(name: str) -> None:
 def test_what_steps_in_the_backward_pass_or_knows_no_model_is_refused() -> None:
     model = net()
     optimizer = make("mkor", model)
-    with pytest.raises(ValueError, match="MKOR prepares all gradients before a step"):
+    with pytest.raises(ValueError, match="MKOR looks at all gradients before or after a step"):
         release_gradients(optimizer)
     plain = polyak.optim.AdamW(net().parameters())
     with pytest.raises(ValueError, match="mkor reads what flows through layers, so it needs the model"):

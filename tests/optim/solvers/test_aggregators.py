@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyak.optim import SAMGS, Aggregator, CAGrad, PCGrad
+from polyak.optim.solvers import SAMGS, Aggregator, CAGrad, PCGrad
 
 ALL = (SAMGS, PCGrad, CAGrad)
 seeds = st.integers(0, 2**31)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from polyak.optim import BORep
+from polyak.optim.solvers import BORep
 
 A = torch.tensor([[1.0, 0.5], [-0.5, 2.0], [0.3, 0.1]]).double()
 H = torch.tensor([[2.0, 0.3, 0.0], [0.3, 1.0, 0.1], [0.0, 0.1, 0.5]]).double()

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyak.optim import Compressor, Contractive, Identity, Natural, RandK, TopK, Unbiased
+from polyak.optim.solvers import Compressor, Contractive, Identity, Natural, RandK, TopK, Unbiased
 
 seeds = st.integers(0, 2**31)
 UNBIASED = [RandK(1), RandK(3), RandK(20), Natural(), Identity()]

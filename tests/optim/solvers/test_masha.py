@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from polyak.optim import MASHA1, MASHA2, Contractive, Identity, Natural, RandK, TopK, Unbiased
+from polyak.optim.solvers import MASHA1, MASHA2, Contractive, Identity, Natural, RandK, TopK, Unbiased
 
 WORKERS, N = 4, 3
 A, B, C = (

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 import polyak.optim
-from polyak.optim import SAMGS, CAGrad, PCGrad, multitask_backward
+from polyak.optim.solvers import SAMGS, CAGrad, PCGrad, multitask_backward
 from tests.reproduce import shapes
 from tests.reproduce.run import check
 from tests.reproduce.vector import RECORDED, Vector, names_in

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polyak.declare import Paper
+from polyak.optim.engine.optimizer import Optimizer
 
 PERIOD, HELD = "period", "steps_held"
 """Options of a group: its period, and the steps whose gradients it holds."""
@@ -99,6 +100,9 @@ class CMS:
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._refuse_sparse()
+        if loss is not None and isinstance(self.optimizer, Optimizer):
+            given = {"loss": loss, **given}
         due = []
         for group in self.param_groups:
             group[HELD] = group.get(HELD, 0) + 1
@@ -121,12 +125,15 @@ class CMS:
         for p, g in untaken.items():
             p.grad = g
 
+    def _refuse_sparse(self) -> None:
+        slow = (p for group in self.param_groups if group[PERIOD] > 1 for p in group["params"])
+        if any(p.grad is not None and p.grad.is_sparse for p in slow):
+            raise RuntimeError("CMS: a sparse gradient cannot be held; use dense gradients")
+
     def _hold(self, group: dict[str, Any]) -> None:
         for p in group["params"]:
             if p.grad is None:
                 continue
-            if p.grad.is_sparse:
-                raise RuntimeError("CMS: a sparse gradient cannot be held; use dense gradients")
             g = p.grad.to(torch.promote_types(p.grad.dtype, torch.float32))
             self._sums[p] = self._sums[p] + g if p in self._sums else g.clone()
             p.grad = None

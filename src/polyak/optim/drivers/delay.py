@@ -38,12 +38,15 @@ class Delayed:
 
     Raises:
         TypeError: if the optimizer is none, or a number is not an integer.
-        ValueError: if the delay is negative or longer than the buffer.
+        ValueError: if the delay is negative or longer than the buffer, or the optimizer reads the loss.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, delay: int, buffer: int | None = None) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"Delayed: optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
+        chain_of = getattr(optimizer, "chain_of", None)
+        if chain_of is not None and any("loss" in chain_of(group).named for group in optimizer.param_groups):
+            raise ValueError(f"Delayed: {type(optimizer).__name__} reads the loss, and only gradients are held")
         self._buffer = _counted("delay" if buffer is None else "buffer", delay if buffer is None else buffer)
         self.optimizer = optimizer
         self.delay = delay

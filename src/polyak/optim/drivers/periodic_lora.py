@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from polyak.declare import Paper
 from polyak.memory.rounding import round_stochastic
 from polyak.optim.drivers.lora import LowRank, check, lora_layers, merged_layer, once
+from polyak.optim.engine import views
 
 Keep = Literal["B", "sqrt", "both"]
 Init = Literal["kaiming", "gaussian"]
@@ -143,10 +144,13 @@ class PeriodicLoRA:
         """End the stage now. Gradients of A and B that are still there are dropped: they belong to the old factors.
 
         Raises:
-            RuntimeError: an adapter is merged into its weight at present; nothing has changed.
+            RuntimeError: an adapter is merged into its weight at present, or the weights are predicted ones; nothing
+                has changed.
         """
         if self.model is not None and (merged := merged_layer(self.model)):
             raise RuntimeError(f"PeriodicLoRA: the adapter of {merged} is merged; unmerge it before an unload")
+        if views.is_predicted(self.optimizer):
+            raise RuntimeError("PeriodicLoRA: the weights are predicted ones; restore() them before an unload")
         self.stage += 1
         # the generator takes the lowest 32 bits of its seed
         source = torch.Generator().manual_seed((self.seed * 1_000_003 + self.stage) % 2**32)

@@ -78,9 +78,17 @@ class XGrad:
             raise ValueError(f"XGrad: steps_ahead must be finite and at least 0, got {steps_ahead!r}")
         self.optimizer, self.steps_ahead = optimizer, steps_ahead
         self._before: dict[Tensor, Tensor] = {}
-        optimizer.register_step_pre_hook(self._before_step)
-        optimizer.register_step_post_hook(self._after_step)
-        optimizer.register_load_state_dict_pre_hook(_refuse_load)
+        self._register()
+
+    def _register(self) -> None:
+        self.optimizer.register_step_pre_hook(self._before_step)
+        self.optimizer.register_step_post_hook(self._after_step)
+        self.optimizer.register_load_state_dict_pre_hook(_refuse_load)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Hooks are not copied with an optimizer."""
+        self.__dict__.update(state)
+        self._register()
 
     def predict(self) -> None:
         """Move the weights ahead.
@@ -105,20 +113,22 @@ class XGrad:
         """Whether the weights are the predicted ones."""
         return views.is_predicted(self.optimizer)
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, **given: Any) -> Any:
         """One step of the optimizer; ``closure`` (forward, backward, returns the loss) runs at the predicted weights.
+
+        ``given`` goes to the optimizer's ``step``, such as ``loss``.
 
         Raises:
             RuntimeError: if the weights are still predicted ones; nothing has changed.
         """
         if closure is None:
-            return self.optimizer.step()
+            return self.optimizer.step(**given)
 
         def there() -> Any:
             with self.predicted():
                 return closure()
 
-        return self.optimizer.step(there)
+        return self.optimizer.step(there, **given)
 
     def _move(self, p: Tensor, state: dict[str, Any], group: dict[str, Any]) -> Tensor | None:
         found = self._direction(p, state, group) if self.steps_ahead else None

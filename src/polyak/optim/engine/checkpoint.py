@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import OrderedDict, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any, Protocol
 
@@ -50,6 +50,9 @@ class Checkpointed(Protocol):
 
     def declared(self) -> tuple[Hyper, ...]:
         """The hyperparameters."""
+
+    def check_together(self, groups: Sequence[Options]) -> None:
+        """Refuse groups that do not go together."""
 
     def check_group(self, group: dict[str, Any]) -> None:
         """Refuse a group with options out of range."""

@@ -242,6 +242,12 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         for plan in plans:
             plan.count_step()
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As in torch; what flowed through tapped layers goes with the gradients."""
+        if self._taps is not None:
+            self._taps.clear()
+        super().zero_grad(set_to_none)
+
     def tap(self, module: nn.Module) -> None:
         """Listen to the layers of a module, for chains whose rules read what flows through them."""
         if self._taps is not None:

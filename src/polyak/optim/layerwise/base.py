@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from dataclasses import KW_ONLY
 from typing import Annotated, Any, ClassVar
@@ -63,6 +64,8 @@ class LayerMethod(Method):
 
     _heard: LayerTaps | None = None
     _layers: Sequence[Layer] = ()
+    _listening: AbstractSet[Layer] = frozenset()
+    _process_group: Any = None
 
     def _begin(self, values: dict[str, Any]) -> None:
         model, exclude, scaler = (values.pop(name) for name in ("model", "exclude", "scaler"))
@@ -88,8 +91,8 @@ class LayerMethod(Method):
         self._attach(module, find_layers(module, exclude, self._owner()), scaler)
 
     def _attach(self, model: nn.Module, layers: Sequence[Layer], scaler: torch.amp.GradScaler | None) -> None:
-        groups = {id(p): i for i, group in enumerate(self.param_groups) for p in group["params"]}
-        kept = [layer for layer in layers if id(layer.weight) in groups]
+        groups = {id(p): group["role"] for group in self.param_groups for p in group["params"]}
+        kept = [layer for layer in layers if groups.get(id(layer.weight)) in self.roles]
         if not kept:
             raise ValueError(f"{self._owner()}: none of the weights is of a layer of the model")
         for layer in kept:
@@ -175,7 +178,8 @@ class LayerMethod(Method):
 
     def _refreshed_memories(self, active: Sequence[Layer]) -> dict[Layer, Memory]:
         assert self._heard is not None
-        due = [layer for layer in active if self._is_due(layer)]
+        # a period that was changed since the hooks were placed holds from the next step on
+        due = [layer for layer in active if layer in self._listening and self._is_due(layer)]
         for layer in due:
             if layer not in self._heard.seen:
                 raise RuntimeError(
@@ -227,8 +231,9 @@ class LayerMethod(Method):
     def _listen(self) -> None:
         """Have hooks on the layers whose next step refreshes, and on no others."""
         if self._heard is not None:
+            self._listening = {layer for layer in self._layers if self.is_on and self._is_due(layer)}
             for layer in self._layers:
-                self._heard.listen(layer, self.is_on and self._is_due(layer))
+                self._heard.listen(layer, layer in self._listening)
 
     def group_of(self, layer: Layer) -> dict[str, Any]:
         """The group of the layer's weight, whose options are the layer's."""
@@ -300,4 +305,4 @@ class LayerMethod(Method):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._heard, self._layers = None, ()
+        self._heard, self._layers, self._listening = None, (), frozenset()

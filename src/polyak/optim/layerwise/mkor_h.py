@@ -20,6 +20,10 @@ SWITCHED = "switched_at"
 """Key in the first group of the losses that were seen before the switch; absent before it."""
 FAST, SLOW = 0.9, 0.99
 """Retention rates of the averages of the loss."""
+WATCHED = (
+    SWITCHED, "losses", "loss_start", "loss_last", "loss_trend", "loss_fast", "loss_slow", "best_rate", "slow_for",
+)  # fmt: skip
+"""What stands in the first group once losses were told."""
 
 
 class MKORH(MKOR):
@@ -63,8 +67,10 @@ class MKORH(MKOR):
     @untraced
     def _advance(self, loss: float | Tensor | None) -> None:
         self._reported = self._reported or loss is not None
-        super()._advance(loss)
-        self._reported = False
+        try:
+            super()._advance(loss)
+        finally:
+            self._reported = False
         if loss is not None:
             self.report(loss)
 
@@ -93,7 +99,7 @@ class MKORH(MKOR):
             return float(loss)
         loss = loss.to(torch.float64).clone()
         torch.distributed.all_reduce(loss, group=self._process_group)
-        return float(loss) / self._process_group.size()
+        return float(loss) / int(self._process_group.size())
 
     def _watch(self, loss: float) -> bool:
         """Take a loss in; whether the decrease has become slow. What is known stands in the first group."""
@@ -138,8 +144,8 @@ class MKORH(MKOR):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As of MKOR; the optimizer is where the saved one was, before the switch or behind it."""
-        had = self.param_groups[0].get(SWITCHED)
         super().load_state_dict(state_dict)
-        if had is not None and SWITCHED not in state_dict["param_groups"][0]:
-            self.param_groups[0].pop(SWITCHED)
-            self._listen()
+        for name in WATCHED:
+            if name not in state_dict["param_groups"][0]:
+                self.param_groups[0].pop(name, None)
+        self._listen()

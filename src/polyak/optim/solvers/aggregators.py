@@ -23,8 +23,8 @@ class Aggregator(Declared):
         g <- what the method makes of the rows g_1 ... g_T
 
     Half-precision rows are raised to float32 first. A single row is returned as it is, with a warning. Where
-    :func:`~polyak.optim.multitask_backward` takes one of these it takes any callable of such a matrix, torchjd's
-    aggregators among them.
+    :func:`~polyak.optim.solvers.multitask_backward` takes one of these it takes any callable of such a matrix,
+    torchjd's aggregators among them.
     """
 
     @torch.no_grad()

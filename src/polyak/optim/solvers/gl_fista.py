@@ -40,7 +40,7 @@ class Energy:
         labels: what they are drawn to: (m), or (m, K) for K fields.
 
     Raises:
-        ValueError: indices out of range or twice, labels of another number or outside [-1, 1]; labels on a grid.
+        ValueError: indices out of range or twice, labels of another number or other than -1 and 1; labels on a grid.
     """
 
     def __init__(

@@ -20,7 +20,7 @@ def multitask_backward(
 
     ::
 
-        aggregator = polyak.optim.SAMGS(gamma=0.7)
+        aggregator = polyak.optim.solvers.SAMGS(gamma=0.7)
         for batch in batches:
             optimizer.zero_grad()
             losses = [head_loss(trunk(x)) for ...]
@@ -38,8 +38,9 @@ def multitask_backward(
 
     Args:
         losses: one number with its graph for each task.
-        aggregator: makes ``(D,)`` of a ``(tasks, D)`` matrix: :class:`~polyak.optim.SAMGS`,
-            :class:`~polyak.optim.PCGrad`, :class:`~polyak.optim.CAGrad`, one of torchjd's, or any other callable.
+        aggregator: makes ``(D,)`` of a ``(tasks, D)`` matrix: :class:`~polyak.optim.solvers.SAMGS`,
+            :class:`~polyak.optim.solvers.PCGrad`, :class:`~polyak.optim.solvers.CAGrad`, one of torchjd's,
+            or any other callable.
         shared: the parameters that the tasks share, on one device.
         heads: other parameters, for which the losses are summed.
 
