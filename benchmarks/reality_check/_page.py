@@ -15,9 +15,9 @@ HEAD = """# A reality check
 
 <!-- Written by benchmarks/reality_check/run.py from benchmarks/results/reality_check.json. -->
 
-Every method here, on small problems, under the protocol of `polyak compare`: {trials} trials each in the range that
-the method declares, the best three run again on further seeds, then {seeds} seeds on a test split that tuning never
-read. AdamW is the reference; its tuning is the same as everybody's. The model of such a check is "A Large Batch
+{count} methods on {problems} small problems, under the protocol of `polyak compare`: {trials} trials each in the range
+that the method declares, the best three run again on further seeds, then {seeds} seeds on a test split that tuning
+never read. AdamW is the reference; its tuning is the same as everybody's. The model of such a check is "A Large Batch
 Optimizer Reality Check" (Nado et al. 2021, arXiv:2102.06356): tune all alike, then look what is left.
 `benchmarks/reality_check/run.py` goes on with it.
 
@@ -31,7 +31,8 @@ TAIL = """
 - **Nothing about scale.** Most claims are about language models and ImageNet, thousands of times larger and longer
   than a run here of a second or two. A method that gains nothing here may gain there, and the reverse.
 - **"Not settled" is not "equal".** With {seeds} seeds and {others} methods held against AdamW at once, a difference
-  has to be about two standard deviations of a seed, or more where the setting matters, to be called.
+  has to be large to be called. Another {trials} trials might have missed the good settings; at Holm's level the
+  intervals are as wide as that, many times the spread of seeds.
 - **{trials} trials are few.** Methods with more to tune are found less well by them; that is part of what it costs
   to use them, and it is why the luck of tuning is in the intervals.
 - **The ranges are the methods' own.** A best setting at the edge of its range may lie beyond it: `polyak compare`
@@ -44,7 +45,13 @@ def written(found: Mapping[str, Any]) -> str:
     """The whole page."""
     problems = found["problems"]
     names = sorted({name for one in problems.values() for name in one["methods"]})
-    numbers = {"trials": found["trials"], "seeds": found["seeds"], "others": len(names) - 1}
+    numbers = {
+        "trials": found["trials"],
+        "seeds": found["seeds"],
+        "others": len(names) - 1,
+        "count": len(names),
+        "problems": len(problems),
+    }
     parts = [HEAD.format(**numbers), *_verdicts(problems), *_differences(problems, names), *_claims(problems, names)]
     return "\n".join(parts) + TAIL.format(**numbers)
 
