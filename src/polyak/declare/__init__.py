@@ -24,8 +24,10 @@ from polyak.declare.fields import (
     hyper,
 )
 from polyak.declare.hypers import (
+    COUNT,
     HALF_OPEN_UNIT,
     NON_NEGATIVE,
+    OPEN_UNIT,
     POSITIVE,
     UNIT,
     Choice,
@@ -38,8 +40,10 @@ from polyak.declare.hypers import (
 )
 
 __all__ = [
+    "COUNT",
     "HALF_OPEN_UNIT",
     "NON_NEGATIVE",
+    "OPEN_UNIT",
     "POSITIVE",
     "STATIC",
     "STATIC_IF_ZERO",

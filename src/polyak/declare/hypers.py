@@ -52,6 +52,8 @@ NON_NEGATIVE = Interval(0.0, math.inf, high_open=True)
 POSITIVE = Interval(0.0, math.inf, low_open=True, high_open=True)
 UNIT = Interval(0.0, 1.0)
 HALF_OPEN_UNIT = Interval(0.0, 1.0, high_open=True)
+OPEN_UNIT = Interval(0.0, 1.0, low_open=True, high_open=True)
+COUNT = Interval(1, math.inf, high_open=True)
 
 
 @dataclass(frozen=True)

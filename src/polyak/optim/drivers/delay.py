@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyak.optim.engine.optimizer import Optimizer
+
 Gradients = list[Tensor | None]
 
 
@@ -44,8 +46,9 @@ class Delayed:
     def __init__(self, optimizer: torch.optim.Optimizer, delay: int, buffer: int | None = None) -> None:
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise TypeError(f"Delayed: optimizer must be a torch.optim.Optimizer, got {optimizer!r}")
-        chain_of = getattr(optimizer, "chain_of", None)
-        if chain_of is not None and any("loss" in chain_of(group).named for group in optimizer.param_groups):
+        if isinstance(optimizer, Optimizer) and any(
+            "loss" in optimizer.chain_of(group).named for group in optimizer.param_groups
+        ):
             raise ValueError(f"Delayed: {type(optimizer).__name__} reads the loss, and only gradients are held")
         self._buffer = _counted("delay" if buffer is None else "buffer", delay if buffer is None else buffer)
         self.optimizer = optimizer

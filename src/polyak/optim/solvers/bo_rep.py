@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from polyak.declare import (
+    COUNT,
     HALF_OPEN_UNIT,
     NON_NEGATIVE,
     POSITIVE,
@@ -35,7 +36,6 @@ PARTS = 3
 """Parts of the refinement; from one to the next the step halves and the ball shrinks by the root of 2."""
 EXPLODED = 1e6
 """``z`` counts as exploded at so many times the gradient that it is to be the solution for."""
-COUNT = Interval(1, math.inf, high_open=True)
 
 
 class BORep(Declared, torch.optim.Optimizer):

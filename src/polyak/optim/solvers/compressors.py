@@ -8,9 +8,8 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from polyak.declare import Declared, Interval
+from polyak.declare import COUNT, Declared
 
-COUNT = Interval(1, math.inf, high_open=True)
 ROUNDING = 1e-6
 """The share of a squared norm that rounding may add."""
 DRAWS, PROBED, DEVIATIONS, SLACK = 64, 2**16, 4.0, 1.5

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from polyak.declare import NON_NEGATIVE, POSITIVE, Argument, Declared, Interval, Paper
+from polyak.declare import NON_NEGATIVE, OPEN_UNIT, POSITIVE, Argument, Declared, Interval, Paper
 from polyak.optim.solvers.derivatives import flat, gradient_and_hessian, unflat
 
 LARGEST = 5_000
@@ -21,7 +21,6 @@ FLOOR = 1e-12
 ROUNDING = 1e-4
 """Share of its largest entry by which a Hessian that was computed in float32 may be off symmetry, and a tenth of it by
 which a zero eigenvalue may be negative."""
-OPEN_UNIT = Interval(0.0, 1.0, low_open=True, high_open=True)
 
 
 class Belief(NamedTuple):

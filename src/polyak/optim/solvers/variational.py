@@ -10,12 +10,11 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from polyak.declare import Argument, Declared, Field, Interval, Lr, Range
+from polyak.declare import OPEN_UNIT, Argument, Declared, Field, Interval, Lr, Range
 from polyak.memory import ema, uniform, uniform_bits
 from polyak.optim.solvers.closures import Closure, check_finite, gradient_of, loss_of
 from polyak.optim.solvers.compressors import Compressor, Identity
 
-OPEN_UNIT = Interval(0.0, 1.0, low_open=True, high_open=True)
 SEEDS = Interval(0, 2**31, high_open=True)
 PER_GROUP = ("lr", "maximize")
 
