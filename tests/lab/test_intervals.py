@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from polyak.lab.evidence import Trial
 from polyak.lab.intervals import DEGREES, Diverged, Levels, Paired, examples_error
 from polyak.lab.tuning import tuning_error
 from polyak.lab.verdict import holm
@@ -184,6 +185,43 @@ def test_tuning_without_noise_is_the_spread_of_the_best_of_a_half():
     expected = np.std([4.0, 4.0, 4.0, 2.0, 2.0, 1.0])
     for values in ([4.0, 1.0, 0.0, 2.0], [-4.0, -1.0, 0.0, -2.0]):
         assert tuning_error(trials(*values), values[0] > 0, 0.0) == pytest.approx(expected)
+
+
+def at(values, places, name="lr"):
+    return [Trial({name: place}, (value,)) for value, place in zip(values, places, strict=True)]
+
+
+def test_a_bad_part_of_the_range_is_no_luck():
+    # Of ten trials three neighbours are equally good: every even half has one of them, every twelfth of all has none.
+    values, rates = (
+        [-900.0, -800.0, -500.0, -300.0, -90.0, -50.0, -20.0, 5.0, 5.0, 5.0],
+        [10.0 ** (i / 3) for i in range(10)],
+    )
+    assert tuning_error(at(values, rates), True, 0.0) == 0.0
+    assert tuning_error(trials(*values), True, 0.0) > 5.0
+    # Where they lie apart, and the order of the trials, make no difference.
+    shuffled = [7, 2, 9, 0, 5, 1, 8, 3, 6, 4]
+    moved = at([values[i] for i in shuffled], [i**3 for i in shuffled])
+    assert tuning_error(moved, True, 0.0) == 0.0
+
+
+def test_an_optimum_that_stands_out_is_luck():
+    sharp = [float(-10 * abs(i - 6)) for i in range(10)]
+    found = tuning_error(at(sharp, range(10)), True, 0.0)
+    assert 4.0 < found <= 10.0  # half of the halves have it, the others a neighbour
+    assert tuning_error(at([min(value, -10.0) for value in sharp], range(10)), True, 0.0) < found
+
+
+def test_choices_are_told_apart_and_what_does_not_vary_is_not():
+    values, places = [0.0, 0.0, -50.0, -50.0, 0.0, 0.0, -50.0, -50.0], [("a", 1), ("a", 1), ("b", 2), ("b", 2)] * 2
+    assert tuning_error(at(values, places), True, 0.0) == 0.0
+    assert tuning_error(at(values, [0.9] * 8), True, 0.0) == tuning_error(trials(*values), True, 0.0) > 0
+
+
+def test_of_many_trials_some_halves_are_looked_at():
+    values = [float(-abs(i - 11)) for i in range(30)]
+    found = tuning_error(at(values, range(30)), True, 0.0)
+    assert 0 < found == tuning_error(at(values, range(30)), True, 0.0) < 2
 
 
 def test_tuning_is_measured_in_units_of_the_metric():

@@ -87,7 +87,7 @@ def _even_halves(trials: Sequence[Trial]) -> Halves:
     halves = _halves(len(trials))
     apart = np.zeros((len(trials), len(trials)))
     for name in trials[0].setting:
-        apart += _apart([trial.setting[name] for trial in trials])
+        apart += _apart([trial.setting.get(name) for trial in trials])
     weights = halves / halves.sum(1, keepdims=True) - 1 / len(trials)
     uneven = -np.einsum("hi,ij,hj->h", weights, apart, weights)
     # Equal ones all count, or the order of the trials would decide which do.
