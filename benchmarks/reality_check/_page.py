@@ -21,8 +21,8 @@ never read. AdamW is the reference; its tuning is the same as everybody's. The m
 Optimizer Reality Check" (Nado et al. 2021, arXiv:2102.06356): tune all alike, then look what is left.
 `benchmarks/reality_check/run.py` goes on with it.
 
-How to read a cell: the mean difference to AdamW, positive where the method is better, and its interval, in which
-Holm's rule and the luck of tuning are counted. **Better** and **worse** are calls; *equivalent* is within the
+How to read a cell: the median over the test seeds; then the mean difference to AdamW, positive where the method is
+better, and its interval, in which Holm's rule and the luck of tuning are counted. **Better** and **worse** are calls; *equivalent* is within the
 margin, the spread of AdamW's own seeds; no mark means that these runs do not settle it.
 """
 TAIL = """
@@ -67,7 +67,12 @@ def _about(one: Mapping[str, Any]) -> str:
 
 
 def _differences(problems: Mapping[str, Any], names: list[str]) -> list[str]:
-    head = ["## Differences to AdamW", "", f"| method | {' | '.join(problems)} |", f"|---|{'---|' * len(problems)}"]
+    head = [
+        "## Results, and differences to AdamW",
+        "",
+        f"| method | {' | '.join(problems)} |",
+        f"|---|{'---|' * len(problems)}",
+    ]
     return [*head, *(f"| `{n}` | {' | '.join(_cell(one, n) for one in problems.values())} |" for n in names), ""]
 
 
@@ -75,11 +80,12 @@ def _cell(one: Mapping[str, Any], name: str) -> str:
     judged = one["methods"].get(name)
     if judged is None:
         return ""
+    median = "no result" if judged["median"] is None else f"{judged['median']:.4g}"
     if name == one["reference"]:
-        return "no result" if judged["median"] is None else f"median {judged['median']:.3g}"
+        return median
     if judged["difference"] is None or judged["low"] is None or judged["high"] is None:
         return f"{judged['call']}, {len(judged['failures'])} runs lost"
-    text = f"{judged['difference']:+.2g} [{judged['low']:+.2g}, {judged['high']:+.2g}]"
+    text = f"{median}: {judged['difference']:+.2g} [{judged['low']:+.2g}, {judged['high']:+.2g}]"
     marks = {"better": f"**{text} better**", "worse": f"**{text} worse**", "equivalent": f"*{text}*"}
     return marks.get(judged["call"], text)
 
@@ -99,7 +105,9 @@ def _claims(problems: Mapping[str, Any], names: list[str]) -> list[str]:
 
 
 def _seen(problems: Mapping[str, Any], name: str) -> str:
-    calls = Counter(one["methods"][name]["call"] for one in problems.values() if name != one["reference"])
+    calls = Counter(
+        one["methods"][name]["call"] for one in problems.values() if name in one["methods"] and name != one["reference"]
+    )
     if not calls:
         return "the reference"
     return ", ".join(

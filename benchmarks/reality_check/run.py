@@ -14,6 +14,7 @@ import argparse
 import json
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ import _page  # noqa: E402
 
 from polyak import lab, optim  # noqa: E402
 
-PROBLEMS = ("deep-linear", "digits-cnn", "wine-mlp", "heavy-tail", "diabetes-regression", "multitask-digits")
+PROBLEMS = ("wine-mlp", "diabetes-regression", "deep-linear", "digits-cnn", "heavy-tail", "multitask-digits")
 REFERENCE = "adamw"
 TRIALS, SEEDS = 10, 8
 RESULTS = HERE.parent / "results" / "reality_check.json"
@@ -72,7 +73,7 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--problems", default=",".join(PROBLEMS))
-    parser.add_argument("--methods", default=",".join(optim.names()))
+    parser.add_argument("--methods", default=",".join(chain(*optim.families().values())))
     parser.add_argument("--trials", type=int, default=TRIALS)
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--steps", type=int, help="of a run, instead of each problem's own number")

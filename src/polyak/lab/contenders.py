@@ -41,12 +41,12 @@ from polyak.lab.errors import BadInput, raised, suggestion
 from polyak.lab.files import executed, read
 from polyak.lab.source import INSTALLED, digest, files_of, files_of_module
 from polyak.lab.space import declared, torch_space
-from polyak.optim.create import arguments
+from polyak.optim.create import KNOWN, arguments
 from polyak.optim.create import build as build_method
 from polyak.optim.method import Method
 
 Make = Callable[..., Any]
-METHODS = "polyak.optim.methods."
+METHODS = ("polyak.optim.methods.", "polyak.optim.layerwise.")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Contender:
         declares: whether its author said where to look.
         make: builds it from a module or parameters and a setting.
         taken: the arguments that it takes; None where any name is.
-        probed: whether it can be built for a lone weight, to see what it refuses.
+        probed: whether it can be built for a small model, to see what it refuses.
     """
 
     name: str
@@ -101,7 +101,7 @@ def resolve(text: str, base: Path | None = None) -> Contender:
     Raises:
         BadInput: there is no such thing; the nearest names are suggested.
     """
-    if text in optim.names():
+    if text in KNOWN:
         return _method(text, text, optim.get(text))
     if ".py:" in text:
         name, _, attribute = text.rpartition(":")
@@ -109,7 +109,7 @@ def resolve(text: str, base: Path | None = None) -> Contender:
     if "." in text:
         return _of_module(text)
     hint = "another library's is a dotted name like torch.optim.AdamW, your own path/to/file.py:function"
-    raise BadInput(f"no method is named {text!r}; {suggestion(text, optim.names())} ({hint})")
+    raise BadInput(f"no method is named {text!r}; {suggestion(text, KNOWN)} ({hint})")
 
 
 @cache

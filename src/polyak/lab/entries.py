@@ -10,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from polyak import optim
 from polyak.declare import Choice, Range
 from polyak.lab.contenders import Contender, resolve
 from polyak.lab.errors import BadInput, suggestion
 from polyak.lab.source import INSTALLED
 from polyak.lab.space import Given, asked, corners, plain, searched, value
+from polyak.optim.create import KNOWN
 
 Optimizer = str | Callable[..., Any]  # a method, as it may be given
 Spaces = str | Iterable[str] | Mapping[str, str | Range | Choice]
@@ -77,9 +76,9 @@ def twins(found: Sequence[Contender], names: int) -> list[Contender]:
 
 def text_of(method: Callable[..., Any]) -> str:
     """The text by which any process finds a class or a function: a method's name, ``module.name``, ``file.py:name``."""
-    for name in optim.names():
-        if optim.get(name) is method:
-            return name
+    for slug, known in KNOWN.items():
+        if known is method:
+            return slug
     name, module = getattr(method, "__qualname__", ""), sys.modules.get(str(getattr(method, "__module__", "")))
     if module is not None and _reached(module, name) is method:
         if not _is_own(module):
@@ -154,7 +153,7 @@ def _check(contender: Contender) -> None:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                contender.build([nn.Parameter(torch.zeros(2, 2))], **setting)
+                contender.build(nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), **setting)
         except (TypeError, ValueError) as error:
             shown = ", ".join(f"{name}={v}" for name, v in {**contender.fixed, **setting}.items())
             raise BadInput(

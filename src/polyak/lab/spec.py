@@ -20,7 +20,8 @@ SETTLED = ("finished", "stopped", "diverged")  # the ends of runs that are not m
 LOST = ("failed", "crashed", "timeout")  # ends that say nothing of the method, tried again by a later command
 ENGINE = (
     "memory", "declare", "optim/engine", "optim/vocabulary", "optim/create.py", "optim/groups.py", "optim/method.py",
-    "lab/contenders.py", "lab/loops.py", "lab/problem.py", "lab/seeding.py", "lab/train.py",
+    "optim/layerwise/groups.py", "lab/contenders.py", "lab/loops.py", "lab/problem.py", "lab/seeding.py",
+    "lab/train.py",
 )  # fmt: skip
 
 

@@ -19,6 +19,7 @@ LAYERED: dict[str, type[LayerMethod]] = {
     cls.slug: cls for cls in (vars(layerwise)[name] for name in layerwise.__all__) if cls.slug
 }
 """Methods that need the model, since they read what flows through its layers."""
+KNOWN: dict[str, type[Method]] = METHODS | LAYERED
 
 
 def names(layered: bool = False) -> list[str]:
@@ -28,8 +29,7 @@ def names(layered: bool = False) -> list[str]:
 
 def families() -> dict[str, list[str]]:
     """The names of all methods by family, sorted, in the order of :data:`polyak.optim.method.Family`."""
-    known = METHODS | LAYERED
-    found = {family: sorted(n for n, cls in known.items() if cls.family == family) for family in get_args(Family)}
+    found = {family: sorted(n for n, cls in KNOWN.items() if cls.family == family) for family in get_args(Family)}
     return {family: own for family, own in found.items() if own}
 
 
@@ -39,11 +39,10 @@ def get(name: str) -> type[Method]:
     Raises:
         ValueError: if there is no such method; the nearest names are suggested.
     """
-    known: dict[str, type[Method]] = METHODS | LAYERED
-    found = known.get(name)
+    found = KNOWN.get(name)
     if found is None:
-        near = difflib.get_close_matches(str(name).lower(), known, n=3, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(known))}"
+        near = difflib.get_close_matches(str(name).lower(), KNOWN, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(near)}?" if near else f"; there are {', '.join(sorted(KNOWN))}"
         raise ValueError(f"no method is named {name!r}{hint}")
     return found
 
