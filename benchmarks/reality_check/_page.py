@@ -22,8 +22,8 @@ Optimizer Reality Check" (Nado et al. 2021, arXiv:2102.06356): tune all alike, t
 `benchmarks/reality_check/run.py` goes on with it.
 
 How to read a cell: the median over the test seeds; then the mean difference to AdamW, positive where the method is
-better, and its interval, in which Holm's rule and the luck of tuning are counted. **Better** and **worse** are calls; *equivalent* is within the
-margin, the spread of AdamW's own seeds; no mark means that these runs do not settle it.
+better, and its interval, in which Holm's rule and the luck of tuning are counted. **Better** and **worse** are calls;
+*equivalent* is within the margin, the spread of AdamW's own seeds; no mark means that these runs do not settle it.
 """
 TAIL = """
 ## What cannot be concluded
