@@ -3,7 +3,7 @@
     python benchmarks/lab_power.py [--repeats 200] [--json FILE] [--quick]
 
 Simulates comparisons: every method draws trials of its own as the lab does, tunes on noisy validation, runs its best
-three trials on more tuning seeds, and runs the chosen setting on the test seeds; polyak.lab.verdict judges. Nothing is
+three trials on more tuning seeds, and runs the chosen setting on the test seeds; polyak.lab.judging judges. Nothing is
 trained.
 Four questions, in a few worlds that differ in how much the setting matters and in what runs on one seed share:
 
@@ -38,8 +38,8 @@ from polyak.lab.clear import MOST_SEEDS, after_look, level
 from polyak.lab.described import CONFIDENCE
 from polyak.lab.entries import entries
 from polyak.lab.evidence import Evidence, Trial, ranking
+from polyak.lab.judging import judge
 from polyak.lab.search import settings
-from polyak.lab.verdict import judge
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (5, 6, 8, 9, 12, 20)

@@ -8,8 +8,8 @@ from scipy import stats
 
 from polyak.lab.evidence import Trial
 from polyak.lab.intervals import DEGREES, Diverged, Levels, Paired, examples_error
+from polyak.lab.judging import holm
 from polyak.lab.tuning import tuning_error
-from polyak.lab.verdict import holm
 from tests.lab.test_evidence import trials
 
 DIFFERENCES = (0.3, 0.1, 0.4, 0.2, 0.25)

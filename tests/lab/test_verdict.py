@@ -8,7 +8,9 @@ import pytest
 
 from polyak.declare import Range
 from polyak.lab.errors import BadInput
-from polyak.lab.verdict import Evidence, Trial, Verdict, judge
+from polyak.lab.evidence import Evidence, Trial
+from polyak.lab.judging import judge
+from polyak.lab.verdict import Verdict
 
 BASE = (0.90, 0.92, 0.91, 0.93, 0.89)
 

@@ -13,10 +13,11 @@ from typing import Any
 
 from polyak.lab.described import Described
 from polyak.lab.evidence import Evidence
+from polyak.lab.judging import judge
 from polyak.lab.method_report import MethodReport, SlowRun, method_report, reported, slowest
 from polyak.lab.spec import LOST, Record, Records, versions
 from polyak.lab.statistics import performance_profile
-from polyak.lab.verdict import Verdict, judge
+from polyak.lab.verdict import Verdict
 
 CURVE_DIGITS = 6
 SLOWER = 1.2  # a step that takes this much longer than the best method's is worth a word
