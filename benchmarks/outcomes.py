@@ -1,0 +1,139 @@
+"""Does every method train? What a store knows of digits-cnn and stdlib-lm, as docs/outcomes.md.
+
+    python benchmarks/outcomes.py STORE [STORE ...] [--json FILE] [--page FILE]
+
+The runs are made before, by `polyak compare` or reality_check/run.py, for instance
+
+    polyak compare digits-cnn --methods adamw,adan,lion --store build/outcomes.db
+    polyak compare stdlib-lm --methods adamw,adan,lion --steps 60 --seeds 1 --store build/outcomes.db
+
+Of each problem the last comparison counts that is in one of the stores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyak.lab.history import restore
+from polyak.lab.report import ProblemReport, summarize
+from polyak.lab.store import Store
+from polyak.optim.create import KNOWN
+
+ROOT = Path(__file__).parents[1]
+RESULTS, PAGE = ROOT / "benchmarks" / "results" / "outcomes.json", ROOT / "docs" / "outcomes.md"
+PICTURES, TEXT = "digits-cnn", "stdlib-lm"
+ACCURACY = 0.95  # on digits-cnn's test split
+WORSE = 1.03  # times AdamW's loss on stdlib-lm
+HEAD = """# Does every method train?
+
+<!-- Written by benchmarks/outcomes.py from benchmarks/results/outcomes.json. -->
+
+Each method at the setting that tuning chose in the range it declares, with as many trials as all others. On
+**{pictures}** ({picture_budget}) it should pass {accuracy:.0%} of test accuracy. On **{text}** ({text_budget}), those
+whose papers are about language models should come within {worse:.0%} of AdamW's loss; a short run says nothing of long
+ones. A cell is the median over the test seeds, **bold** where it falls short. `polyak compare` on a problem of your own
+says more.
+
+| method | {pictures}: accuracy | {text}: bits per byte | of AdamW's | setting on {pictures} |
+|---|---|---|---|---|
+"""
+
+
+def main() -> None:
+    """Read the stores, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stores", type=Path, nargs="+", metavar="STORE")
+    parser.add_argument("--json", type=Path, default=RESULTS)
+    parser.add_argument("--page", type=Path, default=PAGE)
+    args = parser.parse_args()
+    found = {name: row for store in args.stores for name, row in outcomes(store).items()}
+    args.json.write_text(json.dumps(found, indent=1) + "\n")
+    args.page.write_text(written(found))
+
+
+def outcomes(path: Path) -> dict[str, Any]:
+    """Of each of the two problems what the last comparison in a store found."""
+    store = Store(path, read_only=True)
+    try:
+        found = {}
+        for stored in store.campaigns():
+            known = restore(stored)
+            for problem in summarize(known.described, known.records).problems:
+                if problem.described.problem in (PICTURES, TEXT) and not known.missing:
+                    found[problem.described.problem] = {"trials": known.campaign.trials, **_row(problem)}
+        return found
+    finally:
+        store.close()
+
+
+def _row(problem: ProblemReport) -> dict[str, Any]:
+    methods = {
+        one.method: {"median": one.median, "seeds": len(one.metrics), "setting": one.setting}
+        for one in problem.methods
+    }  # fmt: skip
+    return {"steps": problem.described.steps, "reference": problem.described.reference, "methods": methods}
+
+
+def written(found: Mapping[str, Any]) -> str:
+    """The whole page."""
+    pictures, text = found.get(PICTURES, {}), found.get(TEXT, {})
+    head = HEAD.format(
+        pictures=PICTURES, text=TEXT, accuracy=ACCURACY, worse=WORSE - 1,
+        picture_budget=_budget(pictures), text_budget=_budget(text),
+    )  # fmt: skip
+    accuracies, losses = pictures.get("methods", {}), text.get("methods", {})
+    names = [name for name in sorted(KNOWN) if name in accuracies or name in losses]
+    base = losses.get(text.get("reference"), {}).get("median")
+    rows = [_cells(name, accuracies.get(name), losses.get(name), base) for name in names]
+    said = []
+    if accuracies:
+        short = [name for name in accuracies if not (accuracies[name]["median"] or 0.0) > ACCURACY]
+        said.append(_short(short, f"pass {ACCURACY:.0%} on {PICTURES}"))
+    if base:
+        far = [name for name in losses if not (losses[name]["median"] or math.inf) <= WORSE * base]
+        said.append(_short(far, f"come within {WORSE - 1:.0%} of AdamW on {TEXT}"))
+    missing = [name for name in sorted(KNOWN) if name not in accuracies]
+    if missing:
+        said.append(f"Not run on {PICTURES}: {', '.join(missing)}.")
+    return head + "\n".join(rows) + "\n\n" + "\n\n".join(said) + "\n"
+
+
+def _budget(one: Mapping[str, Any]) -> str:
+    return f"{one['steps']} steps, {one['trials']} trials" if one else "not run"
+
+
+def _cells(name: str, picture: Mapping[str, Any] | None, text: Mapping[str, Any] | None, base: float | None) -> str:
+    accuracy, loss = (None if one is None else one["median"] for one in (picture, text))
+    share = loss / base if loss and base else None
+    cells = [
+        _figure(picture, accuracy, ".3f", lambda value: value > ACCURACY),
+        _figure(text, loss, ".3f", lambda _: share is not None and share <= WORSE),
+        "" if share is None else f"{share:.3f}",
+        "" if picture is None else ", ".join(f"{k}={_short_value(v)}" for k, v in (picture["setting"] or {}).items()),
+    ]
+    return f"| `{name}` | {' | '.join(cells)} |"
+
+
+def _figure(run: Mapping[str, Any] | None, value: float | None, form: str, is_met: Any) -> str:
+    if run is None:
+        return ""
+    if value is None:
+        return "**no result**"
+    return f"{value:{form}}" if is_met(value) else f"**{value:{form}}**"
+
+
+def _short_value(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _short(names: Sequence[str], what: str) -> str:
+    return f"Did not {what}: {', '.join(sorted(names))}." if names else f"All {what}."
+
+
+if __name__ == "__main__":
+    main()
