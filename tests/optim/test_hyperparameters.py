@@ -61,6 +61,7 @@ VALUES: dict[tuple[str, str], Any] = {
     ("ademamix", "alpha_warmup"): 5,
     ("alphaadam", "alpha_max"): 1.0,
     ("clion", "mask_floor"): 1.0,
+    ("lamb", "clamp_value"): 0.5,
     ("lionk", "kappa"): "l2",
     ("lionk", "e"): 0.01,
     ("lionk", "p"): 3.0,

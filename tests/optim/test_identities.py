@@ -38,6 +38,32 @@ def test_ano_has_the_sign_of_its_memory_and_the_size_of_the_gradient() -> None:
         torch.testing.assert_close(move, 0.1 * m.sign() * g.abs() / (v / (1 - 0.5**t) + 1e-3).sqrt())
 
 
+def test_yogis_own_second_moment_does_not_decay() -> None:
+    start, *gradients = random(7, *[(6, 5)] * 8)
+    for make in (Ano, Anoall):
+        p = nn.Parameter(start.clone())
+        b2 = {"betas": (0.9, 0.7)} if make is Ano else {"beta2": 0.7}
+        optimizer = make([p], second_moment="yogi", **b2)
+        v = torch.zeros_like(p)
+        for g in gradients:
+            moves(optimizer, p, [g])
+            v = v + (1 - 0.7) * (g * g - v).sign() * g * g
+            torch.testing.assert_close(optimizer.state[p]["exp_avg_sq"], v)
+
+
+def test_lamb_counts_no_more_of_a_weight_than_its_clamp() -> None:
+    """The step is as long as the weight, times lr, or as the clamp."""
+    start, *gradients = random(8, *[(6, 5)] * 4)
+    for clamp in (0.5, 100.0):
+        p, q = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+        clamped, plain = LAMB([p], lr=0.01, clamp_value=clamp), LAMB([q], lr=0.01)
+        for g in gradients:
+            length = p.detach().norm().clamp(max=clamp)
+            (move,), (other,) = moves(clamped, p, [g]), moves(plain, q, [g])
+            torch.testing.assert_close(move.norm(), 0.01 * length)
+            assert torch.equal(move, other) == (clamp == 100.0)
+
+
 def test_anoall_remembers_the_mean_and_anolog_has_two_schedules() -> None:
     gradients = random(1, *[(7,)] * 5)
     p, q, r = (nn.Parameter(torch.zeros(7, dtype=torch.float64)) for _ in range(3))

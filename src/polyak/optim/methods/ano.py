@@ -8,7 +8,7 @@ from polyak.declare import Choice, Lr, Paper, Range, WeightDecay
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.rule import Options
 from polyak.optim.method import Method
-from polyak.optim.vocabulary.ano import Betas, EpsInside, ano
+from polyak.optim.vocabulary.ano import Betas, EpsInside, YogiForm, ano
 from polyak.optim.vocabulary.weight import decay, descend
 
 
@@ -24,7 +24,8 @@ class Ano(Method):
     The mirror image of Grams. A coordinate with zero gradient does not move. Steps are not averaged in size, so the lr
     is smaller than Adam's. Below ``b2 = 0.5`` v could become negative.
 
-    Differs from the paper, as the authors' code does: Yogi's second moment decays by b2. With half-precision weights
+    Yogi's second moment decays by b2 in the authors' code and the paper's last version; ``second_moment="yogi"`` is the
+    first version's, which does not: ``v <- v + (1 - b2) * sign(g^2 - v) * g^2``. With half-precision weights
     the memories are float32.
     """
 
@@ -37,7 +38,8 @@ class Ano(Method):
     betas: Annotated[Betas, Choice(((0.92, 0.99), (0.9, 0.999)))] = (0.92, 0.99)
     eps: EpsInside = 1e-8
     weight_decay: Annotated[WeightDecay, Range(1e-4, 1e-1)] = 0.0
+    second_moment: YogiForm = "decayed"
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
-        return chain(decay("decoupled"), ano(), descend())
+        return chain(decay("decoupled"), ano(second_moment=options["second_moment"]), descend())

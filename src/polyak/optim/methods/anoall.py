@@ -30,4 +30,6 @@ class Anoall(Anosqrt):
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
-        return chain(decay("decoupled"), ano("all", correct_bias=False), descend())
+        return chain(
+            decay("decoupled"), ano("all", correct_bias=False, second_moment=options["second_moment"]), descend()
+        )

@@ -35,4 +35,8 @@ class Anolog(Anosqrt):
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
-        return chain(decay("decoupled"), ano(options["retention"], correct_bias=False), descend())
+        return chain(
+            decay("decoupled"),
+            ano(options["retention"], correct_bias=False, second_moment=options["second_moment"]),
+            descend(),
+        )

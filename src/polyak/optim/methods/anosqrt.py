@@ -8,7 +8,7 @@ from polyak.declare import Lr, Paper, Range, WeightDecay
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.rule import Options
 from polyak.optim.method import Method
-from polyak.optim.vocabulary.ano import Beta2, EpsInside, ano
+from polyak.optim.vocabulary.ano import Beta2, EpsInside, YogiForm, ano
 from polyak.optim.vocabulary.weight import decay, descend
 
 
@@ -34,7 +34,10 @@ class Anosqrt(Method):
     beta2: Beta2 = 0.999
     eps: EpsInside = 1e-8
     weight_decay: Annotated[WeightDecay, Range(1e-4, 1e-1)] = 0.0
+    second_moment: YogiForm = "decayed"
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
-        return chain(decay("decoupled"), ano("sqrt", correct_bias=False), descend())
+        return chain(
+            decay("decoupled"), ano("sqrt", correct_bias=False, second_moment=options["second_moment"]), descend()
+        )

@@ -10,7 +10,7 @@ from polyak.optim.engine.rule import Options
 from polyak.optim.method import Method
 from polyak.optim.vocabulary.adaptive import CorrectBias, adam
 from polyak.optim.vocabulary.scale_free import clip_norm
-from polyak.optim.vocabulary.trust import Exclude, trust
+from polyak.optim.vocabulary.trust import ClampValue, Exclude, trust
 from polyak.optim.vocabulary.weight import descend
 
 
@@ -24,7 +24,8 @@ class LAMB(Method):
 
     Tensors with fewer than 2 dimensions, biases and norms, take Adam's step without decay; ``exclude_1d=False`` treats
     them as the others. ``max_grad_norm=1`` is NVLAMB: it first divides all gradients by their norm over all tensors,
-    where that is larger. The norm of the weight is not clamped, as in the paper's last version. A tuned Adam does as
+    where that is larger. The length of a weight counts whole, as in the paper's last version;
+    ``clamp_value=10`` is that of the first ones. A tuned Adam does as
     well at the batches that LAMB was made for (arXiv:2102.06356).
     """
 
@@ -41,9 +42,12 @@ class LAMB(Method):
     bias_correction: CorrectBias = True
     max_grad_norm: MaxGradNorm = 0.0
     exclude_1d: Exclude = True
+    clamp_value: ClampValue = 0.0
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
         clip = (clip_norm(add_eps=False),) if options["max_grad_norm"] else ()
         base = adam(correct_bias=options["bias_correction"])
-        return chain(*clip, base, trust(exclude_1d=options["exclude_1d"]), descend())
+        return chain(
+            *clip, base, trust(exclude_1d=options["exclude_1d"], clamp=bool(options["clamp_value"])), descend()
+        )

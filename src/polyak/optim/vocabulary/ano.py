@@ -41,11 +41,13 @@ Betas = Annotated[
     "retention rates of the average and of the second moment",
 ]
 Beta2 = Annotated[float, ROOT, "retention rate of the second moment"]
+SecondMoment = Literal["decayed", "yogi"]
+YogiForm = Annotated[SecondMoment, "whether the second moment decays, or is Yogi's own, which does not"]
 EpsInside = Annotated[Eps, "added to the second moment, inside the root"]
 
 
 @factory
-def ano(retention: Retention = "betas", correct_bias: bool = True) -> Rule:
+def ano(retention: Retention = "betas", correct_bias: bool = True, second_moment: SecondMoment = "decayed") -> Rule:
     """Ano's direction: ``sign(m) * |g| / sqrt(v^ + eps)`` (arXiv:2508.18258).
 
     ``v <- b2 * v + (1 - b2) * sign(g^2 - v) * g^2`` is Yogi's second moment with a decay.
@@ -54,6 +56,7 @@ def ano(retention: Retention = "betas", correct_bias: bool = True) -> Rule:
         retention: ``b1``: the first of ``betas``, which is constant, or ``1 - RATES[retention](t)``; ``b2`` is then
             the hyperparameter ``beta2``.
         correct_bias: divide ``v`` by ``1 - b2^t``.
+        second_moment: ``"yogi"`` leaves out the decay: ``v <- v + (1 - b2) * sign(g^2 - v) * g^2``.
     """
 
     def scalars(h: Options, t: int) -> dict[str, Any]:
@@ -64,7 +67,8 @@ def ano(retention: Retention = "betas", correct_bias: bool = True) -> Rule:
     def update(x: Flow, s: Any, c: Places) -> tuple[Flow, dict[str, Tensor]]:
         square = x.u * x.u
         m = ema(s.exp_avg, x.u, c.rate1)
-        v = ema(s.exp_avg_sq, sign_times_magnitude(square - s.exp_avg_sq, square), c.rate2)
+        toward = sign_times_magnitude(square - s.exp_avg_sq, square)
+        v = s.exp_avg_sq + c.rate2 * toward if second_moment == "yogi" else ema(s.exp_avg_sq, toward, c.rate2)
         u = sign_times_magnitude(c.place("exp_avg", m), x.u) / (v * c.root + c.eps).sqrt()
         return x.but(u=u), {"exp_avg": m, "exp_avg_sq": v}
 
