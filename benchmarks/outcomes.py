@@ -1,13 +1,11 @@
 """Does every method train? What a store knows of digits-cnn and stdlib-lm, as docs/outcomes.md.
 
-    python benchmarks/outcomes.py STORE [STORE ...] [--json FILE] [--page FILE]
+    python benchmarks/outcomes.py [--workers N] [--quick]         # makes the runs; a night on two cores
+    python benchmarks/outcomes.py STORE [STORE ...]               # reads those that others made
 
-The runs are made before, by `polyak compare` or reality_check/run.py, for instance
-
-    polyak compare digits-cnn --methods adamw,adan,lion --store build/outcomes.db
-    polyak compare stdlib-lm --methods adamw,adan,lion --steps 60 --seeds 1 --store build/outcomes.db
-
-Of each problem the last comparison counts that is in one of the stores.
+The runs are in build/outcomes.db, and the same command goes on where it was stopped; those of `polyak compare` and of
+reality_check/run.py do too. Of each problem the last comparison counts that is in one of the stores and has all of its
+runs. Writes benchmarks/results/outcomes.json, and the page from it.
 """
 
 from __future__ import annotations
@@ -16,9 +14,11 @@ import argparse
 import json
 import math
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from polyak import lab, optim
 from polyak.lab.history import restore
 from polyak.lab.report import ProblemReport, summarize
 from polyak.lab.store import Store
@@ -27,6 +27,15 @@ from polyak.optim.create import KNOWN
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "outcomes.json", ROOT / "docs" / "outcomes.md"
 PICTURES, TEXT = "digits-cnn", "stdlib-lm"
+STORE = ROOT / "build" / "outcomes.db"
+PICTURE_RUNS: dict[str, Any] = {"trials": 8, "seeds": 5}
+TEXT_RUNS: dict[str, Any] = {"trials": 5, "seeds": 1, "steps": 60}
+LANGUAGE = (
+    "adamw", "adan", "ademamix", "cadamw", "lion", "clion", "lionk", "grams", "muon", "cmuon", "namo", "namo_d", "auon",
+    "hybrid_auon", "fismo", "m3", "scale", "smmf", "spam", "stable_spam", "lamb", "sgd_sai", "am_adamw", "momo_adam",
+    "alphaadam", "anolog", "adatamw",
+)  # fmt: skip
+"""Methods whose papers train language models, and AdamW."""
 ACCURACY = 0.95  # on digits-cnn's test split
 WORSE = 1.03  # times AdamW's loss on stdlib-lm
 HEAD = """# Does every method train?
@@ -45,15 +54,30 @@ says more.
 
 
 def main() -> None:
-    """Read the stores, write."""
+    """Make the runs or read the stores, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stores", type=Path, nargs="+", metavar="STORE")
+    parser.add_argument("stores", type=Path, nargs="*", metavar="STORE")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--store", type=Path, default=STORE, help="of runs that are made here: build/outcomes.db")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--quick", action="store_true", help="two methods, two steps: a test of this script")
     args = parser.parse_args()
-    found = {name: row for store in args.stores for name, row in outcomes(store).items()}
+    if not args.stores:
+        args.store.parent.mkdir(parents=True, exist_ok=True)
+        made(args.store, args.workers, args.quick)
+    found = {name: row for store in args.stores or [args.store] for name, row in outcomes(store).items()}
     args.json.write_text(json.dumps(found, indent=1) + "\n")
     args.page.write_text(written(found))
+
+
+def made(store: Path, workers: int | None, quick: bool) -> None:
+    """Make the runs of both problems."""
+    known = chain(*optim.families().values())
+    for problem, (methods, options) in {PICTURES: (known, PICTURE_RUNS), TEXT: (LANGUAGE, TEXT_RUNS)}.items():
+        options = {"trials": 1, "seeds": 1, "steps": 2} if quick else options
+        chosen = ["adamw", "lion"] if quick else list(methods)
+        lab.compare(problem, chosen, reference="adamw", store=store, workers=workers, timing=False, **options)
 
 
 def outcomes(path: Path) -> dict[str, Any]:

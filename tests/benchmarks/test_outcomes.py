@@ -1,5 +1,6 @@
 """benchmarks/outcomes.py: the page says of each method whether it trains."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -42,8 +43,16 @@ def test_what_was_not_run_is_not_said_to_have_trained(outcomes):
 
 def test_the_last_comparison_of_a_store_counts(outcomes, tmp_path):
     store = tmp_path / "runs.db"
-    lab.compare("digits-cnn", ["adamw"], trials=1, seeds=1, steps=2, store=store, timing=False, workers=1)
-    lab.compare("digits-cnn", ["adamw", "sgd"], trials=1, seeds=1, steps=3, store=store, timing=False, workers=1)
+    few = {"trials": 1, "seeds": 1, "store": store, "timing": False, "workers": 1}
+    lab.compare("digits-cnn", ["adamw"], steps=2, **few)
+    lab.compare("digits-cnn", ["adamw", "sgd"], steps=3, **few)
     found = outcomes.outcomes(store)
     assert set(found) == {"digits-cnn"} and found["digits-cnn"]["steps"] == 3
     assert set(found["digits-cnn"]["methods"]) == {"adamw", "sgd"}
+
+
+@pytest.mark.slow
+def test_miniature(tmp_path):
+    places = [f"--{name}={tmp_path / name}" for name in ("json", "page", "store")]
+    subprocess.run([sys.executable, str(FOLDER / "outcomes.py"), "--quick", "--workers=1", *places], check=True)
+    assert "(2 steps, 1 trials)" in (tmp_path / "page").read_text()
