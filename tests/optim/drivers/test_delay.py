@@ -33,6 +33,18 @@ def fresh() -> nn.Parameter:
     return nn.Parameter(torch.ones(3, dtype=torch.float64))
 
 
+def refuse_once() -> Any:
+    """A hook that refuses one step."""
+    left = [True]
+
+    def hook(*_: Any) -> None:
+        if left:
+            left.clear()
+            raise RuntimeError("not now")
+
+    return hook
+
+
 @pytest.mark.parametrize("delay", [0, 1, 4])
 @pytest.mark.parametrize("make", [SGD, torch.optim.SGD])
 def test_it_is_a_consistent_delay(delay: int, make: Any) -> None:
@@ -83,6 +95,26 @@ def test_it_resumes_bit_for_bit() -> None:
     run(late, p, 6, 12)
     run(resumed, q, 6, 12)
     assert resumed.delay == 3 and torch.equal(p, q)
+
+
+@pytest.mark.parametrize("delay", [0, 1])
+def test_a_step_that_was_refused_can_be_made_again(delay: int) -> None:
+    p, twin = fresh(), fresh()
+    late = Delayed(SGD([p], lr=0.1, check_finite=True), delay)
+    plain = Delayed(SGD([twin], lr=0.1), delay)
+    for t in range(5):
+        p.grad, twin.grad = (torch.full((3,), float(t + 1), dtype=torch.float64) for _ in range(2))
+        if t == 2:
+            late.optimizer.register_step_pre_hook(refuse_once())
+            before = [g[0].clone() for g in late.state_dict()["gradients"]]
+            with pytest.raises(RuntimeError, match="not now"):
+                late.step()
+            held = [g[0] for g in late.state_dict()["gradients"]]
+            assert len(held) == len(before) and all(map(torch.equal, held, before))
+            assert p.grad is not None and bool((p.grad == 3).all())
+        late.step()
+        plain.step()
+        assert torch.equal(p, twin)
 
 
 def test_a_gradient_that_was_missing_is_missing_later() -> None:

@@ -88,6 +88,10 @@ class Delayed:
 
         Returns:
             What the closure returned; None without one.
+
+        Raises:
+            RuntimeError: what the optimizer refuses to step with; the gradients are not kept then, so that the call can
+                be made again.
         """
         found = None
         if closure is not None:
@@ -95,9 +99,11 @@ class Delayed:
                 found = closure()
         params = self._params()
         newest = [p.grad for p in params]
-        self._held.append([None if g is None else g.detach().clone() for g in newest])
-        if len(self._held) > self.delay:
-            self._step_with(params, self._held[-1 - self.delay], newest)
+        taken = [None if g is None else g.detach().clone() for g in newest]
+        known = [*self._held, taken]
+        if len(known) > self.delay:
+            self._step_with(params, known[-1 - self.delay], newest)
+        self._held.append(taken)
         return found
 
     def _step_with(self, params: list[Tensor], late: Gradients, newest: Gradients) -> None:
