@@ -232,6 +232,29 @@ def test_an_optimizer_of_a_lens_is_resumed_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize(
+    ("optimiser", "shape", "words"),
+    [
+        (lenses.adam(LR), (3,), r"wire has a tuple of 3 where this lens has a tuple of 1"),
+        (lenses.gradient_descent(LR), (3,), "wire has NoneType where this lens has a tuple of 1"),
+        (lenses.momentum(LR), (2,), r"wire has a tensor of shape \(2,\) where this lens has a tensor of shape \(3,\)"),
+    ],
+)
+def test_a_foreign_wire_is_refused(optimiser: Optimiser, shape: tuple[int, ...], words: str) -> None:
+    p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(shape))
+    optimizer, other = lenses.LensOptimizer([p], lenses.momentum(LR)), lenses.LensOptimizer([q], optimiser)
+    for param, one in ((p, optimizer), (q, other)):
+        param.grad = torch.ones_like(param)
+        one.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=words):
+        optimizer.load_state_dict(other.state_dict())
+    same(optimizer.param_groups[0]["wire"], before["param_groups"][0]["wire"])
+    two = lenses.LensOptimizer([{"params": [p]}, {"params": [q]}], lenses.momentum(LR))
+    with pytest.raises(ValueError, match="the state_dict has 1 groups, this optimizer has 2"):
+        two.load_state_dict(before)
+
+
+@pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: lenses.gradient_descent(-1.0), r"lr must be in \[0, inf\), got -1.0"),
@@ -262,7 +285,7 @@ def test_what_does_not_fit_changes_nothing() -> None:
     with pytest.raises(RuntimeError, match="dense gradients"):
         optimizer.step()
     assert torch.equal(a, torch.ones(3))
-    with pytest.raises(ValueError, match="no 'wire'"):
+    with pytest.raises(ValueError, match=r"LensOptimizer: group 0 of the state_dict lacks \['scale', 'wire'\]"):
         optimizer.load_state_dict(torch.optim.SGD([a, b], lr=0.1).state_dict())
     b.grad = None
     optimizer.step()

@@ -438,3 +438,31 @@ def test_what_they_say_of_themselves(make):
     assert make.equation
     assert make.paper.arxiv == "2110.03313"
     assert "prox" not in MASHA2.__doc__.split("Args:")[1].split("Raises:")[0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda s: s["param_groups"].pop(), "has 1 groups, this optimizer has 2"),
+        (lambda s: s["param_groups"][1].pop("tau"), r"group 1 of the state_dict lacks \['tau'\]"),
+        (
+            lambda s: s["param_groups"][1]["params"].append(7),
+            "group 1 of the state_dict has 2 parameters, here it has 1",
+        ),
+        (lambda s: s["param_groups"][0].update(lr=-1.0), r"lr must be in \[0, inf\), got -1.0"),
+        (lambda s: s["state"][0].pop("reference"), "parameter 0 must have .* in the state_dict, it has"),
+        (lambda s: s["state"][1].update(operator=torch.ones(2)), r"operator of parameter 1 has shape \(2,\)"),
+        (lambda s: s["state"][1].update(residual=torch.ones(2, N)), r"residual of parameter 1 has shape \(2, 3\)"),
+    ],
+)
+def test_a_foreign_state_is_refused_and_changes_nothing(spoil, words):
+    game = Game(MASHA2, TopK(2))
+    game.step()
+    state, before = copy.deepcopy(game.solver.state_dict()), held(game)
+    spoil(state)
+    with pytest.raises(ValueError, match=f"MASHA2: .*{words}") as found:
+        game.solver.load_state_dict(state)
+    assert "\n" not in str(found.value) and same(before, held(game))
+    other = Game(MASHA1, Threshold())
+    with pytest.raises(ValueError, match="MASHA1: parameter 0 must have"):
+        other.solver.load_state_dict(game.solver.state_dict())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import ParamsT
 
+from polyak.optim.engine.foreign import refuse_foreign
 from polyak.optim.lenses.lens import Lens
 from polyak.optim.lenses.optimisers import Optimiser
 from polyak.optim.lenses.trees import Tree, leaves, rebuilt, tree_map
@@ -70,7 +71,7 @@ class LensOptimizer(torch.optim.Optimizer):
         for group in self.param_groups:
             wire = group["wire"]
             if wire is None:
-                wire = self._optimiser.start(tuple(p.detach().clone() for p in group["params"]))
+                wire = self._start(group)
             changes = tuple(group["scale"] * _gradient(p) for p in group["params"])
             moved.append(self._optimiser.lens.put(wire, changes))
         for group, wire in zip(self.param_groups, moved, strict=True):
@@ -80,14 +81,21 @@ class LensOptimizer(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state of a lens.
+        """Load a state of this lens.
 
         Raises:
-            ValueError: another optimizer's; nothing has changed then.
+            ValueError: another optimizer's, another lens's, or one of other parameters; names it, and nothing has
+                changed.
         """
-        if any("wire" not in group for group in state_dict["param_groups"]):
-            raise ValueError("LensOptimizer cannot load the state of another optimizer: a group has no 'wire'")
-        super().load_state_dict(state_dict)
+        refuse_foreign(self, state_dict, lambda saved, p: {})
+        groups = [
+            {**saved, "wire": saved["wire"] if saved["wire"] is None else _fitting(self._start(group), saved["wire"])}
+            for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True)
+        ]
+        super().load_state_dict({**state_dict, "param_groups": groups})
+
+    def _start(self, group: dict[str, Any]) -> Tree:
+        return self._optimiser.start(tuple(p.detach().clone() for p in group["params"]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_optimiser": self._optimiser}
@@ -99,3 +107,20 @@ def _gradient(p: Tensor) -> Tensor:
     if p.grad.layout is not torch.strided:
         raise RuntimeError("LensOptimizer takes dense gradients alone, got a sparse one")
     return p.grad
+
+
+def _fitting(wanted: Any, found: Any) -> Any:
+    """A wire on the devices and in the dtypes of another; refuses one of another form."""
+    if isinstance(wanted, tuple) and isinstance(found, tuple) and len(wanted) == len(found):
+        return tuple(map(_fitting, wanted, found))
+    if isinstance(wanted, Tensor) and isinstance(found, Tensor) and wanted.shape == found.shape:
+        return found.detach().to(wanted.device, wanted.dtype, copy=True)
+    if type(wanted) is type(found) and not isinstance(wanted, (tuple, Tensor)):
+        return found  # no tree: the state of an optimizer that was made a lens, which checks it itself
+    raise ValueError(f"LensOptimizer: the state_dict's wire has {_form(found)} where this lens has {_form(wanted)}")
+
+
+def _form(part: Any) -> str:
+    if isinstance(part, Tensor):
+        return f"a tensor of shape {tuple(part.shape)}"
+    return f"a tuple of {len(part)}" if isinstance(part, tuple) else type(part).__name__

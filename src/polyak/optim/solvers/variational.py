@@ -12,6 +12,7 @@ from torch.optim.optimizer import ParamsT
 
 from polyak.declare import OPEN_UNIT, Argument, Declared, Field, Interval, Lr, Range
 from polyak.memory import ema, uniform, uniform_bits
+from polyak.optim.engine.foreign import refuse_foreign
 from polyak.optim.solvers.closures import Closure, check_finite, gradient_of, loss_of
 from polyak.optim.solvers.compressors import Compressor, Identity
 
@@ -107,6 +108,29 @@ class MASHA(Declared, torch.optim.Optimizer):
         if any(not p.is_floating_point() or not p.requires_grad for p in self.param_groups[-1]["params"]):
             self.param_groups.pop()
             raise ValueError(f"{name} needs real floating parameters that require a gradient")
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this method.
+
+        Raises:
+            ValueError: another method's, or one of other parameters; names it, and nothing has changed.
+        """
+        states = state_dict.get("state", {}).values()
+        workers = next((len(values["residual"]) for values in states if "residual" in values), 0)
+
+        def wanted(saved: dict[str, Any], p: Tensor) -> dict[str, tuple[int, ...]]:
+            if not saved["step"]:
+                return {}
+            names = ["reference", "operator", *["average"] * saved["average"]]
+            names += ["server_residual"] * self.has_feedback
+            found = {name: tuple(p.shape) for name in names}
+            return found | ({"residual": (workers, *p.shape)} if self.has_feedback else {})
+
+        refuse_foreign(self, state_dict, wanted)
+        for saved in state_dict["param_groups"]:
+            for h in self.hypers:
+                h.check(saved[h.name], type(self).__name__)
+        super().load_state_dict(state_dict)
 
     @property
     def sent(self) -> float:
