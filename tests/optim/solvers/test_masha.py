@@ -422,6 +422,39 @@ def test_groups():
         _ = solver.tau
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_group_that_comes_later_counts_for_the_default_of_tau(copied):
+    x, y = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(6))
+    together = MASHA1([{"params": [x]}, {"params": [y], "maximize": True}], RandK(2))
+    solver = MASHA1([x], RandK(2))
+    if copied:
+        solver, x = copy.deepcopy((solver, x))
+    before = solver.param_groups[0]["tau"]
+    solver.add_param_group({"params": [y], "maximize": True})
+    taus = [group["tau"] for group in solver.param_groups]
+    assert taus == [group["tau"] for group in together.param_groups] and taus[0] != before
+    solver.step([lambda: x.sum() * y.sum()])
+    given = MASHA1([x], RandK(2), tau=0.3)
+    given.add_param_group({"params": [y]})
+    assert [group["tau"] for group in given.param_groups] == [0.3, 0.3]
+
+
+def test_a_later_group_that_the_compressor_does_not_fit_is_refused():
+    solver = MASHA1([nn.Parameter(torch.ones(6))], RandK(5), per_tensor=True)
+    solver.add_param_group({"params": [nn.Parameter(torch.ones(6))]})
+    tau = solver.param_groups[0]["tau"]
+
+    class Small(RandK):
+        def check_size(self, entries):
+            if entries > 6:
+                raise ValueError(f"Small takes at most 6, got {entries}")
+
+    solver.__dict__["compressor"] = Small(5)
+    with pytest.raises(ValueError, match="MASHA1: Small takes at most 6, got 7"):
+        solver.add_param_group({"params": [nn.Parameter(torch.ones(7))]})
+    assert len(solver.param_groups) == 2 and solver.param_groups[0]["tau"] == tau
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtypes_and_shapes_mix(dtype):
     x, y = nn.Parameter(torch.ones(2, 3, dtype=dtype)), nn.Parameter(torch.ones((), dtype=torch.float64))

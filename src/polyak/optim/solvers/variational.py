@@ -42,6 +42,7 @@ class MASHA(Declared, torch.optim.Optimizer):
     contract: ClassVar[type[Compressor]] = Compressor
     has_feedback: ClassVar[bool] = False
     hint: ClassVar[str] = ""
+    _is_made = False
 
     params: Annotated[
         ParamsT, Argument("parameters, named parameters or groups; the players that ascend with ``maximize``")
@@ -70,24 +71,30 @@ class MASHA(Declared, torch.optim.Optimizer):
                 raise TypeError(f"{type(self).__name__}: {name} must be {kind}, got {got}; {self.hint}")
         self.__dict__.update(kept)
         torch.optim.Optimizer.__init__(self, params, {**values, "step": 0, "refreshes": 0})
-        try:
-            self._fit_compressors()
-        except ValueError as error:
-            raise ValueError(f"{type(self).__name__}: {error}") from None
+        self._fit_compressors()
+        self._is_made = True
 
     def _fit_compressors(self) -> None:
         """Hold both compressors to their contract on vectors of the size of ours, and fill in tau."""
+        try:
+            tau = self._fitting_tau()
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}: {error}") from None
+        for group in self.param_groups:
+            group["tau"] = tau
+
+    def _fitting_tau(self) -> float:
+        """The tau that was given, or that follows from what the compressors send of all parameters."""
         sizes = [p.numel() for p in self._params()]
         pieces = sizes if self.param_groups[0]["per_tensor"] else [sum(sizes)]
         for one in (self.compressor, self.server_compressor):
             one.check_size(max(pieces))
             one.verify(max(pieces))
+        given: float | None = self.defaults["tau"]
         share = sum(self.compressor.sent(n) for n in pieces) / sum(sizes)
-        for group in self.param_groups:
-            if group["tau"] is None:
-                if not 0 < share < 1:
-                    raise ValueError(f"tau must be given where a compressor sends {share:.3g} of what it gets")
-                group["tau"] = 1 - share
+        if given is None and not 0 < share < 1:
+            raise ValueError(f"tau must be given where a compressor sends {share:.3g} of what it gets")
+        return 1 - share if given is None else given
 
     def _elsewhere(self, name: str) -> str:
         return f"{type(self).__name__} has no attribute {name!r}: each group has its own, in optimizer.param_groups"
@@ -96,7 +103,10 @@ class MASHA(Declared, torch.optim.Optimizer):
         raise AttributeError(self._elsewhere(field.name))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, before the first step; groups differ in ``lr`` and ``maximize`` alone."""
+        """Add a group, before the first step; groups differ in ``lr`` and ``maximize`` alone.
+
+        The default of ``tau`` is then that of all parameters.
+        """
         name = type(self).__name__
         if self.state:
             raise ValueError(f"{name} takes no more parameters after its first step")
@@ -108,6 +118,12 @@ class MASHA(Declared, torch.optim.Optimizer):
         if any(not p.is_floating_point() or not p.requires_grad for p in self.param_groups[-1]["params"]):
             self.param_groups.pop()
             raise ValueError(f"{name} needs real floating parameters that require a gradient")
+        if self._is_made:
+            try:
+                self._fit_compressors()
+            except ValueError:
+                self.param_groups.pop()
+                raise
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a state of this method.
@@ -296,4 +312,5 @@ class MASHA(Declared, torch.optim.Optimizer):
         return self._proximal([a - lr * q for a, q, lr in zip(base, sent, self._per_param("lr"), strict=True)])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "compressor": self.compressor, "server_compressor": self.server_compressor}
+        own = ("compressor", "server_compressor", "_is_made")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
