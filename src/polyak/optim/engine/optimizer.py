@@ -189,6 +189,7 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
             RuntimeError: a sparse gradient, with ``check_finite`` a non-finite one, or a loss that is read and not
                 given or not finite; nothing has changed then.
             TypeError: a closure and a loss, or a loss that is read and no number.
+            ValueError: options that groups must have in common and do not; nothing has changed then.
         """
         found, loss = None, self._given(closure, loss)
         try:
@@ -205,6 +206,7 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         """One step with the gradients present; nothing is gained by tracing it."""
         if views.is_predicted(self):
             raise RuntimeError(f"{self._owner()}: the weights are predicted ones; restore() them before the step")
+        self.check_together(self.param_groups)  # a user may have written into them
         if self.is_released and all(p.grad is None for group in self.param_groups for p in group["params"]):
             return  # all have stepped in the backward pass
         asked = not self._stepped and is_request_for_state(self.param_groups)
