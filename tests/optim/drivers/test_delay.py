@@ -1,6 +1,7 @@
 """A simulator of gradients that come late."""
 
 import io
+import re
 from typing import Any
 
 import pytest
@@ -142,16 +143,16 @@ def test_the_delay_moves_within_the_buffer() -> None:
 @pytest.mark.parametrize(
     ("delay", "buffer", "error", "match"),
     [
-        (-1, None, ValueError, "Delayed: delay must be at least 0, got -1"),
+        (-1, None, ValueError, "Delayed: delay must be in [0, inf), got -1"),
         (3, 2, ValueError, "Delayed: delay must be at most the buffer of 2, got 3"),
-        (-1, 2, ValueError, "Delayed: delay must be at least 0, got -1"),
-        (0, -1, ValueError, "Delayed: buffer must be at least 0, got -1"),
-        (1.0, None, TypeError, "Delayed: delay must be an integer, got 1.0"),
-        (True, 2, TypeError, "Delayed: delay must be an integer, got True"),
+        (-1, 2, ValueError, "Delayed: delay must be in [0, inf), got -1"),
+        (0, -1, ValueError, "Delayed: buffer must be in [0, inf), got -1"),
+        (1.0, None, TypeError, "Delayed: delay must be an integer in [0, inf), got 1.0"),
+        (True, 2, TypeError, "Delayed: delay must be a number in [0, inf), got True"),
     ],
 )
 def test_it_refuses(delay: Any, buffer: Any, error: type[Exception], match: str) -> None:
-    with pytest.raises(error, match=match):
+    with pytest.raises(error, match=re.escape(match)):
         Delayed(SGD([fresh()]), delay, buffer)
 
 

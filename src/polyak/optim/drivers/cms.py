@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from polyak.declare import Paper
+from polyak.declare import Paper, whole
 from polyak.optim.engine.optimizer import Optimizer
 
 PERIOD, HELD = "period", "steps_held"
@@ -198,9 +198,4 @@ def _periods(groups: Sequence[dict[str, Any]], given: int | Sequence[int] | None
         found = list(given) if isinstance(given, Sequence) else [given] * len(groups)
         if len(found) != len(groups):
             raise ValueError(f"CMS: periods has {len(found)} numbers for {len(groups)} groups")
-    for i, period in enumerate(found):
-        if isinstance(period, bool) or not isinstance(period, int):
-            raise TypeError(f"CMS: the period of group {i} must be a whole number, got {period!r}")
-        if period < 1:
-            raise ValueError(f"CMS: the period of group {i} must be at least 1, got {period!r}")
-    return found
+    return [whole(f"the period of group {i}", period, "CMS") for i, period in enumerate(found)]

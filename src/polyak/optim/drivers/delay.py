@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyak.declare import NON_NEGATIVE, whole
 from polyak.optim.engine.optimizer import Optimizer
 
 Gradients = list[Tensor | None]
@@ -50,7 +51,8 @@ class Delayed:
             "loss" in optimizer.chain_of(group).named for group in optimizer.param_groups
         ):
             raise ValueError(f"Delayed: {type(optimizer).__name__} reads the loss, and only gradients are held")
-        self._buffer = _counted("delay" if buffer is None else "buffer", delay if buffer is None else buffer)
+        given = ("delay", delay) if buffer is None else ("buffer", buffer)
+        self._buffer = whole(*given, "Delayed", NON_NEGATIVE)
         self.optimizer = optimizer
         self.delay = delay
         self._held: deque[Gradients] = deque(maxlen=self._buffer + 1)
@@ -62,9 +64,10 @@ class Delayed:
 
     @delay.setter
     def delay(self, value: int) -> None:
-        if _counted("delay", value) > self._buffer:
+        delay = whole("delay", value, "Delayed", NON_NEGATIVE)
+        if delay > self._buffer:
             raise ValueError(f"Delayed: delay must be at most the buffer of {self._buffer}, got {value}")
-        self._delay = value
+        self._delay = delay
 
     @property
     def buffer(self) -> int:
@@ -151,11 +154,3 @@ class Delayed:
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-
-def _counted(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Delayed: {name} must be an integer, got {value!r}")
-    if value < 0:
-        raise ValueError(f"Delayed: {name} must be at least 0, got {value}")
-    return value

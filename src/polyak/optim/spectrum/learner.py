@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from polyak.declare import Paper
+from polyak.declare import Paper, whole
 from polyak.optim.groups import set_option
 from polyak.optim.methods.sgd import SGD
 from polyak.optim.spectrum.curvature import BatchCurvature
@@ -80,10 +80,7 @@ class SpectrumLearner:
         min_lr: float = 0.0,
         max_lr: float = math.inf,
     ) -> None:
-        for name, count in (("steps", steps), ("every", every)):
-            if isinstance(count, bool) or not isinstance(count, int):
-                raise TypeError(f"SpectrumLearner: {name} must be a whole number, got {count!r}")
-            _require(count >= 1, name, count, "at least 1")
+        steps, every = whole("steps", steps, "SpectrumLearner"), whole("every", every, "SpectrumLearner")
         _require(smallest in get_args(Smallest), "smallest", smallest, f"one of {list(get_args(Smallest))}")
         _require(safety > 0 and math.isfinite(safety), "safety", safety, "positive and finite")
         _require(0 <= smoothing < 1, "smoothing", smoothing, "in [0, 1)")
