@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from polyak.declare import NON_NEGATIVE, OPEN_UNIT, POSITIVE, Argument, Declared, Interval, Paper
-from polyak.optim.solvers.derivatives import flat, gradient_and_hessian, unflat
+from polyak.memory import flat, unflat
+from polyak.optim.solvers.derivatives import gradient_and_hessian
 
 LARGEST = 5_000
 """Most entries that all parameters may have together: matrices of their square are kept and inverted."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from polyak.declare import OPEN_UNIT, Argument, Declared, Field, Interval, Lr, Range
-from polyak.memory import ema, uniform, uniform_bits
+from polyak.memory import ema, flat, unflat, uniform, uniform_bits
 from polyak.optim.engine.foreign import refuse_foreign
 from polyak.optim.solvers.closures import Closure, check_finite, gradient_of, loss_of
 from polyak.optim.solvers.compressors import Compressor, Identity
@@ -301,8 +301,7 @@ class MASHA(Declared, torch.optim.Optimizer):
         if self.param_groups[0]["per_tensor"]:
             sent = [compressor(x.reshape(-1), generator).view(x.shape) for x in u]
         else:
-            parts = compressor(torch.cat([x.reshape(-1) for x in u]), generator).split([x.numel() for x in u])
-            sent = [part.view(x.shape).to(x.dtype) for part, x in zip(parts, u, strict=True)]
+            sent = unflat(compressor(flat(u), generator), u)
         return sent, [a - q for a, q in zip(u, sent, strict=True)]
 
     def _after(self, base: list[Tensor], half: list[Tensor], sent: list[Tensor]) -> list[Tensor]:
