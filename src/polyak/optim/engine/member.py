@@ -30,6 +30,13 @@ def local(t: Any) -> Tensor:
     return here.detach()
 
 
+def placed_like(g: Any, p: Any) -> Tensor:
+    """The part of a gradient that belongs to the part of a parameter that lies on this rank."""
+    if getattr(g, "placements", None) != getattr(p, "placements", None):
+        g = g.redistribute(placements=p.placements)
+    return local(g)
+
+
 def name_of(group: dict[str, Any], index: int, i: int) -> str:
     """What messages call parameter ``i`` of the group ``index``."""
     given = group.get("param_names")

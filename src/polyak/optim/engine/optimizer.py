@@ -17,6 +17,7 @@ from polyak.optim.engine.chain import Chain, check_complete
 from polyak.optim.engine.execution import Execution, Occasion, checked, in_force, untraced
 from polyak.optim.engine.intake import inputs_of, is_request_for_state, materialized, refuse_unfit
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
+from polyak.optim.engine.layers import UNDERSTOOD, find_layers
 from polyak.optim.engine.losses import TakesLoss
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.planner import Planner
@@ -54,6 +55,8 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
 
     slug: ClassVar[str] = ""
     hypers: ClassVar[tuple[Hyper, ...]] = ()
+    taps: ClassVar[tuple[type[nn.Module], ...]] = UNDERSTOOD
+    """The layers that :meth:`tap` listens to."""
 
     def __init__(
         self,
@@ -186,6 +189,7 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
             RuntimeError: a sparse gradient, with ``check_finite`` a non-finite one, or a loss that is read and not
                 given or not finite; nothing has changed then.
             TypeError: a closure and a loss, or a loss that is read and no number.
+            ValueError: options that groups must have in common and do not; nothing has changed then.
         """
         found, loss = None, self._given(closure, loss)
         try:
@@ -202,6 +206,7 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         """One step with the gradients present; nothing is gained by tracing it."""
         if views.is_predicted(self):
             raise RuntimeError(f"{self._owner()}: the weights are predicted ones; restore() them before the step")
+        self.check_together(self.param_groups)  # a user may have written into them
         if self.is_released and all(p.grad is None for group in self.param_groups for p in group["params"]):
             return  # all have stepped in the backward pass
         asked = not self._stepped and is_request_for_state(self.param_groups)
@@ -248,11 +253,21 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
             self._taps.clear()
         super().zero_grad(set_to_none)
 
-    def tap(self, module: nn.Module) -> None:
-        """Listen to the layers of a module, for chains whose rules read what flows through them."""
+    def tap(self, module: nn.Module, exclude: Sequence[str] = (), scaler: torch.amp.GradScaler | None = None) -> None:
+        """Listen to the layers of a module from now on, for chains whose rules read what flows through them.
+
+        Args:
+            module: the module; its ``nn.Linear`` and ``nn.Conv2d`` layers whose weights are trained.
+            exclude: patterns of names of layers to leave alone.
+            scaler: the GradScaler that scales the loss, if one does.
+
+        Raises:
+            ValueError: no such layer, or one that is shared or not understood; names it, and nothing has changed.
+        """
+        layers = find_layers(module, exclude, self._owner(), self.taps)
         if self._taps is not None:
             self._taps.remove()
-        self._taps = Taps(module)
+        self._taps = Taps(layers, scaler)
 
     def explain(self) -> str:
         """Which path every group takes, and why: one line a kind of tensor."""

@@ -16,7 +16,17 @@ from polyak.optim.engine.calls import Call, Line, lines
 from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.context import outside
 from polyak.optim.engine.keeping import Keeping
-from polyak.optim.engine.member import SMALL, STEP, STEPS, Member, holds_nothing, is_sharded, local, name_of
+from polyak.optim.engine.member import (
+    SMALL,
+    STEP,
+    STEPS,
+    Member,
+    holds_nothing,
+    is_sharded,
+    local,
+    name_of,
+    placed_like,
+)
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.run import Run, coefficients, run
 from polyak.optim.engine.sharding import check_shards
@@ -49,12 +59,6 @@ class Planned(Protocol):
 
 def _of(moments: Moments, m: Member) -> Moment:
     return moments[(id(m.chain), m.time, m.value.device)]
-
-
-def _placed_like(g: Any, p: Any) -> Tensor:
-    if getattr(g, "placements", None) != getattr(p, "placements", None):
-        g = g.redistribute(placements=p.placements)
-    return local(g)
 
 
 class GroupPlan:
@@ -256,7 +260,7 @@ class GroupPlan:
         """The gradients, of this rank and placed like their parameters."""
         plain = _PLAIN.issuperset(map(type, grads))
         if not plain:
-            grads = [None if g is None else _placed_like(g, p) for g, p in zip(grads, self.listed, strict=True)]
+            grads = [None if g is None else placed_like(g, p) for g, p in zip(grads, self.listed, strict=True)]
             plain = _PLAIN.issuperset(map(type, grads))
         self._calls = self.mode.compiled and plain and aot.usable()
         self.grads = grads

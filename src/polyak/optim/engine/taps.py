@@ -2,7 +2,8 @@
 
 A rule says ``inputs=("inputs", "output_gradients")`` and finds both as attributes of its context: for the weight of an
 ``nn.Linear`` or ``nn.Conv2d`` the matrix (positions, features) of what went into the layer, a convolution's patches
-unfolded, and that of the loss's gradients by what came out. Passes between two steps are put one below the other.
+unfolded, and that of the loss's gradients by what came out. Passes between two steps are put one below the other;
+:class:`Taps` keeps them.
 
 :class:`LayerTaps` serves methods that want statistics of both, not the matrices, and not at every step.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,55 +26,51 @@ from polyak.optim.engine.run import without_autocast
 
 
 class Taps:
-    """Listens to the layers of a module.
+    """Keeps what flows through layers.
 
     Row ``i`` of both matrices is of the same position of the same use of the layer. A use that no backward pass came
-    back to is not there. Under a GradScaler the output gradients are scaled as the loss is, and stay so.
+    back to is not there, as in :class:`LayerTaps`.
 
     Args:
-        module: its ``nn.Linear`` and ``nn.Conv2d`` layers are listened to, in training passes with gradients enabled.
+        layers: are listened to, in passes with gradients enabled.
+        scaler: the GradScaler by whose scale output gradients are divided.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._seen: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-        self._handles = [layer.register_forward_hook(self._listen) for layer in layers]
+    def __init__(self, layers: Sequence[Layer], scaler: torch.amp.GradScaler | None = None) -> None:
+        self._heard = LayerTaps(self, scaler, together=lambda a, b: torch.cat([a, b]))
+        for layer in layers:
+            self._heard.listen(layer, True)
 
-    def _listen(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not (layer.training and torch.is_grad_enabled() and output.requires_grad):
-            return
-        key, entered = id(layer.weight), _positions(layer, args[0].detach())
+    def enter(self, layer: Layer, x: Tensor) -> Tensor:
+        """The rows that go in, without the 1 for the bias."""
+        return x.flatten(0, 1)[:, : layer.inputs - (layer.bias is not None)]
 
-        def note(gradient: Tensor) -> None:
-            flat = gradient.detach().movedim(1, -1) if isinstance(layer, nn.Conv2d) else gradient.detach()
-            self._seen.setdefault(key, []).append((entered, flat.reshape(-1, flat.shape[-1])))
-
-        output.register_hook(note)  # uses come back in another order than they went, so only here is the pair known
+    def leave(self, layer: Layer, gradient: Tensor) -> Tensor:
+        """The rows of the gradient by what comes out."""
+        return gradient.flatten(0, 1)
 
     def by_name(self) -> dict[str, Mapping[int, Tensor]]:
         """What was seen since :meth:`clear`, by the ``id`` of the layer's weight."""
-        return {
-            name: {key: _below(pair[side] for pair in pairs) for key, pairs in self._seen.items()}
-            for side, name in enumerate(TAPPED)
-        }
+        seen = {id(layer.weight): seen for layer, seen in self._heard.seen.items()}
+        pairs = {key: (one.entered, one.left) for key, one in seen.items()}
+        return {name: {key: pair[side] for key, pair in pairs.items()} for side, name in enumerate(TAPPED)}
 
     def check_seen(self, params: Iterable[tuple[str, Tensor]]) -> None:
         """Raise ``RuntimeError`` naming the first of the weights, given with names, that no pass since went through."""
+        seen = {id(layer.weight) for layer in self._heard.seen}
         for name, param in params:
-            if id(param) not in self._seen:
+            if id(param) not in seen:
                 raise RuntimeError(
                     f"no inputs of a layer with the weight {name} were seen in the passes before the step"
                 )
 
     def clear(self) -> None:
         """Forget what was seen."""
-        self._seen.clear()
+        self._heard.clear()
 
     def remove(self) -> None:
         """Listen no more."""
-        for handle in self._handles:
-            handle.remove()
-        self.clear()
+        self._heard.remove()
 
 
 class Collector(Protocol):
@@ -88,7 +85,7 @@ class Collector(Protocol):
 
 @dataclass
 class Seen:
-    """What the passes since the last :meth:`LayerTaps.clear` brought of a layer: sums of statistics, and counts."""
+    """What the passes since the last :meth:`LayerTaps.clear` brought of a layer: their statistics, and counts."""
 
     entered: Tensor
     left: Tensor
@@ -112,11 +109,17 @@ class LayerTaps:
     Args:
         collector: makes the statistics; held weakly, so that hooks on a model keep no optimizer alive.
         scaler: the GradScaler by whose scale output gradients are divided.
+        together: makes one of the statistics of several passes; their sum by default.
     """
 
-    def __init__(self, collector: Collector, scaler: torch.amp.GradScaler | None = None) -> None:
+    def __init__(
+        self,
+        collector: Collector,
+        scaler: torch.amp.GradScaler | None = None,
+        together: Callable[[Tensor, Tensor], Tensor] = torch.add,
+    ) -> None:
         self._collector: Callable[[], Collector | None] = weakref.ref(collector)
-        self._scaler = scaler
+        self._scaler, self._together = scaler, together
         self._handles: dict[Layer, RemovableHandle] = {}
         self.seen: dict[Layer, Seen] = {}
 
@@ -173,7 +176,7 @@ class LayerTaps:
         if seen is None:
             self.seen[layer] = Seen(entered, left, 1, samples, rows)
             return
-        seen.entered, seen.left = seen.entered + entered, seen.left + left
+        seen.entered, seen.left = self._together(seen.entered, entered), self._together(seen.left, left)
         seen.passes, seen.samples, seen.rows = seen.passes + 1, seen.samples + samples, seen.rows + rows
 
     def clear(self) -> None:
@@ -195,21 +198,5 @@ def _nobody() -> None:
 def _deaf() -> LayerTaps:
     """Taps that nothing is collected from."""
     taps = LayerTaps.__new__(LayerTaps)
-    taps._collector, taps._scaler, taps._handles, taps.seen = _nobody, None, {}, {}
+    taps._collector, taps._scaler, taps._together, taps._handles, taps.seen = _nobody, None, torch.add, {}, {}
     return taps
-
-
-def _below(parts: Iterable[Tensor]) -> Tensor:
-    """One matrix of all rows, without a copy where there is one part."""
-    first, *more = parts
-    return torch.cat([first, *more]) if more else first
-
-
-def _positions(layer: nn.Module, x: Tensor) -> Tensor:
-    """What went into a layer, one row for each application of its weight."""
-    if not isinstance(layer, nn.Conv2d):
-        return x.reshape(-1, x.shape[-1])
-    if isinstance(layer.padding, str) or layer.groups != 1:
-        raise ValueError(f"taps: {layer} must have groups=1 and padding in numbers")
-    patches = nn.functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    return patches.movedim(1, -1).reshape(-1, patches.shape[1])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import ParamsT
 
-from polyak.declare import STATIC, Argument, Described
+from polyak.declare import STATIC, Argument
 from polyak.optim.engine.execution import Occasion
 from polyak.optim.engine.layers import Layer, find_layers
 from polyak.optim.engine.rule import Options, Slot
@@ -28,8 +28,6 @@ COUNT = "layer_step"
 DTYPES = (None, torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FactorDtype = Annotated[torch.dtype | None, DTYPES, "dtype of the factors; None: the weight's"]
 Memory = dict[str, Tensor]
-
-IS_PATTERNS = Described("a sequence of name patterns", lambda v: not isinstance(v, str) and isinstance(v, Sequence))
 
 
 class LayerMethod(Method):
@@ -73,8 +71,6 @@ class LayerMethod(Method):
         model = params if model is None and isinstance(params, nn.Module) else model
         if not isinstance(model, nn.Module):
             raise TypeError(f"{owner} reads what flows through layers: give it the model, as params or as model=")
-        if exclude not in IS_PATTERNS:
-            raise TypeError(f"{owner}: exclude must be {IS_PATTERNS}, got {exclude!r}")
         layers = find_layers(model, exclude, owner)
         if isinstance(params, nn.Module):
             values["params"] = [(n, p) for n, p in params.named_parameters() if p.requires_grad]
