@@ -77,12 +77,13 @@ class DGD(Method):
         optimizer.step()
 
     An interpretation: the paper prints no value, and has no official code. ``normalize=False`` takes the mean of
-    ``|x|^2`` for the constant that the paper supposes. Runs uncompiled. Under a GradScaler, unscaled output gradients
-    are not to be had: use bfloat16.
+    ``|x|^2`` for the constant that the paper supposes. Runs uncompiled. Give a DistributedDataParallel module itself:
+    the rows of all its ranks are read.
 
     Raises:
         TypeError: if it is given no module.
-        ValueError: an argument outside what is allowed.
+        ValueError: an argument outside what is allowed; the weight of a linear layer that is sharded (FSDP2), or that
+            is something else's too, as an embedding's.
         RuntimeError: in a step without a forward and backward pass through a layer that has a gradient.
     """
 
@@ -97,18 +98,25 @@ class DGD(Method):
     momentum: Annotated[Momentum, STATIC_IF_ZERO] = 0.0
     order: Annotated[Order, "all rows at once, or one after the other"] = "batch"
     normalize: Annotated[bool, STATIC, "inputs of length 1"] = True
+    scaler: Annotated[torch.amp.GradScaler | None, Argument("the GradScaler that scales the loss, if one does")] = None
 
     def _begin(self, values: dict[str, Any]) -> None:
-        module = values["params"]
+        module, scaler = values["params"], values.pop("scaler")
         if not isinstance(module, nn.Module):
             raise TypeError(f"DGD: it listens to layers, and takes a module, got {type(module).__name__}")
         linear = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
+        others = {id(p) for m in module.modules() if not isinstance(m, nn.Linear) for p in m.parameters(recurse=False)}
         roles: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], REST: []}
         for name, p in module.named_parameters():
+            if id(p) in linear & others:
+                raise ValueError(
+                    f"DGD: {name} is the weight of a linear layer and of another module, whose gradient would be lost; "
+                    "untie them"
+                )
             roles["matrix" if id(p) in linear else REST].append((name, p))
         values["params"] = [{"params": listed, "role": role} for role, listed in roles.items() if listed]
         super()._begin(values)
-        self.tap(module)
+        self.tap(module, scaler)
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:

@@ -18,10 +18,12 @@ from polyak.optim.engine.execution import Execution, Occasion, checked, in_force
 from polyak.optim.engine.intake import inputs_of, is_request_for_state, materialized, refuse_unfit
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
 from polyak.optim.engine.losses import TakesLoss
+from polyak.optim.engine.member import is_sharded
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.planner import Planner
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.run import drive, without_autocast
+from polyak.optim.engine.sharding import check_shards
 from polyak.optim.engine.taps import Taps
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
@@ -141,6 +143,10 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         params = group["params"]
         params = [params] if isinstance(params, Tensor) else list(params)
         refuse_unfit([p[1] if isinstance(p, tuple) else p for p in params], self._owner())
+        for i, entry in enumerate(params):
+            name, p = entry if isinstance(entry, tuple) else (f"parameter {i}", entry)
+            if is_sharded(p):
+                check_shards(p, name, self.chain_of(group).for_shape(p.shape), group)
 
     def check_together(self, groups: Sequence[Options]) -> None:
         """Refuse groups that do not go together; methods with such rules override it."""
@@ -248,11 +254,16 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
             self._taps.clear()
         super().zero_grad(set_to_none)
 
-    def tap(self, module: nn.Module) -> None:
-        """Listen to the layers of a module, for chains whose rules read what flows through them."""
+    def tap(self, module: nn.Module, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Listen to the layers of a module, for chains whose rules read what flows through them.
+
+        Args:
+            module: the module; of a DistributedDataParallel module, itself, the rows of all ranks are read.
+            scaler: the GradScaler that scales the loss, if one does.
+        """
         if self._taps is not None:
             self._taps.remove()
-        self._taps = Taps(module)
+        self._taps = Taps(module, scaler)
 
     def explain(self) -> str:
         """Which path every group takes, and why: one line a kind of tensor."""

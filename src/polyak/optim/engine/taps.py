@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
 from polyak.optim.engine.context import TAPPED
@@ -28,16 +29,21 @@ class Taps:
     """Listens to the layers of a module.
 
     Row ``i`` of both matrices is of the same position of the same use of the layer. A use that no backward pass came
-    back to is not there. Under a GradScaler the output gradients are scaled as the loss is, and stay so.
+    back to is not there.
 
     Args:
         module: its ``nn.Linear`` and ``nn.Conv2d`` layers are listened to, in training passes with gradients enabled.
+            Of a DistributedDataParallel module the rows of all ranks are put one below the other, and output gradients
+            are those of the mean of their losses.
+        scaler: the GradScaler by whose scale output gradients are divided.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, scaler: torch.amp.GradScaler | None = None) -> None:
         self._seen: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-        self._handles = [layer.register_forward_hook(self._listen) for layer in layers]
+        self._layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        self._handles = [layer.register_forward_hook(self._listen) for layer in self._layers]
+        self._scaler = scaler
+        self._ranks: Any = module.process_group if isinstance(module, DistributedDataParallel) else None
 
     def _listen(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if not (layer.training and torch.is_grad_enabled() and output.requires_grad):
@@ -45,22 +51,42 @@ class Taps:
         key, entered = id(layer.weight), _positions(layer, args[0].detach())
 
         def note(gradient: Tensor) -> None:
-            flat = gradient.detach().movedim(1, -1) if isinstance(layer, nn.Conv2d) else gradient.detach()
+            flat = _unscaled(gradient.detach(), self._scaler)
+            flat = flat.movedim(1, -1) if isinstance(layer, nn.Conv2d) else flat
             self._seen.setdefault(key, []).append((entered, flat.reshape(-1, flat.shape[-1])))
 
         output.register_hook(note)  # uses come back in another order than they went, so only here is the pair known
 
     def by_name(self) -> dict[str, Mapping[int, Tensor]]:
-        """What was seen since :meth:`clear`, by the ``id`` of the layer's weight."""
-        return {
-            name: {key: _below(pair[side] for pair in pairs) for key, pairs in self._seen.items()}
-            for side, name in enumerate(TAPPED)
-        }
+        """What was seen since :meth:`clear`, by the ``id`` of the layer's weight.
 
-    def check_seen(self, params: Iterable[tuple[str, Tensor]]) -> None:
-        """Raise ``RuntimeError`` naming the first of the weights, given with names, that no pass since went through."""
+        Every rank of a DistributedDataParallel module must call it.
+        """
+        found = {
+            key: (_below(entered for entered, _ in pairs), _below(left for _, left in pairs))
+            for key, pairs in self._seen.items()
+        }
+        if self._ranks is not None:
+            found = self._of_all_ranks(found)
+        return {name: {key: pair[side] for key, pair in found.items()} for side, name in enumerate(TAPPED)}
+
+    def _of_all_ranks(self, found: dict[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
+        """The rows of all ranks; one that saw nothing of a layer has none, and takes part."""
+        trained = {id(layer.weight): layer.weight.detach() for layer in self._layers if layer.weight.requires_grad}
+        whole = {}
+        for key, w in trained.items():
+            entered, left = found.get(key, (w.new_zeros(0, w[0].numel()), w.new_zeros(0, len(w))))
+            rows = _gathered(torch.cat([entered.to(w.dtype), left.to(w.dtype)], 1), self._ranks)
+            if len(rows):
+                entered, left = rows.split([w[0].numel(), len(w)], 1)
+                whole[key] = entered, left / self._ranks.size()
+        return whole
+
+    @staticmethod
+    def check_seen(params: Iterable[tuple[str, Tensor]], seen: Container[int]) -> None:
+        """Raise ``RuntimeError`` naming the first of the weights, given with names, that is not among the ``seen``."""
         for name, param in params:
-            if id(param) not in self._seen:
+            if id(param) not in seen:
                 raise RuntimeError(
                     f"no inputs of a layer with the weight {name} were seen in the passes before the step"
                 )
@@ -155,18 +181,13 @@ class LayerTaps:
             if collector is None or not self.listens(layer):
                 return
             with torch.no_grad(), without_autocast([gradient.device.type]):
-                left = collector.leave(layer, layer.left(self._unscaled(gradient.detach())))
+                left = collector.leave(layer, layer.left(_unscaled(gradient.detach(), self._scaler)))
             self._add(layer, entered, left, samples, rows)
 
         if output.ndim != layer.plain_ndim:
             output = output.clone()  # it was a view, and an operation in place leads gradients around a view's hooks
         output.register_hook(note)  # on the tensor: it is called with the gradient before what is done in place
         return output
-
-    def _unscaled(self, gradient: Tensor) -> Tensor:
-        if self._scaler is None or not self._scaler.is_enabled():
-            return gradient
-        return gradient.float() / self._scaler.get_scale()
 
     def _add(self, layer: Layer, entered: Tensor, left: Tensor, samples: int, rows: int) -> None:
         seen = self.seen.get(layer)
@@ -197,6 +218,24 @@ def _deaf() -> LayerTaps:
     taps = LayerTaps.__new__(LayerTaps)
     taps._collector, taps._scaler, taps._handles, taps.seen = _nobody, None, {}, {}
     return taps
+
+
+def _unscaled(gradient: Tensor, scaler: torch.amp.GradScaler | None) -> Tensor:
+    if scaler is None or not scaler.is_enabled():
+        return gradient
+    return gradient.float() / scaler.get_scale()
+
+
+def _gathered(rows: Tensor, ranks: Any) -> Tensor:
+    """The rows of all ranks, of which each may have another number, in the order of the ranks."""
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(ranks.size())]
+    torch.distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device), group=ranks)
+    most = max(int(count) for count in counts)
+    mine = rows.new_zeros(most, rows.shape[1])
+    mine[: len(rows)] = rows
+    parts = [torch.empty_like(mine) for _ in counts]
+    torch.distributed.all_gather(parts, mine, group=ranks)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
 
 
 def _below(parts: Iterable[Tensor]) -> Tensor:
