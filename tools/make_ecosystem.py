@@ -6,6 +6,7 @@ python tools/make_ecosystem.py --check    # fail if it is out of date
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -117,12 +118,21 @@ def refusals_of_tied() -> dict[str, str]:
     return {name: reason for name, reason in found.items() if reason}
 
 
+BEHIND = {" is sharded": "a weight", " are one weight; ": "two names", " is the weight of a linear layer": "one tensor"}
+"""What reasons are said of, by the words behind it."""
+
+
 def _in_short(reason: str) -> str:
-    """The reason without the tensor and the method that it was said of."""
-    for mark in (" are one weight; ", " is sharded", " is the weight of a linear layer and of "):
+    """The reason without the weight and the method that it was said of."""
+    whats = {
+        " is sharded": "a weight",
+        " are one weight; ": "two names",
+        " is the weight of a linear layer": "one tensor",
+    }
+    for mark, what in whats.items():
         if mark in reason:
-            after = (mark + reason.split(mark, 1)[1]).strip()
-            return after.replace("exclude='head'", "`exclude=`")
+            said = f"{what}{mark}{reason.split(mark, 1)[1]}"
+            return re.sub(r"exclude='\w+'", "`exclude=`", said)
     return reason
 
 

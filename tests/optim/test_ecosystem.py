@@ -1,14 +1,16 @@
-"""Every method and driver with what a training has around it: ranks, parts of batches, scalers, layouts, odd weights."""
+"""Every method and driver with what is around it: ranks, parts of batches, scalers, layouts, odd weights."""
 
 import functools
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from polyak.optim.drivers import DGD
 from tests import ranks
 from tests.optim.ecosystem import LATE, NAMES, QUICK, READS_LAYERS, STEPS, Net, Run, net, weights
+from tests.optim.moves import random
 from tests.optim.training import assert_same
 from tools.make_ecosystem import refusals_of_shards, refusals_of_tied
 
@@ -28,16 +30,16 @@ def alone(name: str) -> dict[str, Tensor]:
     return weights(model)
 
 
-def launched(folder: Path, names: tuple[str, ...]) -> Path:
+def launched(folder: Path, names: tuple[str, ...], *more: str) -> Path:
     """Where one pair of processes left the trainings of all these methods."""
     cases = [f"{kind}:{name}:batched" for kind in ("ddp", "fsdp") for name in names]
-    ranks.launch("optim.ecosystem_worker", folder, *cases)
+    ranks.launch("optim.ecosystem_worker", folder, *cases, *more)
     return folder
 
 
 @pytest.fixture(scope="module")
 def quick(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return launched(tmp_path_factory.mktemp("quick"), QUICK)
+    return launched(tmp_path_factory.mktemp("quick"), QUICK, "uneven:1")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +81,20 @@ def test_two_ranks_are_one_process(quick: Path, refused: dict[str, str], name: s
 @pytest.mark.parametrize("name", LATER)
 def test_two_ranks_are_one_process_for_all(later: Path, refused: dict[str, str], name: str, kind: str) -> None:
     check_ranks(later, name, kind, refused)
+
+
+@needs_ranks
+def test_rows_of_layers_are_gathered_where_ranks_have_unlike_many(quick: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3).double()
+    optimizer = DGD(model, lr=0.3)
+    for step in range(3):
+        x, y = random(step, (5, 4), (5, 3))
+        optimizer.zero_grad()
+        error = (model(x) - y).square().mean(1)
+        ((error[0] + error[1:].mean()) / 2).backward()
+        optimizer.step()
+    assert_same(ranks.result(quick, "uneven:1"), weights(model))
 
 
 @pytest.mark.parametrize("name", METHODS)
