@@ -20,6 +20,8 @@ Made from the code by `tools/make_catalogue.py`; the same facts as `polyak show 
 
 Verified by: what the recorded trajectories come from that a method reproduces. A transcription is of the paper, and an
 interpretation of what the paper leaves open: they tell that the code does what we think, and no more.
+
+Which go with FSDP2, DistributedDataParallel, scalers, accumulation and odd weights: [ecosystem.md](ecosystem.md).
 """
 TABLE = """
 | name | class | paper | year | state, bytes per float32 weight | verified by |

@@ -93,12 +93,12 @@ def test_a_weight_that_was_not_seen_is_named() -> None:
     net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
     taps = Taps(find_layers(net, (), "Taps"))
     net[0](torch.ones(1, 3)).sum().backward()
-    taps.check_seen([("0.weight", net[0].weight)])
+    taps.check_seen([("0.weight", net[0].weight)], taps.by_name()["inputs"])
     with pytest.raises(RuntimeError, match=r"no inputs of a layer with the weight 1\.weight were seen"):
-        taps.check_seen(net.named_parameters())
+        taps.check_seen(net.named_parameters(), taps.by_name()["inputs"])
     taps.clear()
     with pytest.raises(RuntimeError, match=r"the weight 0\.weight"):
-        taps.check_seen(net.named_parameters())
+        taps.check_seen(net.named_parameters(), taps.by_name()["inputs"])
 
 
 def test_rows_are_kept_without_the_one_for_the_bias_and_unscaled() -> None:

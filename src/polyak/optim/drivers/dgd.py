@@ -82,11 +82,12 @@ class DGD(Method):
     An interpretation: the paper prints no value, and has no official code. ``normalize=False`` takes the mean of
     ``|x|^2`` for the constant that the paper supposes. Runs uncompiled. A weight that is used in several places, as
     embedding and head, is refused; ``exclude`` leaves it to gradient descent. What else the loss has of a layer's
-    weight, such as a penalty, is not seen: D is all that counts.
+    weight, such as a penalty, is not seen: D is all that counts. Give a DistributedDataParallel module itself: the rows
+    of all its ranks are read.
 
     Raises:
         TypeError: if it is given no module.
-        ValueError: an argument outside what is allowed, a weight that is shared, no linear layer.
+        ValueError: an argument outside what is allowed, a weight that is shared or sharded (FSDP2), no linear layer.
         RuntimeError: in a step without a forward and backward pass through a layer that has a gradient.
     """
 

@@ -42,7 +42,7 @@ def inputs_of(optimizer: Reads, taps: Taps | None, loss: float | Tensor | None) 
         raise RuntimeError(f"{owner} reads what flows through layers: call tap(model) before the passes")
     tapped: dict[str, Any] = {} if taps is None else {**taps.by_name()}
     if taps is not None:
-        taps.check_seen(_reading_layers(optimizer))
+        taps.check_seen(_reading_layers(optimizer), tapped[TAPPED[0]])
     if wanted - {"loss", *TAPPED}:
         tapped |= optimizer.measure()
     if missing := sorted(wanted - {"loss", *TAPPED} - set(tapped)):

@@ -132,7 +132,8 @@ class Member:
             return False
         if is_misaligned(self.value):
             return False
-        if self.asks_matrices or any(kept.in_order for kept in self.kept):
+        # what flows through a layer, and memories of shapes of their own, go with columns in their order
+        if self.asks_matrices or not self.chain.is_compilable or any(kept.in_order for kept in self.kept):
             return self.value.is_contiguous()
         return self.layout != "rows" or not self.strides or self.strides[0] == max(self.strides)
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
@@ -19,10 +20,12 @@ from polyak.optim.engine.intake import inputs_of, is_request_for_state, material
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
 from polyak.optim.engine.layers import UNDERSTOOD, find_layers
 from polyak.optim.engine.losses import TakesLoss
+from polyak.optim.engine.member import is_sharded
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.planner import Planner
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.run import drive, without_autocast
+from polyak.optim.engine.sharding import check_shards
 from polyak.optim.engine.taps import Taps
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
@@ -144,6 +147,10 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         params = group["params"]
         params = [params] if isinstance(params, Tensor) else list(params)
         refuse_unfit([p[1] if isinstance(p, tuple) else p for p in params], self._owner())
+        for i, entry in enumerate(params):
+            name, p = entry if isinstance(entry, tuple) else (f"parameter {i}", entry)
+            if is_sharded(p):
+                check_shards(p, name, self.chain_of(group).for_shape(p.shape), group)
 
     def check_together(self, groups: Sequence[Options]) -> None:
         """Refuse groups that do not go together; methods with such rules override it."""
@@ -257,7 +264,8 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         """Listen to the layers of a module from now on, for chains whose rules read what flows through them.
 
         Args:
-            module: the module; its ``nn.Linear`` and ``nn.Conv2d`` layers whose weights are trained.
+            module: the module; its ``nn.Linear`` and ``nn.Conv2d`` layers whose weights are trained. Of a
+                DistributedDataParallel module, itself, the rows of all ranks are read.
             exclude: patterns of names of layers to leave alone.
             scaler: the GradScaler that scales the loss, if one does.
 
@@ -267,7 +275,7 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         layers = find_layers(module, exclude, self._owner(), self.taps)
         if self._taps is not None:
             self._taps.remove()
-        self._taps = Taps(layers, scaler)
+        self._taps = Taps(layers, scaler, module.process_group if isinstance(module, DistributedDataParallel) else None)
 
     def explain(self) -> str:
         """Which path every group takes, and why: one line a kind of tensor."""

@@ -119,8 +119,7 @@ class GroupPlan:
         name = name_of(self.group, self.index, i)
         chain = self.chain.for_shape(p.shape)
         questions = chain.questions(self.group)
-        if is_sharded(p):
-            check_shards(p, name, {q.kind for q in questions}, {slot.shape for slot in chain.slots})
+        check_shards(p, name, chain, self.group)
         return Member(p, i, name, chain, questions, self.keeping, self.optimizer.salt_of(self.index, i))
 
     def _mode(self, execution: str) -> Mode:

@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.context import Question, Rows
 from polyak.optim.engine.kernels import high
 from polyak.optim.engine.member import is_sharded
+from polyak.optim.engine.rule import Options
 from polyak.optim.engine.units import Piece, Unit, Waiting, solve
 
 
@@ -34,15 +36,20 @@ def _reduce(value: Tensor, groups: tuple[Any, ...], largest: bool = False) -> Te
     return value
 
 
-def check_shards(param: Tensor, name: str, asked: set[Any], shapes: set[Any]) -> None:
-    """Raise ``ValueError`` if a sharded tensor lies on its ranks in a way that the method cannot work with.
+def check_shards(param: Tensor, name: str, chain: Chain, options: Options) -> None:
+    """Raise ``ValueError`` if a sharded tensor lies on its ranks in a way that a chain cannot work with.
 
     Args:
-        param: the tensor.
+        param: the tensor; one that is not sharded passes.
         name: what the message calls it.
-        asked: kinds of questions that are asked of it.
-        shapes: of its memories.
+        chain: the rules that apply to it.
+        options: of its group.
     """
+    if not is_sharded(param):
+        return
+    if chain.reads_layers:
+        raise ValueError(f"{name} is sharded, and the method reads what flows through its whole layer: replicate it")
+    asked, shapes = {q.kind for q in chain.questions(options)}, {slot.shape for slot in chain.slots}
     if "row" in shapes:
         raise ValueError(f"{name} is sharded, and the method keeps a number a row of it: replicate it")
     if any(map(callable, shapes)):

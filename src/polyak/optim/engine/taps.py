@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -34,10 +34,13 @@ class Taps:
     Args:
         layers: are listened to, in passes with gradients enabled.
         scaler: the GradScaler by whose scale output gradients are divided.
+        ranks: the process group of a DistributedDataParallel module: the rows of all ranks are put one below the other,
+            and output gradients are those of the mean of their losses.
     """
 
-    def __init__(self, layers: Sequence[Layer], scaler: torch.amp.GradScaler | None = None) -> None:
+    def __init__(self, layers: Sequence[Layer], scaler: torch.amp.GradScaler | None = None, ranks: Any = None) -> None:
         self._heard = LayerTaps(self, scaler, together=lambda a, b: torch.cat([a, b]))
+        self._layers, self._ranks = layers, ranks
         for layer in layers:
             self._heard.listen(layer, True)
 
@@ -50,14 +53,30 @@ class Taps:
         return gradient.flatten(0, 1)
 
     def by_name(self) -> dict[str, Mapping[int, Tensor]]:
-        """What was seen since :meth:`clear`, by the ``id`` of the layer's weight."""
-        seen = {id(layer.weight): seen for layer, seen in self._heard.seen.items()}
-        pairs = {key: (one.entered, one.left) for key, one in seen.items()}
+        """What was seen since :meth:`clear`, by the ``id`` of the layer's weight.
+
+        Every rank of a DistributedDataParallel module must call it.
+        """
+        pairs = {id(layer.weight): (seen.entered, seen.left) for layer, seen in self._heard.seen.items()}
+        if self._ranks is not None:
+            pairs = self._of_all_ranks(pairs)
         return {name: {key: pair[side] for key, pair in pairs.items()} for side, name in enumerate(TAPPED)}
 
-    def check_seen(self, params: Iterable[tuple[str, Tensor]]) -> None:
-        """Raise ``RuntimeError`` naming the first of the weights, given with names, that no pass since went through."""
-        seen = {id(layer.weight) for layer in self._heard.seen}
+    def _of_all_ranks(self, found: Mapping[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
+        """The rows of all ranks; one that saw nothing of a layer has none, and takes part."""
+        whole = {}
+        for key, w in ((id(layer.weight), layer.weight.detach()) for layer in self._layers):
+            sizes = [w[0].numel(), len(w)]
+            entered, left = found.get(key, (w.new_zeros(0, sizes[0]), w.new_zeros(0, sizes[1])))
+            rows = _gathered(torch.cat([entered.to(w.dtype), left.to(w.dtype)], 1), self._ranks)
+            if len(rows):
+                entered, left = rows.split(sizes, 1)
+                whole[key] = entered, left / self._ranks.size()
+        return whole
+
+    @staticmethod
+    def check_seen(params: Iterable[tuple[str, Tensor]], seen: Container[int]) -> None:
+        """Raise ``RuntimeError`` naming the first of the weights, given with names, that is not among the ``seen``."""
         for name, param in params:
             if id(param) not in seen:
                 raise RuntimeError(
@@ -158,18 +177,13 @@ class LayerTaps:
             if collector is None or not self.listens(layer):
                 return
             with torch.no_grad(), without_autocast([gradient.device.type]):
-                left = collector.leave(layer, layer.left(self._unscaled(gradient.detach())))
+                left = collector.leave(layer, layer.left(_unscaled(gradient.detach(), self._scaler)))
             self._add(layer, entered, left, samples, rows)
 
         if output.ndim != layer.plain_ndim:
             output = output.clone()  # it was a view, and an operation in place leads gradients around a view's hooks
         output.register_hook(note)  # on the tensor: it is called with the gradient before what is done in place
         return output
-
-    def _unscaled(self, gradient: Tensor) -> Tensor:
-        if self._scaler is None or not self._scaler.is_enabled():
-            return gradient
-        return gradient.float() / self._scaler.get_scale()
 
     def _add(self, layer: Layer, entered: Tensor, left: Tensor, samples: int, rows: int) -> None:
         seen = self.seen.get(layer)
@@ -200,3 +214,21 @@ def _deaf() -> LayerTaps:
     taps = LayerTaps.__new__(LayerTaps)
     taps._collector, taps._scaler, taps._together, taps._handles, taps.seen = _nobody, None, torch.add, {}, {}
     return taps
+
+
+def _unscaled(gradient: Tensor, scaler: torch.amp.GradScaler | None) -> Tensor:
+    if scaler is None or not scaler.is_enabled():
+        return gradient
+    return gradient.float() / scaler.get_scale()
+
+
+def _gathered(rows: Tensor, ranks: Any) -> Tensor:
+    """The rows of all ranks, of which each may have another number, in the order of the ranks."""
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(ranks.size())]
+    torch.distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device), group=ranks)
+    most = max(int(count) for count in counts)
+    mine = rows.new_zeros(most, rows.shape[1])
+    mine[: len(rows)] = rows
+    parts = [torch.empty_like(mine) for _ in counts]
+    torch.distributed.all_gather(parts, mine, group=ranks)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])

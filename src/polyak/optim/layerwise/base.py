@@ -17,6 +17,7 @@ from torch.optim.optimizer import ParamsT
 from polyak.declare import STATIC, Argument
 from polyak.optim.engine.execution import Occasion
 from polyak.optim.engine.layers import Layer, find_layers
+from polyak.optim.engine.member import name_of
 from polyak.optim.engine.rule import Options, Slot
 from polyak.optim.engine.taps import LayerTaps, Seen
 from polyak.optim.groups import REST, Role
@@ -166,11 +167,25 @@ class LayerMethod(Method):
         """The layers that step now."""
         if self._heard is None:
             raise RuntimeError(f"{self._owner()} reads what flows through layers: call tap(model) before the passes")
+        self._refuse_unheard()
         active = [layer for layer in self._layers if layer.weight.grad is not None]
         for layer in active:
             if layer.bias is not None and layer.bias.grad is None:
                 raise RuntimeError(f"{self._owner()}: the weight of {layer.name} has a gradient, its bias has none")
         return active
+
+    def _refuse_unheard(self) -> None:
+        """A group of layers that was added later has none that is not listened to."""
+        known = {id(p) for layer in self._layers for p in layer.params}
+        for index, group in enumerate(self.param_groups):
+            if group["role"] not in self.roles:
+                continue
+            for i, p in enumerate(group["params"]):
+                if id(p) not in known and p.grad is not None:
+                    raise RuntimeError(
+                        f"{self._owner()}: {name_of(group, index, i)} is of no layer that is listened to: "
+                        f"call tap(model) before the passes, or add it with role={REST!r}"
+                    )
 
     def _refreshed_memories(self, active: Sequence[Layer]) -> dict[Layer, Memory]:
         assert self._heard is not None
