@@ -135,11 +135,13 @@ def _split(params: Named) -> tuple[list[Tensor], list[Tensor]]:
 
 def _ours(method: str, options: Mapping[str, Any], params: Named) -> list[torch.optim.Optimizer]:
     make = optim.get(method)
-    if "aux_lr" not in inspect.signature(make).parameters:
+    known = inspect.signature(make).parameters
+    if "aux_lr" not in known:
         return [make(list(params.values()), **options)]
     matrices, rest = _split(params)
-    groups = [{"params": matrices, "use_muon": True}, {"params": rest, "use_muon": False}]
-    return [make([g for g in groups if g["params"]], **{**options, "aux_eps_form": "after"})]
+    groups = [{"params": matrices, "role": "matrix"}, {"params": rest, "role": "rest"}]
+    form = {"aux_eps_form": "after"} if "aux_eps_form" in known else {}
+    return [make([g for g in groups if g["params"]], **{**options, **form})]
 
 
 def _muon(make: Any, options: Mapping[str, Any], params: Named) -> list[torch.optim.Optimizer]:
