@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from polyak import optim
+
 ROOT = Path(__file__).resolve().parents[1]
 TARGET = ROOT / "docs" / "speed.md"
 RESULTS = ROOT / "benchmarks" / "results" / "step_time-cpu.json"
@@ -108,6 +110,8 @@ def page() -> str:
     )  # fmt: skip
     far = "".join(misses(methods)) or "None.\n"
     tail = f"\n## Far off\n\nOver twice the base, or over 1.5 times the best peer:\n\n{far}"
+    if missing := [f"`{name}`" for name in optim.names() if name not in methods]:
+        tail += f"\n## Not measured\n\n{len(missing)} of {len(optim.names())}: {', '.join(missing)}.\n"
     return text + "".join(line(name, methods[name]) for name in sorted(methods)) + tail
 
 
