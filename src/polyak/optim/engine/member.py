@@ -115,11 +115,17 @@ class Member:
             # that memories of one number, or of one for each column, follow those of the other ranks
             columns = max(self.value.shape[1:].numel(), 1)
             self.shape = (1, columns) if self.layout == "rows" else (1,) * len(self.shape)
-        local_sums = all(q.is_local for q in questions) and not (self.sharded and questions)
+        self.asks_totals = any(q.kind == "total" for q in questions)
+        by_kernels = all(q.is_local or q.kind == "total" for q in questions) and not (self.sharded and questions)
         # seeds belong to a whole tensor, and so do packed signs and what flows through a layer
         self.uncut = self.draws or any(kept.form for kept in self.kept) or not chain.is_compilable
-        self.one_call = self.direct and self.is_compilable and local_sums
+        self.by_calls = self.direct and self.is_compilable and by_kernels
         self.crossing = False
+
+    @property
+    def one_call(self) -> bool:
+        """Whether a step is one call of a compiled kernel; ``by_calls``: or several, between which totals are found."""
+        return self.by_calls and not self.asks_totals
 
     @property
     def numel(self) -> int:
@@ -152,12 +158,12 @@ class Member:
         self.keeping.complete(self.kept, self.state, self.param)
         self.memories = [self.state[key] for key in self.keys]
         if any(is_misaligned(local(memory)) for memory in self.memories):
-            self.direct = self.one_call = False
+            self.direct = self.by_calls = False
         self.array = self.as_array(self.value)
         self._take_parts()
         facts = torch.tensor([self.param.numel(), self.salt], dtype=torch.float64, device="cpu")
         self.facts = facts.to(self.value.device)
-        self.one_call = self.one_call and aot.usable([self.array, *self.parts])
+        self.by_calls = self.by_calls and aot.usable([self.array, *self.parts])
         if self.chain.timed or self.draws:
             # a counter of its own, 0-d and float32 like torch's, that Python reads and writes without a call into torch
             before, fresh = self.state.get(STEP, 0.0), torch.zeros((), device="cpu")
@@ -190,7 +196,7 @@ class Member:
 
     def set_crossing(self) -> None:
         """Share memory with another weight: steps are made in the order of the parameters, whatever the mode."""
-        self.crossing, self.one_call = True, False
+        self.crossing, self.by_calls = True, False
 
     def settle_copies(self) -> None:
         """Write back what the kernel worked on in copies."""

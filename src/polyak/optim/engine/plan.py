@@ -12,7 +12,7 @@ from torch.autograd.graph import increment_version
 
 from polyak import aot
 from polyak.optim.engine import units
-from polyak.optim.engine.calls import Call, Line, lines
+from polyak.optim.engine.calls import Call, Line, Talk, lines, talk
 from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.context import outside
 from polyak.optim.engine.keeping import Keeping
@@ -84,6 +84,7 @@ class GroupPlan:
         self.devices = {m.value.device.type for m in self.members.values()}
         self._direct: dict[int, Call] = {}
         self._lines: list[Line] = []
+        self._talk: Talk | None = None
         self._is_prepared = False
         if not dry:
             self._take(grads)
@@ -154,7 +155,7 @@ class GroupPlan:
         ):
             return False
         if self.mode != (mode := self._mode(execution)):
-            self.mode, self._direct, self._lines = mode, {}, []
+            self.mode, self._direct, self._lines, self._talk = mode, {}, [], None
         try:
             held = [state[key] for state, key in self._slots]
             steps = [m.state[STEP] for m in self._counters]
@@ -199,6 +200,9 @@ class GroupPlan:
 
     def runs(self, moments: Moments) -> Iterator[Run]:
         """This step's runs. What is one call of a compiled kernel is done on the way."""
+        if self._calls and (together := self._together(moments)):
+            yield together
+            return
         done = self._run_lines(moments) if self._calls else set()
         if len(done) == len(self.members):
             return
@@ -228,6 +232,21 @@ class GroupPlan:
             increment_version(line.arrays)
             done.update(line.indices)
         return done
+
+    def _together(self, moments: Moments) -> Run | None:
+        """All members as one run, if they ask for totals and can be called in lines."""
+        if not self.units or not self.units[0].first.asks_totals:
+            return None
+        members = [m for unit in self.units for m in unit.members]
+        grads = [g for m in members if (g := self.grads[m.index]) is not None]
+        moment = _of(moments, members[0])
+        if len(grads) < len(members) or any(unit.gathered for unit in self.units):
+            return None
+        if self._talk is None or self._talk.names != moment.names:
+            self._talk = talk(members, grads, moment.names, self.mode.maximize)
+        if self._talk is None or self._talk.passes[0].take(self.grads) is None:
+            return None
+        return self._talk.run(grads, moment)
 
     def _call(self, m: Member, g: Tensor, moment: Moment) -> bool:
         """Do a member's step by one call of its kernel, if that is possible."""

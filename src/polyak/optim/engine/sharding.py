@@ -104,7 +104,7 @@ class ShardedSums:
         self.device: dict[tuple[Any, ...], torch.device] = {}
 
     def add(self, unit: Unit, terms: tuple[Tensor, ...]) -> None:
-        """Add a unit's terms. The empty terms of a shard still enter the reduction."""
+        """Add a unit's terms, numbers or vectors with one of each member. The empty terms of a shard count, too."""
         if not unit.sharded:
             self.whole.append(terms)
             return
@@ -114,14 +114,14 @@ class ShardedSums:
 
     def result(self) -> tuple[Tensor, ...]:
         """The sums, as 0-d float64 tensors."""
-        pieces = [torch.stack([t.double() for t in terms]) for terms in self.whole if terms]
+        pieces = [torch.stack([t.double() for t in ts], -1).view(-1, self.width) for ts in self.whole if ts]
         for groups, shards in self.shards.items():
             value = torch.zeros(self.width, dtype=torch.float64, device=self.device[groups])
             for terms in shards:
                 if terms:
                     value += torch.stack([t.double() for t in terms])
-            pieces.append(_reduce(value, groups))
-        return tuple(torch.stack([p.to(pieces[0].device) for p in pieces]).sum(0).unbind())
+            pieces.append(_reduce(value, groups)[None])
+        return tuple(torch.cat([p.to(pieces[0].device) for p in pieces]).sum(0).unbind())
 
 
 def sums_of_shards(asked: Sequence[Waiting]) -> list[tuple[list[Tensor], Tensor | None]]:
