@@ -116,7 +116,7 @@ class DGD(Method):
             roles["matrix" if id(p) in linear else REST].append((name, p))
         values["params"] = [{"params": listed, "role": role} for role, listed in roles.items() if listed]
         super()._begin(values)
-        self.tap(module, scaler)
+        self.tap(module, scaler=scaler)
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:

@@ -254,7 +254,7 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
             self._taps.clear()
         super().zero_grad(set_to_none)
 
-    def tap(self, module: nn.Module, scaler: torch.amp.GradScaler | None = None) -> None:
+    def tap(self, module: nn.Module, *, scaler: torch.amp.GradScaler | None = None) -> None:
         """Listen to the layers of a module, for chains whose rules read what flows through them.
 
         Args:
