@@ -139,7 +139,7 @@ def _in_short(reason: str) -> str:
 def _kinds(name: str) -> set[str]:
     """What a method asks of its tensors."""
     optimizer: Optimizer = make(name, Net(tied=False))
-    found = set()
+    found: set[str] = set()
     for group in optimizer.param_groups:
         for p in group["params"]:
             found |= {q.kind for q in optimizer.chain_of(group).for_shape(p.shape).questions(group)}
