@@ -78,7 +78,8 @@ def test_sharded_is_unsharded_for_all_others(rest: Path, method: str, execution:
 
 @pytest.mark.slow
 def test_compiled(tmp_path: Path) -> None:
-    ranks.launch("optim.fsdp_worker", tmp_path, *(f"equal:{name}:compiled" for name in COMPILED))
+    cases = (f"equal:{name}:compiled" for name in COMPILED)
+    ranks.launch("optim.fsdp_worker", tmp_path, *cases, timeout=900)  # where no kernel was compiled before
     for name in COMPILED:
         assert_same(ranks.result(tmp_path, f"equal:{name}:compiled"), alone(name))
 
