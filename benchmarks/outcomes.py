@@ -4,7 +4,7 @@
     python benchmarks/outcomes.py STORE [STORE ...]               # reads those that others made
 
 The runs are in build/outcomes.db, and the same command goes on where it was stopped; those of `polyak compare` and of
-reality_check/run.py do too. Of each problem the last comparison counts that is in one of the stores and has all of its
+reality_check/run.py do too. Of each method the last comparison counts that is in one of the stores and has all of its
 runs. Writes benchmarks/results/outcomes.json, and the page from it.
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -37,6 +38,7 @@ LANGUAGE = (
 )  # fmt: skip
 """Methods whose papers train language models, and AdamW."""
 ACCURACY = 0.95  # on digits-cnn's test split
+REFERENCE = "adamw"
 WORSE = 1.03  # times AdamW's loss on stdlib-lm
 HEAD = """# Does every method train?
 
@@ -66,7 +68,10 @@ def main() -> None:
     if not args.stores:
         args.store.parent.mkdir(parents=True, exist_ok=True)
         made(args.store, args.workers, args.quick)
-    found = {name: row for store in args.stores or [args.store] for name, row in outcomes(store).items()}
+    found: dict[str, dict[str, Any]] = {}
+    for store in args.stores or [args.store]:
+        for problem, rows in outcomes(store).items():
+            found[problem] = found.get(problem, {}) | rows
     args.json.write_text(json.dumps(found, indent=1) + "\n")
     args.page.write_text(written(found))
 
@@ -77,58 +82,67 @@ def made(store: Path, workers: int | None, quick: bool) -> None:
     for problem, (methods, options) in {PICTURES: (known, PICTURE_RUNS), TEXT: (LANGUAGE, TEXT_RUNS)}.items():
         options = {"trials": 1, "seeds": 1, "steps": 2} if quick else options
         chosen = ["adamw", "lion"] if quick else list(methods)
-        lab.compare(problem, chosen, reference="adamw", store=store, workers=workers, timing=False, **options)
+        lab.compare(problem, chosen, reference=REFERENCE, store=store, workers=workers, timing=False, **options)
 
 
-def outcomes(path: Path) -> dict[str, Any]:
-    """Of each of the two problems what the last comparison in a store found."""
+def outcomes(path: Path) -> dict[str, dict[str, Any]]:
+    """What a store found, by problem and method: of each method the last comparison that has all of its runs."""
     store = Store(path, read_only=True)
     try:
-        found = {}
-        for stored in store.campaigns():
-            known = restore(stored)
-            for problem in summarize(known.described, known.records).problems:
-                if problem.described.problem in (PICTURES, TEXT) and not known.missing:
-                    found[problem.described.problem] = {"trials": known.campaign.trials, **_row(problem)}
+        found: dict[str, dict[str, Any]] = {}
+        for known in map(restore, store.campaigns()):
+            for problem in [] if known.missing else summarize(known.described, known.records).problems:
+                if problem.described.problem in (PICTURES, TEXT):
+                    rows = _rows(problem, known.campaign.trials)
+                    found[problem.described.problem] = found.get(problem.described.problem, {}) | rows
         return found
     finally:
         store.close()
 
 
-def _row(problem: ProblemReport) -> dict[str, Any]:
-    methods = {
-        one.method: {"median": one.median, "seeds": len(one.metrics), "setting": one.setting}
+def _rows(problem: ProblemReport, trials: int) -> dict[str, Any]:
+    budget = {"steps": problem.described.steps, "trials": trials}
+    return {
+        one.method: {**budget, "seeds": len(one.metrics), "median": one.median, "setting": one.setting}
         for one in problem.methods
-    }  # fmt: skip
-    return {"steps": problem.described.steps, "reference": problem.described.reference, "methods": methods}
+    }
 
 
-def written(found: Mapping[str, Any]) -> str:
+def written(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The whole page."""
     pictures, text = found.get(PICTURES, {}), found.get(TEXT, {})
     head = HEAD.format(
         pictures=PICTURES, text=TEXT, accuracy=ACCURACY, worse=WORSE - 1,
-        picture_budget=_budget(pictures), text_budget=_budget(text),
+        picture_budget=_usual(pictures), text_budget=_usual(text),
     )  # fmt: skip
-    accuracies, losses = pictures.get("methods", {}), text.get("methods", {})
-    names = [name for name in sorted(KNOWN) if name in accuracies or name in losses]
-    base = losses.get(text.get("reference"), {}).get("median")
-    rows = [_cells(name, accuracies.get(name), losses.get(name), base) for name in names]
+    names = [name for name in sorted(KNOWN) if name in pictures or name in text]
+    base = text.get(REFERENCE, {}).get("median")
+    rows = [_cells(name, pictures.get(name), text.get(name), base) for name in names]
     said = []
-    if accuracies:
-        short = [name for name in accuracies if not (accuracies[name]["median"] or 0.0) > ACCURACY]
+    if pictures:
+        short = [name for name, one in pictures.items() if not (one["median"] or 0.0) > ACCURACY]
         said.append(_short(short, f"pass {ACCURACY:.0%} on {PICTURES}"))
+        others = {name: _budget(one) for name, one in sorted(pictures.items()) if _budget(one) != _usual(pictures)}
+        if others:
+            said.append(
+                "With a budget of its own: " + "; ".join(f"{name} {what}" for name, what in others.items()) + "."
+            )
     if base:
-        far = [name for name in losses if not (losses[name]["median"] or math.inf) <= WORSE * base]
+        far = [name for name, one in text.items() if not (one["median"] or math.inf) <= WORSE * base]
         said.append(_short(far, f"come within {WORSE - 1:.0%} of AdamW on {TEXT}"))
-    missing = [name for name in sorted(KNOWN) if name not in accuracies]
+    missing = [name for name in sorted(KNOWN) if name not in pictures]
     if missing:
         said.append(f"Not run on {PICTURES}: {', '.join(missing)}.")
     return head + "\n".join(rows) + "\n\n" + "\n\n".join(said) + "\n"
 
 
+def _usual(rows: Mapping[str, Any]) -> str:
+    """The budget of most methods."""
+    return Counter(map(_budget, rows.values())).most_common(1)[0][0] if rows else "not run"
+
+
 def _budget(one: Mapping[str, Any]) -> str:
-    return f"{one['steps']} steps, {one['trials']} trials" if one else "not run"
+    return f"{one['steps']} steps, {one['trials']} trials"
 
 
 def _cells(name: str, picture: Mapping[str, Any] | None, text: Mapping[str, Any] | None, base: float | None) -> str:
