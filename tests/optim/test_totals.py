@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from polyak.optim import MoMo, Optimizer, chain, rules
+from polyak.optim import LAMB, MoMo, Optimizer, chain, rules
 from polyak.optim.engine import calls, kernels, plan, units
 from tests.optim.moves import random
 
@@ -73,3 +73,13 @@ def test_lines_are_eager_steps(monkeypatch: pytest.MonkeyPatch, make: Any) -> No
     together = trained(make, ())
     monkeypatch.setenv("POLYAK_EXECUTION", "eager")
     torch.testing.assert_close(together, trained(make, ()), rtol=1e-12, atol=1e-12)
+
+
+def test_what_makes_no_line_is_not_tried_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two chains in one group, matrices and vectors, are stepped one by one."""
+    monkeypatch.setattr(units, "compiled", uncompiled)
+    tried = []
+    own = plan.talk
+    monkeypatch.setattr(plan, "talk", lambda *given: tried.append(own(*given)) or tried[-1])
+    trained(lambda params: LAMB(params, lr=0.1, max_grad_norm=1.0, execution="compiled"), ())
+    assert tried == [None]

@@ -151,3 +151,9 @@ def test_a_step_without_a_pass_and_other_mistakes() -> None:
     for name, value in bad.items():
         with pytest.raises(ValueError, match=f"DGD: {name} must be"):
             DGD(model, **{name: value})
+
+
+def test_a_layer_whose_weight_is_computed_is_named() -> None:
+    computed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"the layer 0 has a weight that is computed .*; exclude='0' leaves it"):
+        DGD(nn.Sequential(computed, nn.Linear(3, 2)))

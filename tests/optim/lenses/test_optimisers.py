@@ -401,3 +401,38 @@ def test_what_does_not_fit_changes_nothing() -> None:
     optimizer.step()
     assert torch.equal(b, torch.ones(2))
     assert float(a.detach()[0]) == pytest.approx(0.99)
+
+
+def test_a_weight_that_is_nan_steps_on() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = lenses.LensOptimizer([p], lenses.nesterov(0.9), scale=-1.0, lr=0.1)
+    p.grad = torch.tensor([1.0, float("nan"), 1.0])
+    optimizer.step()
+    optimizer.step()
+    assert p.isnan().tolist() == [False, True, False]
+
+
+def test_weights_that_were_far_away_are_followed_where_they_are_put() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = lenses.LensOptimizer([p], lenses.nesterov(0.9), scale=-1.0, lr=0.1)
+    for t in range(3):
+        p.grad = torch.full((3,), 1e4 * (t + 1))
+        optimizer.step()
+        with torch.no_grad():
+            p.clamp_(-1, 1)
+    assert p.tolist() == [-1.0] * 3
+
+
+def test_a_state_of_before_a_scheduler_is_loaded() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = lenses.LensOptimizer([p], lenses.nesterov(0.9), scale=-1.0, lr=0.1)
+    saved = optimizer.state_dict()
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizer.load_state_dict(saved)
+
+
+def test_an_lr_that_a_product_of_lenses_would_not_feel_is_refused() -> None:
+    product = lenses.adam(lr=0.1) @ lenses.adam(lr=0.1)
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    with pytest.raises(ValueError, match="lr must be 1 where the lens has its own"):
+        lenses.LensOptimizer(params, product, scale=-1.0, lr=0.5)

@@ -12,6 +12,10 @@ Wanted = Callable[[dict[str, Any], Tensor], Mapping[str, tuple[int, ...]]]
 """``(saved group, parameter) -> the shapes of the parameter's memories by name``."""
 
 
+OF_SCHEDULERS = {"param_names", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "swa_lr"}
+"""What schedulers, and names of parameters, put into a group: a state saved without them is the same optimizer's."""
+
+
 def refuse_foreign(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any], wanted: Wanted) -> None:
     """Raise ``ValueError`` naming the first thing in a state that is not this optimizer's.
 
@@ -27,7 +31,7 @@ def refuse_foreign(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any],
     if len(groups) != len(own):
         raise ValueError(f"{owner}: the state_dict has {len(groups)} groups, this optimizer has {len(own)}")
     for i, (group, saved) in enumerate(zip(own, groups, strict=True)):
-        if lacking := set(group) - set(saved) - {"param_names"}:
+        if lacking := set(group) - set(saved) - OF_SCHEDULERS:
             raise ValueError(f"{owner}: group {i} of the state_dict lacks {sorted(lacking)}; it is another optimizer's")
         if len(saved["params"]) != len(group["params"]):
             given, here = len(saved["params"]), len(group["params"])

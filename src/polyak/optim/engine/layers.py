@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from polyak.declare import Described
 
@@ -119,6 +120,8 @@ def find_layers(
     """
     if exclude not in PATTERNS:
         raise TypeError(f"{owner}: exclude must be {PATTERNS}, got {exclude!r}")
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # patterns are of the names that the model itself gives
     modules = list(model.named_modules(remove_duplicate=False))
     for pattern in exclude:
         if not fnmatch.filter([name for name, _ in modules], pattern):
@@ -166,6 +169,8 @@ def _why_not(module: nn.Module) -> str:
         return "has no shape yet: run a pass first"
     if isinstance(module, UNSUPPORTED):
         return f"is a {type(module).__name__}; only Linear and Conv2d are understood"
+    if not isinstance(module.weight, nn.Parameter):
+        return "has a weight that is computed (parametrized)"
     if any(hasattr(p, "placements") for p in params):
         return "is sharded (FSDP2, DTensor), and its factors are made of whole rows of its inputs"
     if isinstance(module, nn.Conv2d):

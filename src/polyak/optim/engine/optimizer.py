@@ -265,7 +265,8 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
 
         Args:
             module: the module; its ``nn.Linear`` and ``nn.Conv2d`` layers whose weights are trained. Of a
-                DistributedDataParallel module, itself, the rows of all ranks are read.
+                DistributedDataParallel module, itself, the rows of all ranks are read: in step() and in
+                diagnostics(), which every rank must call then.
             exclude: patterns of names of layers to leave alone.
             scaler: the GradScaler that scales the loss, if one does.
 

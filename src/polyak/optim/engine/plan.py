@@ -85,6 +85,7 @@ class GroupPlan:
         self._direct: dict[int, Call] = {}
         self._lines: list[Line] = []
         self._talk: Talk | None = None
+        self._apart: list[Any] = []  # names of inputs with which the members make no one line
         self._is_prepared = False
         if not dry:
             self._take(grads)
@@ -155,7 +156,7 @@ class GroupPlan:
         ):
             return False
         if self.mode != (mode := self._mode(execution)):
-            self.mode, self._direct, self._lines, self._talk = mode, {}, [], None
+            self.mode, self._direct, self._lines, self._talk, self._apart = mode, {}, [], None, []
         try:
             held = [state[key] for state, key in self._slots]
             steps = [m.state[STEP] for m in self._counters]
@@ -240,10 +241,11 @@ class GroupPlan:
         members = [m for unit in self.units for m in unit.members]
         grads = [g for m in members if (g := self.grads[m.index]) is not None]
         moment = _of(moments, members[0])
-        if len(grads) < len(members) or any(unit.gathered for unit in self.units):
+        if len(grads) < len(members) or any(unit.gathered for unit in self.units) or moment.names in self._apart:
             return None
         if self._talk is None or self._talk.names != moment.names:
             self._talk = talk(members, grads, moment.names, self.mode.maximize)
+            self._apart += [] if self._talk else [moment.names]
         if self._talk is None or self._talk.passes[0].take(self.grads) is None:
             return None
         return self._talk.run(grads, moment)

@@ -156,7 +156,8 @@ def _followed(lens: Optimiser, group: dict[str, Any]) -> Tree:
     wire = state, tuple(_moved(*three) for three in zip(proper, read, params, strict=True))
     for i, (p, r) in enumerate(zip(params, lens.lens.get(wire), strict=True)):
         rtol = torch.finfo(p.dtype).eps ** 0.5
-        if not torch.allclose(r.to(p.dtype), p, rtol=rtol, atol=rtol * float(p.abs().max()) if p.numel() else 0.0):
+        size = max(map(_largest, (p, read[i], proper[i])))  # rounding of all that were added up
+        if not torch.allclose(r.to(p.dtype), p, rtol=rtol, atol=rtol * size, equal_nan=True):
             raise RuntimeError(
                 f"LensOptimizer: parameter {i} was changed between steps, and what its lens reads out cannot follow"
             )
@@ -164,8 +165,14 @@ def _followed(lens: Optimiser, group: dict[str, Any]) -> Tree:
 
 
 def _is_at(p: Tensor, read: Tensor) -> bool:
-    """Whether a weight is what was read out for it."""
-    return torch.equal(p, read.to(p.dtype))
+    """Whether a weight is what was read out for it; NaN is NaN."""
+    there = read.to(p.dtype)
+    return bool(((p == there) | (p.isnan() & there.isnan())).all())
+
+
+def _largest(t: Tensor) -> float:
+    """The largest size of a finite element."""
+    return float(t.detach().nan_to_num(0.0, 0.0, 0.0).abs().max()) if t.numel() else 0.0
 
 
 def _moved(proper: Tensor, read: Tensor, p: Tensor) -> Tensor:

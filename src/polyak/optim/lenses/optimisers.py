@@ -55,7 +55,10 @@ class Optimiser:
     @property
     def has_lr(self) -> bool:
         """Whether it was made with a learning rate of its own."""
-        return self.made is not None and "lr" in inspect.signature(self.made.func).parameters
+        if self.made is None:
+            return False
+        parts = (part for part in self.made.args if isinstance(part, Optimiser))
+        return "lr" in inspect.signature(self.made.func).parameters or any(part.has_lr for part in parts)
 
     def __reduce__(self) -> tuple[Callable[..., Optimiser], tuple[object, ...]]:
         return (Optimiser, (self.lens, self.initialize)) if self.made is None else (_call, (self.made,))
