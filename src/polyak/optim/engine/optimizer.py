@@ -7,8 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, overload
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
@@ -18,7 +17,7 @@ from polyak.optim.engine.chain import Chain, check_complete
 from polyak.optim.engine.execution import Execution, Occasion, checked, in_force, untraced
 from polyak.optim.engine.intake import inputs_of, is_request_for_state, materialized, refuse_unfit
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
-from polyak.optim.engine.layers import UNDERSTOOD, find_layers
+from polyak.optim.engine.listening import Listens
 from polyak.optim.engine.losses import TakesLoss
 from polyak.optim.engine.member import is_sharded
 from polyak.optim.engine.plan import GroupPlan
@@ -26,14 +25,13 @@ from polyak.optim.engine.planner import Planner
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.run import drive, without_autocast
 from polyak.optim.engine.sharding import check_shards
-from polyak.optim.engine.taps import Taps
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
 
 _chains: dict[tuple[Any, ...], Chain] = {}
 
 
-class Optimizer(TakesLoss, torch.optim.Optimizer):
+class Optimizer(TakesLoss, Listens, torch.optim.Optimizer):
     """Any chain of rules as a PyTorch optimizer.
 
     Args:
@@ -58,8 +56,6 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
 
     slug: ClassVar[str] = ""
     hypers: ClassVar[tuple[Hyper, ...]] = ()
-    taps: ClassVar[tuple[type[nn.Module], ...]] = UNDERSTOOD
-    """The layers that :meth:`tap` listens to."""
 
     def __init__(
         self,
@@ -83,7 +79,6 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         self.check_finite = check_finite
         self._planner = Planner()
         self._stepped = False
-        self._taps: Taps | None = None
         self.is_released = False
         defaults = self._defaults(hyperparameters)
         defaults["maximize"] = bool(maximize)
@@ -259,24 +254,6 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         if self._taps is not None:
             self._taps.clear()
         super().zero_grad(set_to_none)
-
-    def tap(self, module: nn.Module, exclude: Sequence[str] = (), scaler: torch.amp.GradScaler | None = None) -> None:
-        """Listen to the layers of a module from now on, for chains whose rules read what flows through them.
-
-        Args:
-            module: the module; its ``nn.Linear`` and ``nn.Conv2d`` layers whose weights are trained. Of a
-                DistributedDataParallel module, itself, the rows of all ranks are read: in step() and in
-                diagnostics(), which every rank must call then.
-            exclude: patterns of names of layers to leave alone.
-            scaler: the GradScaler that scales the loss, if one does.
-
-        Raises:
-            ValueError: no such layer, or one that is shared or not understood; names it, and nothing has changed.
-        """
-        layers = find_layers(module, exclude, self._owner(), self.taps)
-        if self._taps is not None:
-            self._taps.remove()
-        self._taps = Taps(layers, scaler, module.process_group if isinstance(module, DistributedDataParallel) else None)
 
     def explain(self) -> str:
         """Which path every group takes, and why: one line a kind of tensor."""
