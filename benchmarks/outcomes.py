@@ -68,10 +68,7 @@ def main() -> None:
     if not args.stores:
         args.store.parent.mkdir(parents=True, exist_ok=True)
         made(args.store, args.workers, args.quick)
-    found: dict[str, dict[str, Any]] = {}
-    for store in args.stores or [args.store]:
-        for problem, rows in outcomes(store).items():
-            found[problem] = found.get(problem, {}) | rows
+    found = outcomes(*(args.stores or [args.store]))
     args.json.write_text(json.dumps(found, indent=1) + "\n")
     args.page.write_text(written(found))
 
@@ -85,19 +82,20 @@ def made(store: Path, workers: int | None, quick: bool) -> None:
         lab.compare(problem, chosen, reference=REFERENCE, store=store, workers=workers, timing=False, **options)
 
 
-def outcomes(path: Path) -> dict[str, dict[str, Any]]:
-    """What a store found, by problem and method: of each method the last comparison that has all of its runs."""
-    store = Store(path, read_only=True)
-    try:
-        found: dict[str, dict[str, Any]] = {}
-        for known in map(restore, store.campaigns()):
-            for problem in [] if known.missing else summarize(known.described, known.records).problems:
+def outcomes(*paths: Path) -> dict[str, dict[str, Any]]:
+    """What stores found, by problem and method: of each method the last comparison that has all of its runs."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        store = Store(path, read_only=True)
+        try:
+            known = [one for one in map(restore, store.campaigns()) if not one.missing]
+        finally:
+            store.close()
+        for one in known:
+            for problem in summarize(one.described, one.records).problems:
                 if problem.described.problem in (PICTURES, TEXT):
-                    rows = _rows(problem, known.campaign.trials)
-                    found[problem.described.problem] = found.get(problem.described.problem, {}) | rows
-        return found
-    finally:
-        store.close()
+                    found.setdefault(problem.described.problem, {}).update(_rows(problem, one.campaign.trials))
+    return found
 
 
 def _rows(problem: ProblemReport, trials: int) -> dict[str, Any]:
@@ -146,23 +144,20 @@ def _budget(one: Mapping[str, Any]) -> str:
 
 
 def _cells(name: str, picture: Mapping[str, Any] | None, text: Mapping[str, Any] | None, base: float | None) -> str:
-    accuracy, loss = (None if one is None else one["median"] for one in (picture, text))
+    loss = None if text is None else text["median"]
     share = loss / base if loss and base else None
     cells = [
-        _figure(picture, accuracy, ".3f", lambda value: value > ACCURACY),
-        _figure(text, loss, ".3f", lambda _: share is not None and share <= WORSE),
+        "" if picture is None else _figure(picture["median"], (picture["median"] or 0.0) > ACCURACY),
+        "" if text is None else _figure(loss, share is not None and share <= WORSE),
         "" if share is None else f"{share:.3f}",
         "" if picture is None else ", ".join(f"{k}={_short_value(v)}" for k, v in (picture["setting"] or {}).items()),
     ]
     return f"| `{name}` | {' | '.join(cells)} |"
 
 
-def _figure(run: Mapping[str, Any] | None, value: float | None, form: str, is_met: Any) -> str:
-    if run is None:
-        return ""
-    if value is None:
-        return "**no result**"
-    return f"{value:{form}}" if is_met(value) else f"**{value:{form}}**"
+def _figure(value: float | None, is_met: bool) -> str:
+    text = "no result" if value is None else f"{value:.3f}"
+    return text if is_met else f"**{text}**"
 
 
 def _short_value(value: Any) -> str:

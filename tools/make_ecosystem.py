@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,7 +22,6 @@ import polyak.optim
 from polyak.optim import AdamW, Optimizer
 from polyak.optim.drivers import CMS, DGD, Delayed, LowRank, PeriodicLoRA, XGrad
 
-TARGET = Path(__file__).resolve().parents[1] / "docs" / "ecosystem.md"
 COLUMNS = ("FSDP2", "DDP", "AMP", "accumulation", "channels_last", "tied", "frozen", "late")
 LAYERED = polyak.optim.names(layered=True)
 
@@ -236,17 +234,7 @@ def page() -> str:
     return f"{HEAD}\n{head}{''.join(lines)}\n{notes}"
 
 
-def main() -> int:
-    """Write the page, or compare it."""
-    if "--check" in sys.argv[1:]:
-        current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
-        if current != page():
-            print("docs/ecosystem.md is out of date: run python tools/make_ecosystem.py", file=sys.stderr)
-            return 1
-        return 0
-    TARGET.write_text(page(), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from _docs import made  # beside this script
+
+    sys.exit(made("ecosystem.md", page))

@@ -15,7 +15,6 @@ from typing import Any
 from polyak import optim
 
 ROOT = Path(__file__).resolve().parents[1]
-TARGET = ROOT / "docs" / "speed.md"
 RESULTS = ROOT / "benchmarks" / "results" / "step_time-cpu.json"
 SETS = ("matrices", "small")
 SAME = 0.02  # as in benchmarks/_report.py
@@ -129,17 +128,7 @@ def _size(which: str, size: dict[str, int]) -> str:
     return f"{kind} ({size['elements'] / 1e6:.1f} M elements in {size['tensors']:,} tensors)"
 
 
-def main() -> int:
-    """Write the page, or compare it."""
-    if "--check" in sys.argv[1:]:
-        current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
-        if current != page():
-            print("docs/speed.md is out of date: run python tools/make_speed.py", file=sys.stderr)
-            return 1
-        return 0
-    TARGET.write_text(page(), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from _docs import made  # beside this script
+
+    sys.exit(made("speed.md", page))
