@@ -31,6 +31,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "singd hierarchical": ("singd", {"T": PERIOD, "structures": ("hierarchical15_15", "hierarchical15_15")}),
     "singd toeplitz": ("singd", {"T": PERIOD, "structures": ("triltoeplitz", "triutoeplitz")}),
     "ikfac dense": ("ikfac", {"T": PERIOD}),
+    "sngd": ("sngd", {"T": PERIOD}),
 }
 QUIET = {"lr": 1e-5}
 
