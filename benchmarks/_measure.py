@@ -24,6 +24,7 @@ def machine(device: str) -> dict[str, Any]:
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "clock": clock_of(device).__name__,
         "python": platform.python_version(),
         "torch": torch.__version__,
     }
@@ -38,13 +39,18 @@ def _cpu_model() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def timed(action: Action, device: str) -> float:
+def timed(action: Action, device: str, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds that an action takes, until the device has finished."""
     wait(device)
-    start = time.perf_counter()
+    start = clock()
     action()
     wait(device)
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def clock_of(device: str) -> Callable[[], float]:
+    """The clock: of one CPU thread the time that it computed, so that other work on the machine does not count."""
+    return time.process_time if device == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
 
 
 def wait(device: str) -> None:
@@ -72,7 +78,7 @@ def interleaved(
                 break
             for label in order.sample(list(actions), len(actions)):
                 prepare()
-                seconds[label].append(timed(actions[label], device))
+                seconds[label].append(timed(actions[label], device, clock_of(device)))
     finally:
         gc.enable()
     return seconds

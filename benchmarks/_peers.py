@@ -13,10 +13,11 @@ import inspect
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from _methods import BASES, METHODS, REST, Method
 from torch import Tensor
 
 from polyak import optim
@@ -24,102 +25,8 @@ from polyak import optim
 Named = Mapping[Any, Tensor]
 Build = Callable[[Named], "list[torch.optim.Optimizer]"]
 
-ADAM = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 1e-2}
-ADAN = {"lr": 1e-3, "betas": (0.98, 0.92, 0.99), "eps": 1e-8, "weight_decay": 1e-2}
-BALL = {"lr": 1e-2, "momentum": 0.9, "weight_decay": 1e-2}
-BELIEF = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-16, "weight_decay": 1e-2, "rectify": True}
-LION = {"lr": 1e-4, "betas": (0.9, 0.99), "weight_decay": 1e-2}
-MIX = {"lr": 1e-3, "betas": (0.9, 0.999, 0.9999), "alpha": 2.0, "eps": 1e-8, "weight_decay": 1e-2}
-MATRIX = {"lr": 2e-2, "momentum": 0.95, "nesterov": True, "ns_steps": 5, "weight_decay": 1e-2}
-REST = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-10, "weight_decay": 0.0}
-HEAVY_BALL = {"lr": 1e-2, "beta": 0.9, "weight_decay": 1e-2}
-NESTEROV = {**BALL, "nesterov": True}
-LIBRARIES = ("torch.optim", "pytorch_optimizer", "timm", "optimi", "torchao.optim", "heavyball")
-EIGHT_BITS = {"int8": {"state_storage": "int8"}}
+LIBRARIES = ("torch.optim", "pytorch_optimizer", "timm", "optimi", "torchao.optim", "heavyball", "dion")
 MOST_FOR_HEAVYBALL = 200  # tensors; compiling its lists of 1,000 mixed small tensors takes far over ten minutes
-
-
-@dataclass(frozen=True)
-class Peer:
-    """A class of another library, its options, and the name of polyak's variant that stores as it does."""
-
-    library: str
-    name: str
-    options: Mapping[str, Any]
-    beside: str = ""
-
-
-@dataclass(frozen=True)
-class Method:
-    """polyak's options for a method, the peers that have it, and polyak once more with other options."""
-
-    options: Mapping[str, Any]
-    peers: tuple[Peer, ...] = ()
-    also: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-
-
-def _torch(name: str, options: Mapping[str, Any]) -> Peer:
-    return Peer("torch.optim", name, options)
-
-
-def _timm(name: str, options: Mapping[str, Any], caution: bool = False) -> Peer:
-    return Peer("timm", name, {**options, "caution": True} if caution else options)
-
-
-def _po(name: str, options: Mapping[str, Any], **more: Any) -> Peer:
-    return Peer("pytorch_optimizer", name, {**options, **more})
-
-
-def _heavy(name: str, options: Mapping[str, Any], **more: Any) -> Peer:
-    return Peer("heavyball", name, {**options, **more})
-
-
-def _optimi(name: str, options: Mapping[str, Any], **more: Any) -> Peer:
-    return Peer("optimi", name, {**options, **more})
-
-
-def _torchao(name: str, options: Mapping[str, Any]) -> Peer:
-    return Peer("torchao.optim", name, options, "int8")
-
-
-# A method that is not listed here runs alone, with its defaults. The TAM of pytorch_optimizer is another rule.
-METHODS: dict[str, Method] = {
-    "sgd": Method(BALL, (_torch("SGD", BALL), _optimi("SGD", BALL, torch_init=True))),
-    "adam": Method(ADAM, (_torch("Adam", ADAM), _optimi("Adam", ADAM), _torchao("Adam8bit", ADAM)), EIGHT_BITS),
-    "adamw": Method(
-        ADAM,
-        (
-            _torch("AdamW", ADAM),
-            _timm("AdamWLegacy", ADAM),
-            _optimi("AdamW", ADAM),
-            _torchao("AdamW8bit", ADAM),
-            _heavy("AdamW", ADAM),
-        ),
-        EIGHT_BITS,
-    ),
-    "adan": Method(ADAN, (_po("Adan", ADAN), _timm("Adan", ADAN), _optimi("Adan", ADAN))),
-    "lion": Method(LION, (_po("Lion", LION), _timm("Lion", LION), _optimi("Lion", LION))),
-    "adabelief": Method(BELIEF, (_po("AdaBelief", BELIEF), _timm("AdaBelief", BELIEF))),
-    "ademamix": Method(MIX, (_po("AdEMAMix", MIX, weight_decouple=True), _heavy("AdEMAMix", MIX))),
-    "adamp": Method(ADAM, (_po("AdamP", ADAM), _timm("AdamP", ADAM))),
-    "sgdp": Method(NESTEROV, (_po("SGDP", NESTEROV), _timm("SGDP", NESTEROV))),
-    "cadamw": Method(ADAM, (_timm("AdamWLegacy", ADAM, True), _heavy("AdamW", ADAM, caution=True))),
-    "clion": Method(LION, (_po("Lion", LION, cautious=True), _timm("Lion", LION, True))),
-    "cadan": Method(ADAN, (_timm("Adan", ADAN, True),)),
-    "csgdm": Method(BALL, (_timm("SGDW", BALL, True), _heavy("SGD", HEAVY_BALL, caution=True))),
-    "grams": Method({**ADAM, "eps_form": "after"}, (_po("Grams", ADAM),)),
-    "tam": Method(BALL),
-    "muon": Method(
-        MATRIX,
-        (
-            _torch("Muon", {**MATRIX, "eps": 1e-7}),
-            _po("Muon", {**MATRIX, "ns_coeffs": "original"}),
-            _timm("Muon", {**MATRIX, "ns_coefficients": "original", "adjust_lr_fn": "original"}),
-            _heavy("Muon", {"lr": 2e-2, "betas": (0.95, 0.99), "nesterov": True, "weight_decay": 1e-2}),
-        ),
-        {"bfloat16": {"ns_dtype": torch.bfloat16}},
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -129,11 +36,12 @@ class Contender:
     label: str
     build: Build
     beside: str = ""  # polyak's variant to compare it with, "" for the plain one
+    reference: str = ""  # another method of polyak, to be held against
 
     @property
     def ours(self) -> bool:
-        """Whether it is polyak."""
-        return self.label.startswith("polyak")
+        """Whether it is polyak, with this method."""
+        return self.label.startswith("polyak") and not self.reference
 
 
 @functools.cache
@@ -177,6 +85,20 @@ def contenders(method: str, execution: str, libraries: Sequence[str] = LIBRARIES
             yield Contender(f"{peer.library}{label}", build, peer.beside)
 
 
+def references(method: str, execution: str) -> Iterator[Contender]:
+    """AdamW of polyak, and the method that this one adds its work to."""
+    for name in sorted({"adamw", BASES.get(method, "adamw")} - {method}):
+        options = {**METHODS[name].options, "execution": execution}
+        yield Contender(f"polyak {name}", functools.partial(_ours, name, options), reference=name)
+
+
+def claimed_bytes(method: str, label: str) -> float:
+    """Bytes of state a float32 weight in a large matrix that polyak says a contender needs."""
+    spec = METHODS.get(method, Method({}))
+    own = {**spec.options, **spec.also.get(label.removeprefix("polyak").strip(), {})}
+    return optim.get(method).state_bytes_per_parameter(**own)
+
+
 def _implementations(make: Any) -> Iterator[tuple[str, dict[str, bool]]]:
     known = inspect.signature(make).parameters
     fused = "fused" in known
@@ -213,11 +135,13 @@ def _split(params: Named) -> tuple[list[Tensor], list[Tensor]]:
 
 def _ours(method: str, options: Mapping[str, Any], params: Named) -> list[torch.optim.Optimizer]:
     make = optim.get(method)
-    if "aux_lr" not in inspect.signature(make).parameters:
+    known = inspect.signature(make).parameters
+    if "aux_lr" not in known:
         return [make(list(params.values()), **options)]
     matrices, rest = _split(params)
-    groups = [{"params": matrices, "use_muon": True}, {"params": rest, "use_muon": False}]
-    return [make([g for g in groups if g["params"]], **{**options, "aux_eps_form": "after"})]
+    groups = [{"params": matrices, "role": "matrix"}, {"params": rest, "role": "rest"}]
+    form = {"aux_eps_form": "after"} if "aux_eps_form" in known else {}
+    return [make([g for g in groups if g["params"]], **{**options, **form})]
 
 
 def _muon(make: Any, options: Mapping[str, Any], params: Named) -> list[torch.optim.Optimizer]:

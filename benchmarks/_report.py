@@ -5,26 +5,36 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from _methods import BASES
+
 SAME = 0.02  # relative deviation up to which a peer computes the same method (Muon runs in bfloat16)
 MEGA = 1e6
-BASES = {
-    "cadamw": "adamw", "clion": "lion", "cadan": "adan", "csgdm": "sgd", "adamp": "adam", "sgdp": "sgd", "tam": "sgd",
-    "adatam": "adam", "adatamw": "adamw",
-}  # fmt: skip
 Row = dict[str, Any]
 
 
 def compares(row: Row) -> bool:
     """Whether a peer's row counts: it computes the same numbers."""
+    if row.get("reference"):
+        return False
     deviation = row.get("deviation")
     return deviation is None or deviation <= SAME
 
 
-def header(title: str, elements: int, tensors: int) -> str:
+def table(rows: list[Row], sets: dict[str, Any], titles: dict[str, str]) -> Iterator[str]:
+    """The lines of all rows, set by set."""
+    for name, size in sets.items():
+        own = [row for row in rows if row["set"] == name]
+        dates = sorted({row["date"] for row in own})
+        yield header(f"{name}, {titles[name]} ({' to '.join(sorted({dates[0], dates[-1]}))})", size)
+        for before, row in zip([None, *own], own, strict=False):
+            yield line(row, before is None or before["method"] != row["method"])
+
+
+def header(title: str, size: dict[str, int]) -> str:
     """The lines above the rows of one set."""
     columns = f"{'method':<10} {'contender':<26} {'ms':>9} {'fastest':>9}  {'polyak/it':>9} {'fastest':>8}"
     columns += f" {'share':>6} {'(+2nd pass)':>11} {'extra MB':>9} {'first s':>8}"
-    return f"\n{title}: {elements / 1e6:.1f} M elements in {tensors:,} tensors\n{columns}"
+    return f"\n{title}: {size['elements'] / 1e6:.1f} M elements in {size['tensors']:,} tensors\n{columns}"
 
 
 def line(row: Row, first: bool) -> str:
@@ -33,7 +43,11 @@ def line(row: Row, first: bool) -> str:
     ratios = "" if row["ours"] else f" {row['ratio']:9.2f} {row['min_ratio']:8.2f}"
     share = f"{100 * row['share']:5.0f}%" if row.get("share") else ""
     second = f"{100 * row['share_with_second_pass']:.0f}%" if row.get("share_with_second_pass") else ""
-    mark = "" if compares(row) else f"  differs by {row['deviation']:.1g}: not compared"
+    mark = (
+        ""
+        if row["ours"] or row.get("reference") or compares(row)
+        else f"  differs by {row['deviation']:.1g}: not compared"
+    )
     over = f"  over the bound of {row['bound_bytes'] / MEGA:.2f} MB" if _too_much(row) else ""
     return (
         f"{text}{ratios:>19} {share:>6} {second:>11} {row['extra_bytes'] / MEGA:9.2f} {row['first_s']:8.2f}{mark}{over}"
@@ -54,15 +68,21 @@ def first_step_line(method: str, found: dict[str, Row]) -> str:
 
 def goals(rows: list[Row], first_steps: dict[str, dict[str, Row]]) -> Iterator[tuple[bool, str]]:
     """Every goal with its number, and whether it is met."""
+    kinds = {row["method"]: row["kind"] for row in rows if row["contender"] == "polyak"}
     for row in rows:
         if row["ours"]:
             yield from _own_goals(row)
+        elif row.get("reference"):
+            if row["reference"] == BASES.get(row["method"], "adamw") and kinds[row["method"]] == "sum":
+                yield (
+                    row["ratio"] <= 1.5,
+                    f"{row['method']} {row['set']}: {row['ratio']:.2f} <= 1.50 of {row['reference']}",
+                )
         elif compares(row) and row["judged"]:
             most, strict = _limit(row)
             met = row["ratio"] < most if strict else row["ratio"] <= most
             sign = "<" if strict else "<="
             yield met, f"{_name(row)}: polyak/it {row['ratio']:.2f} {sign} {most:.2f}"
-    yield from _second_passes([row for row in rows if row["contender"] == "polyak" and row["set"] != "small"])
     for method, found in first_steps.items():
         warm = found["warm"]
         beyond = warm["first_step_s"] - found["torch"]["first_step_s"]
@@ -75,21 +95,12 @@ def goals(rows: list[Row], first_steps: dict[str, dict[str, Row]]) -> Iterator[t
         yield not loads, f"{method}: import loads no compiler ({', '.join(loads) or 'none'})"
 
 
-def _second_passes(rows: list[Row]) -> Iterator[tuple[bool, str]]:
-    """Methods that sum over a tensor against their elementwise bases."""
-    ms = {(row["method"], row["set"]): row["ms"] for row in rows}
-    for (method, which), own in ms.items():
-        base = ms.get((BASES.get(method, ""), which))
-        if base:
-            yield own <= 1.5 * base, f"{method} {which}: {own / base:.2f} <= 1.50 of {BASES[method]}"
-
-
 def _own_goals(row: Row) -> Iterator[tuple[bool, str]]:
     yield (
         not _too_much(row),
         f"{_name(row)}: extra {row['extra_bytes'] / MEGA:.2f} <= {row['bound_bytes'] / MEGA:.2f} MB",
     )
-    if row["elementwise"] and row["set"] != "small" and row.get("share"):
+    if row["kind"] == "elementwise" and row["set"] != "small" and row.get("share"):
         yield row["share"] >= 0.85, f"{_name(row)}: {100 * row['share']:.0f}% >= 85% of the bandwidth"
     if row["contender"] == "polyak":
         new = row["kernels"]

@@ -1,13 +1,11 @@
 """Does every method train? What a store knows of digits-cnn and stdlib-lm, as docs/outcomes.md.
 
-    python benchmarks/outcomes.py STORE [STORE ...] [--json FILE] [--page FILE]
+    python benchmarks/outcomes.py [--workers N] [--quick]         # makes the runs; a night on two cores
+    python benchmarks/outcomes.py STORE [STORE ...]               # reads those that others made
 
-The runs are made before, by `polyak compare` or reality_check/run.py, for instance
-
-    polyak compare digits-cnn --methods adamw,adan,lion --store build/outcomes.db
-    polyak compare stdlib-lm --methods adamw,adan,lion --steps 60 --seeds 1 --store build/outcomes.db
-
-Of each problem the last comparison counts that is in one of the stores.
+The runs are in build/outcomes.db, and the same command goes on where it was stopped; those of `polyak compare` and of
+reality_check/run.py do too. Of each method the last comparison counts that is in one of the stores and has all of its
+runs. Writes benchmarks/results/outcomes.json, and the page from it.
 """
 
 from __future__ import annotations
@@ -15,10 +13,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from polyak import lab, optim
 from polyak.lab.history import restore
 from polyak.lab.report import ProblemReport, summarize
 from polyak.lab.store import Store
@@ -27,7 +28,17 @@ from polyak.optim.create import KNOWN
 ROOT = Path(__file__).parents[1]
 RESULTS, PAGE = ROOT / "benchmarks" / "results" / "outcomes.json", ROOT / "docs" / "outcomes.md"
 PICTURES, TEXT = "digits-cnn", "stdlib-lm"
+STORE = ROOT / "build" / "outcomes.db"
+PICTURE_RUNS: dict[str, Any] = {"trials": 8, "seeds": 5}
+TEXT_RUNS: dict[str, Any] = {"trials": 5, "seeds": 1, "steps": 60}
+LANGUAGE = (
+    "adamw", "adan", "ademamix", "cadamw", "lion", "clion", "lionk", "grams", "muon", "cmuon", "namo", "namo_d", "auon",
+    "hybrid_auon", "fismo", "m3", "scale", "smmf", "spam", "stable_spam", "lamb", "sgd_sai", "am_adamw", "momo_adam",
+    "alphaadam", "anolog", "adatamw",
+)  # fmt: skip
+"""Methods whose papers train language models, and AdamW."""
 ACCURACY = 0.95  # on digits-cnn's test split
+REFERENCE = "adamw"
 WORSE = 1.03  # times AdamW's loss on stdlib-lm
 HEAD = """# Does every method train?
 
@@ -45,86 +56,108 @@ says more.
 
 
 def main() -> None:
-    """Read the stores, write."""
+    """Make the runs or read the stores, and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stores", type=Path, nargs="+", metavar="STORE")
+    parser.add_argument("stores", type=Path, nargs="*", metavar="STORE")
     parser.add_argument("--json", type=Path, default=RESULTS)
     parser.add_argument("--page", type=Path, default=PAGE)
+    parser.add_argument("--store", type=Path, default=STORE, help="of runs that are made here: build/outcomes.db")
+    parser.add_argument("--workers", type=int)
+    parser.add_argument("--quick", action="store_true", help="two methods, two steps: a test of this script")
     args = parser.parse_args()
-    found = {name: row for store in args.stores for name, row in outcomes(store).items()}
+    if not args.stores:
+        args.store.parent.mkdir(parents=True, exist_ok=True)
+        made(args.store, args.workers, args.quick)
+    found = outcomes(*(args.stores or [args.store]))
     args.json.write_text(json.dumps(found, indent=1) + "\n")
     args.page.write_text(written(found))
 
 
-def outcomes(path: Path) -> dict[str, Any]:
-    """Of each of the two problems what the last comparison in a store found."""
-    store = Store(path, read_only=True)
-    try:
-        found = {}
-        for stored in store.campaigns():
-            known = restore(stored)
-            for problem in summarize(known.described, known.records).problems:
-                if problem.described.problem in (PICTURES, TEXT) and not known.missing:
-                    found[problem.described.problem] = {"trials": known.campaign.trials, **_row(problem)}
-        return found
-    finally:
-        store.close()
+def made(store: Path, workers: int | None, quick: bool) -> None:
+    """Make the runs of both problems."""
+    known = chain(*optim.families().values())
+    for problem, (methods, options) in {PICTURES: (known, PICTURE_RUNS), TEXT: (LANGUAGE, TEXT_RUNS)}.items():
+        options = {"trials": 1, "seeds": 1, "steps": 2} if quick else options
+        chosen = ["adamw", "lion"] if quick else list(methods)
+        lab.compare(problem, chosen, reference=REFERENCE, store=store, workers=workers, timing=False, **options)
 
 
-def _row(problem: ProblemReport) -> dict[str, Any]:
-    methods = {
-        one.method: {"median": one.median, "seeds": len(one.metrics), "setting": one.setting}
+def outcomes(*paths: Path) -> dict[str, dict[str, Any]]:
+    """What stores found, by problem and method: of each method the last comparison that has all of its runs."""
+    found: dict[str, dict[str, Any]] = {}
+    for path in paths:
+        store = Store(path, read_only=True)
+        try:
+            known = [one for one in map(restore, store.campaigns()) if not one.missing]
+        finally:
+            store.close()
+        for one in known:
+            for problem in summarize(one.described, one.records).problems:
+                if problem.described.problem in (PICTURES, TEXT):
+                    found.setdefault(problem.described.problem, {}).update(_rows(problem, one.campaign.trials))
+    return found
+
+
+def _rows(problem: ProblemReport, trials: int) -> dict[str, Any]:
+    budget = {"steps": problem.described.steps, "trials": trials}
+    return {
+        one.method: {**budget, "seeds": len(one.metrics), "median": one.median, "setting": one.setting}
         for one in problem.methods
-    }  # fmt: skip
-    return {"steps": problem.described.steps, "reference": problem.described.reference, "methods": methods}
+    }
 
 
-def written(found: Mapping[str, Any]) -> str:
+def written(found: Mapping[str, Mapping[str, Any]]) -> str:
     """The whole page."""
     pictures, text = found.get(PICTURES, {}), found.get(TEXT, {})
     head = HEAD.format(
         pictures=PICTURES, text=TEXT, accuracy=ACCURACY, worse=WORSE - 1,
-        picture_budget=_budget(pictures), text_budget=_budget(text),
+        picture_budget=_usual(pictures), text_budget=_usual(text),
     )  # fmt: skip
-    accuracies, losses = pictures.get("methods", {}), text.get("methods", {})
-    names = [name for name in sorted(KNOWN) if name in accuracies or name in losses]
-    base = losses.get(text.get("reference"), {}).get("median")
-    rows = [_cells(name, accuracies.get(name), losses.get(name), base) for name in names]
+    names = [name for name in sorted(KNOWN) if name in pictures or name in text]
+    base = text.get(REFERENCE, {}).get("median")
+    rows = [_cells(name, pictures.get(name), text.get(name), base) for name in names]
     said = []
-    if accuracies:
-        short = [name for name in accuracies if not (accuracies[name]["median"] or 0.0) > ACCURACY]
+    if pictures:
+        short = [name for name, one in pictures.items() if not (one["median"] or 0.0) > ACCURACY]
         said.append(_short(short, f"pass {ACCURACY:.0%} on {PICTURES}"))
+        others = {name: _budget(one) for name, one in sorted(pictures.items()) if _budget(one) != _usual(pictures)}
+        if others:
+            said.append(
+                "With a budget of its own: " + "; ".join(f"{name} {what}" for name, what in others.items()) + "."
+            )
     if base:
-        far = [name for name in losses if not (losses[name]["median"] or math.inf) <= WORSE * base]
+        far = [name for name, one in text.items() if not (one["median"] or math.inf) <= WORSE * base]
         said.append(_short(far, f"come within {WORSE - 1:.0%} of AdamW on {TEXT}"))
-    missing = [name for name in sorted(KNOWN) if name not in accuracies]
+    missing = [name for name in sorted(KNOWN) if name not in pictures]
     if missing:
         said.append(f"Not run on {PICTURES}: {', '.join(missing)}.")
     return head + "\n".join(rows) + "\n\n" + "\n\n".join(said) + "\n"
 
 
+def _usual(rows: Mapping[str, Any]) -> str:
+    """The budget of most methods."""
+    return Counter(map(_budget, rows.values())).most_common(1)[0][0] if rows else "not run"
+
+
 def _budget(one: Mapping[str, Any]) -> str:
-    return f"{one['steps']} steps, {one['trials']} trials" if one else "not run"
+    return f"{one['steps']} steps, {one['trials']} trials"
 
 
 def _cells(name: str, picture: Mapping[str, Any] | None, text: Mapping[str, Any] | None, base: float | None) -> str:
-    accuracy, loss = (None if one is None else one["median"] for one in (picture, text))
+    loss = None if text is None else text["median"]
     share = loss / base if loss and base else None
     cells = [
-        _figure(picture, accuracy, ".3f", lambda value: value > ACCURACY),
-        _figure(text, loss, ".3f", lambda _: share is not None and share <= WORSE),
+        "" if picture is None else _figure(picture["median"], (picture["median"] or 0.0) > ACCURACY),
+        "" if text is None else _figure(loss, share is not None and share <= WORSE),
         "" if share is None else f"{share:.3f}",
         "" if picture is None else ", ".join(f"{k}={_short_value(v)}" for k, v in (picture["setting"] or {}).items()),
     ]
     return f"| `{name}` | {' | '.join(cells)} |"
 
 
-def _figure(run: Mapping[str, Any] | None, value: float | None, form: str, is_met: Any) -> str:
-    if run is None:
-        return ""
-    if value is None:
-        return "**no result**"
-    return f"{value:{form}}" if is_met(value) else f"**{value:{form}}**"
+def _figure(value: float | None, is_met: bool) -> str:
+    text = "no result" if value is None else f"{value:.3f}"
+    return text if is_met else f"**{text}**"
 
 
 def _short_value(value: Any) -> str:

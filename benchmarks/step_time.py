@@ -1,15 +1,16 @@
 """How long one step() takes, beside the machine's memory bandwidth and the same methods in other libraries.
 
-    python benchmarks/step_time.py [--methods adamw,adan] [--sets medium,small,large] [--device cuda] [--quick]
+    python benchmarks/step_time.py [--methods adamw,adan] [--sets small,matrices] [--device cuda] [--quick]
 
-Prints a table and the goals missed, and writes JSON. benchmarks/README.md says what is measured and how.
+Prints a table and writes it, with the goals missed, beside the JSON: a method's rows on a set replace those of an
+earlier run, and the others stay. benchmarks/README.md says what is measured and how.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import gc
-import json
 import os
 import time
 from collections.abc import Callable
@@ -23,23 +24,22 @@ import _first_step
 import _measure
 import _peers
 import _report
+import _results
 import _sets
 import torch
+from _methods import about
 from torch.optim import Optimizer
 
 from polyak import optim
 
 RESULTS = Path(__file__).parent / "results"
 WARM_UP = 8  # steps; AdaBelief's rectification begins at the sixth
-PATIENCE_S = 10.0  # after this long, three steps of warm-up do
 CHUNK = 64 * 1024  # elements of the smallest bound on temporary memory
 
 # Arrays that the pass reads in which a method with a sum over a tensor finds that sum.
 SECOND_PASS = {
     "adamp": 4, "sgdp": 3, "tam": 3, "adatam": 3, "adatamw": 2, "cadamw": 3, "clion": 2, "cadan": 4, "csgdm": 2,
 }  # fmt: skip
-MATRIX_METHODS = {"muon", "cmuon", "namo", "namo_d", "auon", "hybrid_auon", "fismo"}
-TWO_RULES = {"muon", "adamp", "sgdp"}  # one for matrices, one for the rest
 
 
 def arguments() -> argparse.Namespace:
@@ -53,6 +53,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--execution", default="compiled", choices=("compiled", "batched", "eager", "auto"))
     parser.add_argument("--json", type=Path, help="default: benchmarks/results/step_time-DEVICE.json")
+    parser.add_argument("--patience", type=float, default=10.0, help="after so many seconds three warm-up steps do")
+    parser.add_argument("--missing", action="store_true", help="only what the JSON lacks")
+    parser.add_argument("--anew", action="store_true", help="keep nothing of what the JSON holds")
     parser.add_argument("--quick", action="store_true", help="miniature sets, two rounds: a test of this script")
     parser.add_argument("--no-first-step", action="store_true", help="leave out the first steps of fresh processes")
     args = parser.parse_args()
@@ -81,12 +84,12 @@ class Known:
 
     def deviation(self, method: str, other: _peers.Contender) -> float | None:
         """See :func:`_peers.deviation`; None for the reference itself."""
-        if other.label == "polyak":
+        if other.label == "polyak" or other.reference:
             return None
         key = (method, other.label)
         if key not in self.deviations:
-            reference = next(_peers.contenders(method, "eager", ()))
-            self.deviations[key] = _peers.deviation(reference, other)
+            variants = {one.label: one for one in _peers.contenders(method, "eager", ())}
+            self.deviations[key] = _peers.deviation(variants[f"polyak {other.beside}".strip()], other)
         return self.deviations[key]
 
 
@@ -104,19 +107,23 @@ class Bench:
         """One row a contender."""
         steppers: dict[str, list[Optimizer]] = {}
         rows: dict[str, _report.Row] = {}
-        for contender in _peers.contenders(method, self.args.execution, self.args.libraries):
+        execution = self.args.execution
+        peers = _peers.contenders(method, execution, self.args.libraries)
+        for contender in (*peers, *_peers.references(method, execution)):
             try:
                 row = self._warm_up(contender, method, steppers)
                 rows[contender.label] = {**row, "deviation": self.known.deviation(method, contender)}
             except Exception as error:
-                if contender.ours:
+                if contender.label.startswith("polyak"):
                     raise
                 print(f"{method:<10} {contender.label}: skipped ({type(error).__name__}: {str(error)[:90]})")
         self._time(rows, steppers)
         for label, row in rows.items():
             self.tensors.restore()
             row["extra_bytes"] = _measure.peak_extra(lambda label=label: _step(steppers[label]), self.args.device)
-            row |= self._bytes(method, steppers["polyak"])
+            row |= self._bytes(method, rows["polyak"]["kind"], steppers["polyak"])
+            if row["ours"]:
+                row["state_bytes"] = sum(one.state_bytes() for one in steppers[label]) / self.tensors.elements
         self._compare(list(rows.values()))
         self.known.compiled.add(method)
         return list(rows.values())
@@ -127,20 +134,22 @@ class Bench:
         start = time.perf_counter()
         seconds = []
         for t in range(WARM_UP):
-            if t < 3 or time.perf_counter() - start < PATIENCE_S:
+            if t < 3 or time.perf_counter() - start < self.args.patience:
                 self.tensors.restore()
                 seconds.append(_measure.timed(lambda: _step(built), self.args.device))
         steppers[contender.label] = built
         row = {
             "method": method, "set": self.tensors.name, "contender": contender.label, "ours": contender.ours,
-            "beside": contender.beside,
-            "first_s": seconds[0], "elementwise": method not in {*SECOND_PASS, *MATRIX_METHODS},
+            "beside": contender.beside, "reference": contender.reference, "first_s": seconds[0],
+            "date": datetime.date.today().isoformat(),
         }  # fmt: skip
         if contender.ours:
-            # one for small tensors, one for large; two rules: matrices and the rest, and Muon has one more pass
-            most = 0 if method in self.known.compiled else 6 if method in TWO_RULES else 2
+            facts = about(built[0])
+            most = 0 if method in self.known.compiled else facts.kernels
             here = _measure.kernels() - before
+            row["kind"] = facts.kind
             row["kernels"] = {"here": here, "most": most, "new_lr": self._kernels_of_a_new_lr(built)}
+            row["claimed_bytes"] = _peers.claimed_bytes(method, contender.label)
         return row
 
     def _kernels_of_a_new_lr(self, built: list[Optimizer]) -> int:
@@ -161,7 +170,7 @@ class Bench:
             found = _measure.summary(seconds[label])
             row |= {**found, "bandwidth": peak}
 
-    def _bytes(self, method: str, ours: list[Optimizer]) -> _report.Row:
+    def _bytes(self, method: str, kind: str, ours: list[Optimizer]) -> _report.Row:
         """Bytes that any implementation must move: weights, gradients and memories in, weights and memories out."""
         params = list(self.tensors.params.values())
         size = sum(p.numel() * p.itemsize for p in params)
@@ -170,7 +179,7 @@ class Bench:
             (p.numel() * p.itemsize for n, p in self.tensors.params.items() if _peers.is_matrix(n, p)), default=0
         )
         chunk = CHUNK * params[0].itemsize
-        bound = max(size // 20, *((4 * chunk, 4 * largest) if method in MATRIX_METHODS else (chunk,)))
+        bound = max(size // 20, *((4 * chunk, 4 * largest) if kind == "matrix" else (chunk,)))
         found: _report.Row = {"must_bytes": 3 * size + 2 * state, "bound_bytes": bound}
         if method in SECOND_PASS:
             found["second_pass_bytes"] = SECOND_PASS[method] * size
@@ -179,14 +188,15 @@ class Bench:
     def _compare(self, rows: list[_report.Row]) -> None:
         """Ratios of polyak to each peer, and shares of the bandwidth."""
         ours = {row["contender"]: row for row in rows if row["ours"]}
-        plain = ours.get("polyak bfloat16", ours["polyak"])  # the peers' Muon iterates in bfloat16
+        plain = ours["polyak"]
+        low = ours.get("polyak bfloat16", plain)  # the peers' Muon iterates in bfloat16
         for row in rows:
             if not row["ours"]:
-                judged = ours.get(f"polyak {row['beside']}") if row["beside"] else plain
-                other = judged or plain
+                judged = ours.get(f"polyak {row['beside']}") if row["beside"] else low
+                other = plain if row["reference"] else judged or low
                 row["ratio"], row["min_ratio"] = other["ms"] / row["ms"], other["min_ms"] / row["min_ms"]
                 row["judged"] = judged["contender"] if judged else ""  # no goal without a variant that stores alike
-            if row["method"] not in MATRIX_METHODS:
+            if plain["kind"] != "matrix" and not row["reference"]:
                 speed = 1e3 * row["must_bytes"] / row["ms"]
                 row["share"] = speed / row["bandwidth"]
                 if "second_pass_bytes" in row and row["ours"]:
@@ -207,41 +217,25 @@ def main() -> None:
     """Measure, print, write."""
     args = arguments()
     torch._dynamo.config.recompile_limit = 512  # peers that compile a graph a shape must not fall back to eager
-    rows: list[_report.Row] = []
+    path: Path = args.json or RESULTS / f"step_time-{args.device}.json"
+    options = {"rounds": args.rounds, "execution": args.execution, "quick": args.quick, "device": args.device}
+    found = _results.Results(path, _measure.machine(args.device), options, args.anew)
     known = Known()
-    sizes = {}
     for name in args.sets:
         bench = Bench(name, args, known)
-        sizes[name] = {"tensors": len(bench.tensors.params), "elements": bench.tensors.elements}
-        print(_report.header(f"{name}, {_sets.TITLES[name]}", sizes[name]["elements"], sizes[name]["tensors"]))
-        for method in args.methods:
-            found = bench.rows(method)
-            rows += found
-            for i, row in enumerate(found):
-                print(_report.line(row, i == 0), flush=True)
+        size = {"tensors": len(bench.tensors.params), "elements": bench.tensors.elements}
+        print(_report.header(f"{name}, {_sets.TITLES[name]}", size))
+        for method in [m for m in args.methods if not (args.missing and found.has(name, m))]:
+            rows = bench.rows(method)
+            print("\n".join(_report.line(row, i == 0) for i, row in enumerate(rows)), flush=True)
+            found.add(name, size, rows)  # at once, so that a run that is stopped has what it measured
             gc.collect()
         del bench
         gc.collect()
-        _write(args, sizes, rows, {}, [])  # so that one that is stopped has what it measured
-    first_steps = {} if args.no_first_step else {m: _first_steps(m, args) for m in args.methods}
-    missed = ["miniature sets: no goals"] if args.quick else _report.verdict(rows, first_steps)
-    print("\n".join(missed))
-    print(f"written to {_write(args, sizes, rows, first_steps, missed)}")
-
-
-def _write(
-    args: argparse.Namespace,
-    sizes: dict[str, Any],
-    rows: list[_report.Row],
-    first_steps: dict[str, Any],
-    missed: list[str],
-) -> Path:
-    path: Path = args.json or RESULTS / f"step_time-{args.device}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    options = {"rounds": args.rounds, "execution": args.execution, "quick": args.quick, "device": args.device}
-    text = {"machine": _measure.machine(args.device), "options": options, "sets": sizes, "rows": rows}
-    path.write_text(json.dumps({**text, "first_steps": first_steps, "verdict": missed}, indent=1) + "\n")
-    return path
+    for method in () if args.no_first_step else args.methods:
+        found.add_first_steps(method, _first_steps(method, args))
+    print("\n".join(found.finish()))
+    print(f"written to {path}")
 
 
 def _first_steps(method: str, args: argparse.Namespace) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,10 @@ def run(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *command], cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
-@pytest.mark.parametrize("tool", ["make_catalogue.py", "make_composition.py", "make_lists.py"])
+TOOLS = ["make_catalogue.py", "make_composition.py", "make_ecosystem.py", "make_lists.py", "make_speed.py"]
+
+
+@pytest.mark.parametrize("tool", TOOLS)
 def test_what_is_made_from_the_methods_is_up_to_date(tool: str) -> None:
     done = run(f"tools/{tool}", "--check")
     assert done.returncode == 0, done.stderr

@@ -7,19 +7,19 @@ python tools/make_catalogue.py --check    # fail if it is out of date
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import polyak.optim
 from polyak.declare import Hyper
 from polyak.optim.create import arguments
 
-TARGET = Path(__file__).resolve().parents[1] / "docs" / "methods.md"
 HEAD = """# Methods
 
 Made from the code by `tools/make_catalogue.py`; the same facts as `polyak show NAME`.
 
 Verified by: what the recorded trajectories come from that a method reproduces. A transcription is of the paper, and an
 interpretation of what the paper leaves open: they tell that the code does what we think, and no more.
+
+Which go with FSDP2, DistributedDataParallel, scalers, accumulation and odd weights: [ecosystem.md](ecosystem.md).
 """
 TABLE = """
 | name | class | paper | year | state, bytes per float32 weight | verified by |
@@ -73,18 +73,7 @@ def catalogue() -> str:
     return HEAD + "".join(tables) + "".join(map(section, every))
 
 
-def main() -> int:
-    """Write the page, or compare it."""
-    if "--check" in sys.argv[1:]:
-        current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
-        if current != catalogue():
-            print("docs/methods.md is out of date: run python tools/make_catalogue.py", file=sys.stderr)
-            return 1
-        return 0
-    TARGET.parent.mkdir(exist_ok=True)
-    TARGET.write_text(catalogue(), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from _docs import made  # beside this script
+
+    sys.exit(made("methods.md", catalogue))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
@@ -16,8 +15,6 @@ from polyak.optim import Optimizer, chain, rules
 from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.rule import Rule
 from polyak.optim.vocabulary.matrices import Polar
-
-TARGET = Path(__file__).resolve().parents[1] / "docs" / "composition.md"
 
 BASES: dict[str, Callable[[], Rule]] = {
     "heavy_ball": rules.heavy_ball,
@@ -118,17 +115,7 @@ def page() -> str:
     return f"{HEAD}{''.join(lines)}\n{reasons}"
 
 
-def main() -> int:
-    """Write the page, or compare it."""
-    if "--check" in sys.argv[1:]:
-        current = TARGET.read_text(encoding="utf-8") if TARGET.exists() else ""
-        if current != page():
-            print("docs/composition.md is out of date: run python tools/make_composition.py", file=sys.stderr)
-            return 1
-        return 0
-    TARGET.write_text(page(), encoding="utf-8")
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    from _docs import made  # beside this script
+
+    sys.exit(made("composition.md", page))

@@ -58,7 +58,18 @@ def written(found: Mapping[str, Any]) -> str:
 
 def _verdicts(problems: Mapping[str, Any]) -> list[str]:
     lines = ["## What it says", ""]
-    return [*lines, *(f"- **{name}** ({_about(one)}): {one['sentence']}." for name, one in problems.items()), ""]
+    return [*lines, *(f"- **{name}** ({_about(one)}): {_verdict(one)}." for name, one in problems.items()), ""]
+
+
+def _verdict(one: Mapping[str, Any]) -> str:
+    """Which methods are called what; of those that are not settled the number."""
+    called: dict[str, list[str]] = {call: [] for call in CALLS}
+    for name, judged in one["methods"].items():
+        if name != one["reference"]:
+            called[judged["call"]].append(f"`{name}`")
+    open_ones = called.pop("unsettled")
+    parts = [f"{call}: {', '.join(sorted(names))}" for call, names in called.items() if names]
+    return "; ".join([*parts, *([f"not settled: {len(open_ones)}"] if open_ones else [])])
 
 
 def _about(one: Mapping[str, Any]) -> str:

@@ -37,7 +37,9 @@ def test_the_page_says_what_was_found(page):
         "sentence": "use sgd", "methods": methods,
     }  # fmt: skip
     text = page.written({"trials": 4, "seeds": 3, "problems": {"one": one, "two": one}})
-    assert "- **one** (error, less is better, 7 steps, margin 0.25): use sgd." in text
+    assert (
+        "- **one** (error, less is better, 7 steps, margin 0.25): better: `sgd`; worse: `muon`; not settled: 1." in text
+    )
     assert "| `sgd` | **0.5: +2 [+1, +3] better** | **0.5: +2 [+1, +3] better** |" in text
     assert "| `lion` | 0.5: -0.25 [-1.2, +0.75] |" in text and "| `muon` | worse, 3 runs lost |" in text
     assert "better on 2 |" in text and "not settled on 2 |" in text and "| the reference |" in text

@@ -64,7 +64,7 @@ def test_a_variant_that_polyak_lacks_is_left_out(monkeypatch):
     import _peers
 
     known = {"a variant": {"lr": 1e-3}, "none": {"no_such_argument": 1}}
-    monkeypatch.setitem(_peers.METHODS, "adamw", _peers.Method(_peers.ADAM, also=known))
+    monkeypatch.setitem(_peers.METHODS, "adamw", _peers.Method({"lr": 1e-3}, also=known))
     assert [one.label for one in _peers.contenders("adamw", "eager", ())] == ["polyak", "polyak a variant"]
 
 

@@ -6,7 +6,9 @@ import pickle
 from dataclasses import KW_ONLY
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,6 +26,7 @@ from polyak.declare import (
     Range,
     fills,
     hyper,
+    whole,
 )
 
 Form = Literal["a", "b"]
@@ -210,3 +213,23 @@ def test_a_whole_number_is_a_float_where_a_float_is_declared(default: float) -> 
     found = hyper("x", Annotated[float, Interval(0, 9)], default)
     assert type(found.default) is float
     found.check(4.5, "owner")
+
+
+@pytest.mark.parametrize("value", [3, torch.tensor(3), np.int64(3)])
+def test_a_whole_number_of_any_kind_comes_out_as_one(value: Any) -> None:
+    found = whole("steps", value, "Walk")
+    assert found == 3 and type(found) is int
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (0, ValueError, r"Walk: steps must be in \[1, inf\), got 0"),
+        (2.0, TypeError, r"Walk: steps must be an integer in \[1, inf\), got 2\.0"),
+        (True, TypeError, r"Walk: steps must be a number in \[1, inf\), got True"),
+        ("2", TypeError, r"Walk: steps must be a number in \[1, inf\), got '2'"),
+    ],
+)
+def test_what_is_no_whole_number_is_named(value: Any, error: type[Exception], words: str) -> None:
+    with pytest.raises(error, match=words):
+        whole("steps", value, "Walk")

@@ -78,6 +78,11 @@ def columns(folder: Path, method: str) -> Any:
     return shared(method, where, (2,))
 
 
+def replicated(folder: Path, method: str) -> Any:
+    """Whole tensors on both ranks, whose gradients come as terms that are still to be added."""
+    return shared(method, {name: [Replicate()] for name in SHAPES if name != "plain"}, (2,))
+
+
 def rows(folder: Path, method: str) -> Any:
     return shared(method, {name: [Shard(0)] for name in SHAPES if name != "plain"}, (2,))
 

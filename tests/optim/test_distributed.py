@@ -14,6 +14,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 GAPS = ["adamw", "cadamw", "adan", "muon", "adamp", "tam"]
 COLUMNS = ["cadamw", "muon", "adan", "tam", "lion", "cadan"]
 ROWS = ["adamp", "cadamw", "muon", "adan", "tam"]
+REPLICATED = ["gsm"]
 REFUSED = ["adamp", "sgdp"]
 THAWED = ["cadan", "tam", "adan"]
 
@@ -22,7 +23,7 @@ THAWED = ["cadan", "tam", "adan"]
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tensors")
     cases = [("gaps", GAPS), ("columns", COLUMNS), ("rows", ROWS), ("hybrid", ROWS)]
-    cases += [("refusal", REFUSED), ("thawed", THAWED)]
+    cases += [("replicated", REPLICATED), ("refusal", REFUSED), ("thawed", THAWED)]
     ranks.launch("optim.tensor_worker", folder, *(f"{case}:{name}" for case, names in cases for name in names))
     return folder
 
@@ -42,6 +43,11 @@ def test_sharded_along_columns(done: Path, method: str) -> None:
 @pytest.mark.parametrize("method", ROWS)
 def test_sharded_along_rows(done: Path, case: str, method: str) -> None:
     assert_same(ranks.result(done, f"{case}:{method}"), local_run(method, None))
+
+
+@pytest.mark.parametrize("method", REPLICATED)
+def test_gradients_that_are_still_to_be_added(done: Path, method: str) -> None:
+    assert_same(ranks.result(done, f"replicated:{method}"), local_run(method, None))
 
 
 @pytest.mark.parametrize("method", REFUSED)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from polyak.optim import AdamW, Muon, create, roles_of
+from polyak.optim import AdamW, Muon, create, get, names, roles_of
+from tests.optim.training import OPTIONS
 
 
 class Block(nn.Module):
@@ -163,3 +164,29 @@ def test_a_model_trains() -> None:
             loss.backward()
             optimizer.step()
         assert float(loss.detach()) < 0.5, name
+
+
+COMMON = [name for name in names() if get(name).one_for_all]
+
+
+@pytest.mark.parametrize("name", COMMON)
+def test_what_is_one_for_all_and_is_written_into_one_group_is_refused_by_the_step(name: str) -> None:
+    params = [nn.Parameter(torch.ones(3, 4)) for _ in range(2)]
+    optimizer = get(name)([{"params": [p]} for p in params], **OPTIONS.get(name, {}))
+    reads = {"loss": 1.0} if "loss" in optimizer.chain_of(optimizer.param_groups[0]).named else {}
+
+    def step() -> list[torch.Tensor]:
+        for p in params:
+            p.grad = torch.full_like(p, 0.5)
+        optimizer.step(**reads)
+        return [p.detach().clone() for p in params]
+
+    before = step()
+    for option in optimizer.one_for_all:
+        kept = optimizer.param_groups[1][option]
+        optimizer.param_groups[1][option] = "another"
+        with pytest.raises(ValueError, match=f"{type(optimizer).__name__}: {option} must be the same in all groups"):
+            step()
+        assert all(map(torch.equal, before, params))
+        optimizer.param_groups[1][option] = kept
+    assert not all(map(torch.equal, before, step()))

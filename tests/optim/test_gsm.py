@@ -102,6 +102,31 @@ def test_cut_weights_shrink_as_told() -> None:
         optimizer.shrinkage(1000)
 
 
+@pytest.mark.parametrize("execution", ["eager", "batched"])
+@pytest.mark.parametrize(("weight", "gradient"), [(True, False), (False, True), (True, True)])
+def test_memory_formats_choose_the_same_weights(weight: bool, gradient: bool, execution: Any) -> None:
+    plain, other = params(), params()
+    conv, last = other["conv"], torch.channels_last
+    if weight:
+        conv.data = conv.data.to(memory_format=last)
+    optimizers = [GSM(w.values(), lr=0.05, nonzero_ratio=RATIO, execution=execution) for w in (plain, other)]
+    for t in range(4):
+        for weights, optimizer in zip((plain, other), optimizers, strict=True):
+            give(weights, 10 + t)
+            for p in weights.values():
+                p.grad.round_(decimals=1)  # type: ignore[union-attr]  # some are equal
+            if gradient and weights is other:
+                conv.grad = conv.grad.to(memory_format=last)  # type: ignore[union-attr]
+            optimizer.step()
+        assert all(torch.equal(plain[n], other[n]) for n in SHAPES)
+    with torch.no_grad():
+        for weights in (plain, other):
+            for p in weights.values():
+                p.round_(decimals=1)
+    masks, others = (optimizer.prune() for optimizer in optimizers)
+    assert all(map(torch.equal, masks, others))
+
+
 def count(weights: dict[str, nn.Parameter]) -> int:
     return sum(int((weights[n] != 0).sum()) for n in ("linear", "conv"))
 

@@ -17,6 +17,7 @@ from torch.distributed.tensor import Shard
 from polyak.memory.averages import ema
 from polyak.optim import (
     CSGDM,
+    SCALE,
     SGD,
     TAM,
     AdamP,
@@ -398,17 +399,31 @@ def test_a_first_step_that_is_broken_off_while_it_compiles_has_written_nothing(m
     assert not any(state[key].any() for state in optimizer.state.values() for key in ("step", "exp_avg", "exp_avg_sq"))
 
 
+def refused(method: Any, dimension: int) -> str:
+    """What is said of a matrix that is sharded along a dimension; nothing where it may be."""
+    optimizer = method([nn.Parameter(torch.zeros(4, 3))])
+    (group,) = optimizer.param_groups
+    sharded: Any = SimpleNamespace(placements=(Shard(dimension),))
+    try:
+        check_shards(sharded, "w", optimizer.chain_of(group).for_shape(torch.Size((4, 3))), group)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def kept(shape: Any) -> Any:
+    """An optimizer with a memory of that shape."""
+    rule = Rule("kept", lambda x, s, c: (x, {}), slots=(Slot("kept", shape=shape),))
+    return lambda params: Optimizer(params, chain(rule, rules.descend()))
+
+
 def test_shards_that_hold_no_whole_rows_or_memories_a_row_are_refused():
-    across = SimpleNamespace(placements=(Shard(1),))
-    for kind in ("rows", "columns"):
-        with pytest.raises(ValueError, match="w is sharded along dimension 1"):
-            check_shards(across, "w", {kind}, {"param"})
-    check_shards(across, "w", {"mean"}, {"param"})
-    check_shards(SimpleNamespace(placements=(Shard(0),)), "w", {"rows", "columns"}, {"param", "column"})
-    with pytest.raises(ValueError, match="w is sharded, and the method keeps a number a row of it"):
-        check_shards(SimpleNamespace(placements=(Shard(0),)), "w", set(), {"row"})
-    with pytest.raises(ValueError, match="w is sharded, and the method keeps memories of shapes of their own"):
-        check_shards(SimpleNamespace(placements=(Shard(0),)), "w", set(), {lambda shape: (1,)})
+    for method in (AdamP, SCALE):  # sums over rows, and over columns
+        assert "w is sharded along dimension 1, but the method needs whole rows" in refused(method, 1)
+        assert not refused(method, 0)
+    assert not refused(CAdamW, 1) and not refused(kept("column"), 0)
+    assert "w is sharded, and the method keeps a number a row of it" in refused(kept("row"), 0)
+    assert "w is sharded, and the method keeps memories of shapes of their own" in refused(kept(lambda _: (1,)), 0)
 
 
 def test_every_parameter_takes_part_in_the_verdict_on_a_first_step(monkeypatch):

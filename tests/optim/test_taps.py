@@ -77,7 +77,7 @@ def test_what_is_missing_is_named() -> None:
 def test_inputs_and_gradients_of_one_use_are_pairs() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(3, 3, bias=False).double()
-    taps = Taps(layer)
+    taps = Taps(find_layers(layer, (), "Taps"))
     layer(torch.full((7, 3), 9.0, dtype=torch.float64))  # without a backward pass: as if it had not been
     x = torch.randn(4, 3, dtype=torch.float64)
     layer(layer(x).tanh()).square().sum().backward()  # twice in one pass, so the second use comes back first
@@ -91,14 +91,38 @@ def test_inputs_and_gradients_of_one_use_are_pairs() -> None:
 
 def test_a_weight_that_was_not_seen_is_named() -> None:
     net = nn.Sequential(nn.Linear(3, 2, bias=False), nn.Linear(2, 2, bias=False))
-    taps = Taps(net)
+    taps = Taps(find_layers(net, (), "Taps"))
     net[0](torch.ones(1, 3)).sum().backward()
-    taps.check_seen([("0.weight", net[0].weight)])
+    taps.check_seen([("0.weight", net[0].weight)], taps.by_name()["inputs"])
     with pytest.raises(RuntimeError, match=r"no inputs of a layer with the weight 1\.weight were seen"):
-        taps.check_seen(net.named_parameters())
+        taps.check_seen(net.named_parameters(), taps.by_name()["inputs"])
     taps.clear()
     with pytest.raises(RuntimeError, match=r"the weight 0\.weight"):
-        taps.check_seen(net.named_parameters())
+        taps.check_seen(net.named_parameters(), taps.by_name()["inputs"])
+
+
+def test_rows_are_kept_without_the_one_for_the_bias_and_unscaled() -> None:
+    model = nn.Linear(3, 2)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    taps = Taps(find_layers(model, (), "Taps"), scaler)
+    x = torch.randn(4, 2, 3)
+    scaler.scale(model(x).sum()).backward()
+    seen = taps.by_name()
+    assert torch.equal(seen["inputs"][id(model.weight)], x.flatten(0, 1))
+    assert torch.equal(seen["output_gradients"][id(model.weight)], torch.ones(8, 2))
+    taps.remove()
+    assert not model._forward_hooks
+
+
+def test_a_tap_that_is_refused_leaves_the_one_before() -> None:
+    layer, tied = nn.Linear(3, 3, bias=False), nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    tied[1].weight = tied[0].weight
+    optimizer = Optimizer(layer.parameters(), chain(natural(), descend()), lr=0.1, execution="eager")
+    optimizer.tap(layer)
+    with pytest.raises(ValueError, match=r"Optimizer: 0\.weight and 1\.weight are one weight"):
+        optimizer.tap(tied)
+    layer(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
 
 
 class Sums:

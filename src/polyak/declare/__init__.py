@@ -37,6 +37,7 @@ from polyak.declare.hypers import (
     Paper,
     Range,
     SearchSpace,
+    whole,
 )
 
 __all__ = [
@@ -72,4 +73,5 @@ __all__ = [
     "fills",
     "hyper",
     "literal_block",
+    "whole",
 ]

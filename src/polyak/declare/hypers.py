@@ -139,6 +139,17 @@ class Hyper:
             raise ValueError(f"{owner}: {name} must be in {self.allowed}, got {value!r}")
 
 
+def whole(name: str, value: Any, owner: str, allowed: Interval = COUNT) -> int:
+    """A value as a whole number, for arguments that no field declares.
+
+    Raises:
+        TypeError: it is none.
+        ValueError: one that is not allowed. Both name the argument, the value and what is allowed.
+    """
+    Hyper(name, 1, allowed).check(value, owner)
+    return int(value)
+
+
 def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, (list, tuple)) else value
 

@@ -38,9 +38,8 @@ TUNINGS = 400  # simulated ones that say what noise alone gives
 HALVES = 1024  # looked at; from thirteen trials on there are more
 EVENEST = 10  # of so many halves one counts, the most evenly spread
 FEWEST = 24  # that count, where there are as many: from seven trials on
-# These two were chosen by simulations like those of benchmarks/lab_power.py, with one to four hyperparameters and three
-# and five tuning seeds: the most power of those that call at most 5 % of A/A comparisons wherever the space has a best
-# setting. A larger share or more degrees find more where the setting hardly matters, and call too much where it does.
+# These two were chosen by simulations like those of benchmarks/lab_power.py: a larger share or more degrees find more
+# where the setting hardly matters, and call too many A/A comparisons where it does.
 NOISE_SHARE = 0.5
 DEGREES = 6.0
 """Degrees of freedom of the spread, for Student's t: it hangs on the distances between the few best trials."""

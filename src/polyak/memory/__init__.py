@@ -5,6 +5,7 @@
 * :mod:`~polyak.memory.geometry`: projections, angles, agreement of signs.
 * :mod:`~polyak.memory.matrix`: Newton-Schulz, the exact polar factor, inverse roots.
 * :mod:`~polyak.memory.sparsity`: N:M masks.
+* :mod:`~polyak.memory.flat`: several tensors as one vector.
 * :mod:`~polyak.memory.history`: windows and ring buffers.
 * :mod:`~polyak.memory.storage`: square-matricized factors and packed signs.
 * :mod:`~polyak.memory.tasks`: gradients of several tasks as one matrix.
@@ -17,6 +18,7 @@ Nothing here holds state, reads or writes files, or draws random numbers.
 
 from polyak.memory.averages import beta_of_half_life, debias, ema, ema_, half_life, heavy_ball
 from polyak.memory.codecs import Bfloat16, Codec, Factored, Float32, Int8, codec
+from polyak.memory.flat import flat, unflat
 from polyak.memory.geometry import agreement, cosine, dot, norm, project, reject, rms, sign_times_magnitude
 from polyak.memory.history import push, ring_in_order, ring_valid_count, ring_write, ring_write_truncating
 from polyak.memory.matrix import COEFFICIENTS, CoefficientSet, as_matrix, inverse_roots, newton_schulz, polar
@@ -67,6 +69,7 @@ __all__ = [
     "ema_",
     "equalize",
     "factorize",
+    "flat",
     "gamma_of_sigma_rel",
     "half_life",
     "half_life_beta",
@@ -97,6 +100,7 @@ __all__ = [
     "sign_times_magnitude",
     "square_shape",
     "to_bfloat16_stochastic",
+    "unflat",
     "uniform",
     "uniform_beta",
     "uniform_bits",

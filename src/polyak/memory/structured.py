@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
+from polyak.memory.flat import flat
 from polyak.memory.structure import Dense, Diagonal, Structure, Toeplitz, Triangular
 
 BLOCK = 30
@@ -38,16 +37,16 @@ class Blocks(Structure):
     def taken(self, matrix: Tensor) -> Tensor:
         sizes = self._sizes(len(matrix))
         rows = matrix.split(sizes)
-        return _flat([row.split(sizes, 1)[i] for i, row in enumerate(rows)])
+        return flat([row.split(sizes, 1)[i] for i, row in enumerate(rows)])
 
     def project(self, symmetric: Tensor) -> Tensor:
         return self.taken(symmetric)
 
     def gram(self, rows: Tensor) -> Tensor:
-        return _flat([part.T @ part for part in rows.split(self._sizes(rows.shape[1]), 1)])
+        return flat([part.T @ part for part in rows.split(self._sizes(rows.shape[1]), 1)])
 
     def square(self, k: Tensor, n: int) -> Tensor:
-        return _flat([block.T @ block for block in self._split(k, n)])
+        return flat([block.T @ block for block in self._split(k, n)])
 
     def right(self, rows: Tensor, k: Tensor) -> Tensor:
         n = rows.shape[-1]
@@ -60,7 +59,7 @@ class Blocks(Structure):
         return torch.cat([part @ block.T for part, block in pairs], -1)
 
     def product(self, a: Tensor, b: Tensor, n: int) -> Tensor:
-        return _flat([x @ y for x, y in zip(self._split(a, n), self._split(b, n), strict=True)])
+        return flat([x @ y for x, y in zip(self._split(a, n), self._split(b, n), strict=True)])
 
     def mean_diagonal(self, k: Tensor, n: int) -> Tensor:
         return torch.cat([block.diagonal() for block in self._split(k, n)]).mean()
@@ -111,12 +110,12 @@ class Hierarchical(Structure):
         end = first + middle
         a, b = matrix[:first, :first], matrix[:first, first:]
         c = matrix.diagonal()[first:end]
-        return _flat([a, factor * b, c, factor * matrix[end:, first:end], matrix[end:, end:]])
+        return flat([a, factor * b, c, factor * matrix[end:, first:end], matrix[end:, end:]])
 
     def gram(self, rows: Tensor) -> Tensor:
         first, middle, last = rows.split(self._sizes(rows.shape[1]), 1)
         rest = torch.cat([middle, last], 1)
-        return _flat(
+        return flat(
             [first.T @ first, 2 * (first.T @ rest), middle.square().sum(0), 2 * (last.T @ middle), last.T @ last]
         )
 
@@ -125,7 +124,7 @@ class Hierarchical(Structure):
         above, beside = b[:, : len(c)], b[:, len(c) :]
         diagonal = above.square().sum(0) + c.square() + d.square().sum(0)
         corner = beside.T @ above + e.T @ d
-        return _flat([a.T @ a, 2 * (a.T @ b), diagonal, 2 * corner, beside.T @ beside + e.T @ e])
+        return flat([a.T @ a, 2 * (a.T @ b), diagonal, 2 * corner, beside.T @ beside + e.T @ e])
 
     def right(self, rows: Tensor, k: Tensor) -> Tensor:
         n = rows.shape[-1]
@@ -146,15 +145,11 @@ class Hierarchical(Structure):
         sizes = [len(c2), len(e2)]
         over_middle, over_last = beside.split(sizes, 1)
         rest = torch.cat([over_middle * c2 + over_last @ d2, over_last @ e2], 1)
-        return _flat([left @ a2, left @ b2 + rest, middle * c2, below * c2 + corner @ d2, corner @ e2])
+        return flat([left @ a2, left @ b2 + rest, middle * c2, below * c2 + corner @ d2, corner @ e2])
 
     def mean_diagonal(self, k: Tensor, n: int) -> Tensor:
         a, _, c, _, e = self._split(k, n)
         return torch.cat([a.diagonal(), c, e.diagonal()]).mean()
-
-
-def _flat(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat([part.reshape(-1) for part in parts])
 
 
 STRUCTURES: dict[str, Structure] = {

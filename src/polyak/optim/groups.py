@@ -122,3 +122,11 @@ def decay_groups(
             group["weight_decay"] = own
         groups.append(group)
     return groups
+
+
+def set_option(group: dict[str, Any], name: str, value: float) -> None:
+    """Write an option of a group; into the tensor where it is one, which others may hold, as compiled steps do."""
+    if isinstance(group[name], Tensor):
+        group[name].fill_(value)
+    else:
+        group[name] = value

@@ -40,7 +40,7 @@ class Method(Declared, Optimizer):
     See :mod:`polyak.declare` for the fields. ``slug`` is its name in :func:`polyak.optim.get`, ``family`` what it is
     listed under, ``vectors`` the recorded trajectories it is checked with and ``evidence`` what they come from.
     ``options`` of :meth:`recipe` are a parameter group. Options that are ``one_for_all`` are refused in a group if they
-    differ from those of the first.
+    differ from those of the first, also at a step.
     """
 
     family: ClassVar[Family] = "other"
@@ -90,7 +90,7 @@ class Method(Declared, Optimizer):
         for name in self.one_for_all:
             first, *others = (_untyped(group[name]) for group in groups)
             for other in others:
-                if other != first:
+                if other is not first and not _is_elsewhere(other) and other != first:
                     raise ValueError(
                         f"{self._owner()}: {name} must be the same in all groups, {first!r}, got {other!r}"
                     )
@@ -116,6 +116,11 @@ class Method(Declared, Optimizer):
 def _untyped(value: Any) -> Any:
     """A list as the tuple of its entries, which says the same."""
     return tuple(value) if isinstance(value, list) else value
+
+
+def _is_elsewhere(value: Any) -> bool:
+    """Whether reading it would wait for a device."""
+    return isinstance(value, Tensor) and value.device.type != "cpu"
 
 
 def _variants(method: type[Method]) -> Iterator[tuple[dict[str, Any], str]]:

@@ -1,5 +1,6 @@
 """Levels with periods: equal to accumulation by hand, resumed in the middle of a chunk, and what is refused."""
 
+import copy
 import io
 from typing import Any
 
@@ -18,6 +19,27 @@ BASES: dict[str, Any] = {
     "adamw": lambda groups: optim.AdamW(groups, lr=0.1),
     "torch adamw": lambda groups: torch.optim.AdamW(groups, lr=0.1),
 }
+
+
+class Refusing:
+    """A hook that refuses steps while it is told to."""
+
+    now = False
+
+    def __call__(self, *_: Any) -> None:
+        if self.now:
+            raise RuntimeError("not now")
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two states hold the same."""
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(same, a, b))
+    return bool(a == b)
 
 
 def weights(count: int = 3) -> list[nn.Parameter]:
@@ -151,30 +173,62 @@ def test_sums_of_half_precision_gradients_are_kept_in_float32() -> None:
     assert torch.equal(p.float(), torch.full((2,), -256.0))
 
 
-def test_a_refused_step_loses_no_gradient() -> None:
-    (p,) = weights(1)
-    driver = CMS(optim.SGD([p], lr=0.1, check_finite=True), 2)
-    before = p.detach().clone()
-    p.grad = torch.full_like(p, 1e308)
-    driver.step()
-    p.grad = torch.full_like(p, 1e308)
-    with pytest.raises(RuntimeError, match="finite"):
+def test_a_refused_step_changes_nothing_and_can_be_made_again() -> None:
+    params, twins = weights(), weights()
+    driver, plain = levels(BASES["adamw"], params, [1, 2, 3]), levels(BASES["adamw"], twins, [1, 2, 3])
+    driver.optimizer.register_step_pre_hook(refusing := Refusing())
+    for t in range(6):
+        feed(params, t)
+        feed(twins, t)
+        before, grads = copy.deepcopy(driver.state_dict()), [p.grad.clone() for p in params]  # type: ignore[union-attr]
+        refusing.now = True
+        with pytest.raises(RuntimeError, match="not now"):
+            driver.step()
+        refusing.now = False
+        assert all(map(torch.equal, [p.grad for p in params], grads))
+        assert same(driver.state_dict(), before)
         driver.step()
-    assert torch.equal(p, before) and p.grad is None
+        plain.step()
+        assert all(map(torch.equal, params, twins))
+
+
+def test_a_refused_flush_changes_nothing() -> None:
+    (p,) = weights(1)
+    driver = CMS(optim.SGD([p], lr=0.1, check_finite=True), 3)
+    before = p.detach().clone()
+    for _ in range(2):
+        p.grad = torch.full_like(p, 1e308)
+        driver.step()
+    with pytest.raises(RuntimeError, match="finite"):
+        driver.flush()
+    assert torch.equal(p, before) and driver.param_groups[0]["steps_held"] == 2
     assert driver.state_dict()["sums"][0].isinf().all()
+
+
+def test_a_period_that_shrinks_steps_with_what_is_held() -> None:
+    (p,) = weights(1)
+    driver = CMS(optim.SGD([p], lr=1.0), 3, reduction="mean")
+    before = p.detach().clone()
+    p.grad = torch.ones_like(p)
+    driver.step()
+    driver.param_groups[0]["period"] = 1
+    p.grad = torch.full_like(p, 3.0)
+    driver.step()
+    torch.testing.assert_close(p.detach(), before - 2.0)
+    assert driver.state_dict()["sums"] == {}
 
 
 @pytest.mark.parametrize("period", [0, -3])
 def test_a_period_below_one(period: int) -> None:
-    with pytest.raises(ValueError, match=f"CMS: the period of group 1 must be at least 1, got {period}"):
+    with pytest.raises(ValueError, match=rf"CMS: the period of group 1 must be in \[1, inf\), got {period}"):
         levels(BASES["sgd"], weights(2), [1, period])
-    with pytest.raises(ValueError, match="the period of group 0 must be at least 1"):
+    with pytest.raises(ValueError, match=r"the period of group 0 must be in \[1, inf\)"):
         CMS(BASES["sgd"](weights()), period)
 
 
 @pytest.mark.parametrize("period", [1.5, "2", True])
 def test_a_period_of_another_kind(period: Any) -> None:
-    with pytest.raises(TypeError, match="CMS: the period of group 0 must be a whole number, got"):
+    with pytest.raises(TypeError, match=r"CMS: the period of group 0 must be an? (integer|number) in \[1, inf\), got"):
         CMS(BASES["sgd"](weights()), [period])
 
 

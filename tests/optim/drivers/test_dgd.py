@@ -82,6 +82,63 @@ def test_other_layers_are_stepped_by_their_gradients() -> None:
     assert end < start
 
 
+class Tied(nn.Module):
+    """An embedding and a head of one weight, with a linear layer between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.hidden, self.head = nn.Embedding(5, 4), nn.Linear(4, 4), nn.Linear(4, 5, bias=False)
+        self.head.weight = self.embed.weight
+        self.double()
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        answers: Tensor = self.head(self.hidden(self.embed(tokens)))
+        return answers
+
+
+def test_a_tied_weight_is_refused_or_steps_with_what_all_its_uses_bring() -> None:
+    model = Tied()
+    with pytest.raises(ValueError, match=r"DGD: embed\.weight and head\.weight are one weight; exclude='head'"):
+        DGD(model)
+    assert not model.hidden._forward_hooks
+    optimizer = DGD(model, lr=0.1, exclude=["head"])
+    before = model.embed.weight.detach().clone()
+    model(torch.tensor([0, 1, 1, 4])).square().sum(1).mean().backward()
+    optimizer.step()
+    torch.testing.assert_close(model.embed.weight.detach(), before - 0.1 * model.embed.weight.grad)  # type: ignore[operator]
+
+
+def test_a_scaled_loss_gives_the_same_step_if_the_scaler_is_given() -> None:
+    model, twin = layer(), layer()
+    x, y = random(1, (5, 4), (5, 3))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    scaled, plain = DGD(model, scaler=scaler), DGD(twin)
+    for _ in range(2):
+        pass_through(twin, x, y)
+        plain.step()
+        scaled.zero_grad()
+        scaler.scale((model(x) - y).square().sum(1).mean()).backward()
+        scaler.step(scaled)
+        scaler.update()
+    # the scale is divided out in float32
+    torch.testing.assert_close(model.weight, twin.weight, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(model.bias, twin.bias, rtol=1e-6, atol=1e-6)
+
+
+def test_layers_of_other_kinds_and_frozen_ones_are_left_to_gradient_descent() -> None:
+    model = nn.Sequential(nn.Conv1d(1, 4, 1), nn.Linear(4, 4), nn.Linear(4, 3)).double()
+    model[1].requires_grad_(False)
+    roles = {group["role"]: [name for name in group["param_names"]] for group in DGD(model).param_groups}
+    assert roles == {"matrix": ["2.weight"], "rest": ["0.weight", "0.bias", "2.bias"]}
+    with pytest.raises(ValueError, match="no layer matches exclude='4'"):
+        DGD(model, exclude=["4"])
+    with pytest.raises(TypeError, match="exclude must be a sequence of name patterns, got '2'"):
+        DGD(model, exclude="2")
+    with pytest.raises(ValueError, match="DGD: the model has no Linear layer whose weight is trained"):
+        DGD(nn.LayerNorm(3))
+
+
 def test_a_step_without_a_pass_and_other_mistakes() -> None:
     model = layer()
     optimizer = DGD(model)
@@ -94,3 +151,9 @@ def test_a_step_without_a_pass_and_other_mistakes() -> None:
     for name, value in bad.items():
         with pytest.raises(ValueError, match=f"DGD: {name} must be"):
             DGD(model, **{name: value})
+
+
+def test_a_layer_whose_weight_is_computed_is_named() -> None:
+    computed = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match=r"the layer 0 has a weight that is computed .*; exclude='0' leaves it"):
+        DGD(nn.Sequential(computed, nn.Linear(3, 2)))

@@ -1,7 +1,9 @@
 """Optimisers as lenses: the same trajectories as chains of rules and as torch, on trees, products and circuits."""
 
 import copy
+import functools
 import io
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -231,6 +233,137 @@ def test_an_optimizer_of_a_lens_is_resumed_bit_for_bit() -> None:
     assert copied.param_groups[0]["scale"] == -LR
 
 
+STEPPED: list[Any] = [
+    lenses.ascent_momentum(GAMMA),
+    lenses.nesterov(GAMMA),
+    lenses.gradient_descent(0.1),
+    lenses.adam(0.1),
+    lenses.from_optimizer(functools.partial(torch.optim.SGD, lr=0.1, momentum=0.9)),
+    functools.partial(lenses.adam, betas=(0.8, 0.9)),
+    lenses.adagrad,
+]
+
+
+def stepped(optimiser: Any, *, steps: int = 3, **options: Any) -> tuple[nn.Parameter, lenses.LensOptimizer]:
+    p = nn.Parameter(torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64))
+    optimizer = lenses.LensOptimizer([p], optimiser, **options)
+    run(p, optimizer, steps)
+    return p, optimizer
+
+
+def run(p: nn.Parameter, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    for _ in range(steps):
+        p.grad = 2 * p.detach()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("optimiser", STEPPED)
+def test_it_is_copied_and_pickled_between_steps(optimiser: Any) -> None:
+    p, optimizer = stepped(optimiser, scale=-0.1)
+    twins = [copy.deepcopy((p, optimizer)), pickle.loads(pickle.dumps((p, optimizer)))]
+    run(p, optimizer, 3)
+    for q, other in twins:
+        assert other.param_groups[0]["params"][0] is q
+        run(q, other, 3)
+        assert torch.equal(p, q)
+
+
+def test_products_are_pickled_and_lambdas_are_not() -> None:
+    both = pickle.loads(pickle.dumps(lenses.momentum(LR) @ lenses.adam(LR)))
+    p, q, dp, dq = random(0, (3,), (2,), (3,), (2,))
+    same(both.lens.get(both.lens.put(both.start((p, q)), (dp, dq)))[0], p - LR * dp)
+    with pytest.raises((pickle.PicklingError, AttributeError), match="lambda"):
+        pickle.dumps(Optimiser(lenses.Lens(lambda w: w[1], lambda w, c: w), lambda p: None))
+
+
+@pytest.mark.parametrize("optimiser", STEPPED)
+def test_what_is_done_to_the_weights_between_steps_stays(optimiser: Any) -> None:
+    p, optimizer = stepped(optimiser, scale=-0.1)
+    before = p.detach().clone()
+    with torch.no_grad():
+        p[0] = 7.0
+    p.grad = None
+    optimizer.step()
+    undisturbed, other = stepped(optimiser, scale=-0.1)
+    undisturbed.grad = None
+    other.step()
+    # momentum moves on by itself, from where the weight was put
+    torch.testing.assert_close(p.detach()[0] - 7.0, undisturbed.detach()[0] - before[0], rtol=1e-9, atol=1e-12)
+    assert torch.equal(p.detach()[1:], undisturbed.detach()[1:])
+
+
+def test_a_lens_that_cannot_follow_says_so() -> None:
+    def put(wire: Any, change: Any) -> Any:
+        return lenses.tree_map(torch.sub, wire[1], change), wire[1]
+
+    stubborn = Optimiser(lenses.Lens(lambda wire: wire[0], put), lambda p: p)  # the weights are in the state
+    p, optimizer = stepped(stubborn)
+    with torch.no_grad():
+        p.add_(1.0)
+    before, wire = p.detach().clone(), optimizer.param_groups[0]["wire"]
+    with pytest.raises(RuntimeError, match="LensOptimizer: parameter 0 was changed between steps"):
+        optimizer.step()
+    assert torch.equal(p, before) and optimizer.param_groups[0]["wire"] is wire
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "fixed", "scale"),
+    [
+        (lenses.ascent_momentum(GAMMA), lambda lr: (lenses.ascent_momentum(GAMMA), -lr), -1.0),
+        (functools.partial(lenses.momentum, gamma=GAMMA), lambda lr: (lenses.momentum(lr, GAMMA), 1.0), 1.0),
+        (lenses.adam, lambda lr: (lenses.adam(lr), -1.0), -1.0),
+    ],
+)
+def test_schedulers_drive_the_lr(optimiser: Any, fixed: Any, scale: float) -> None:
+    p, optimizer = stepped(optimiser, scale=scale, lr=0.1, steps=0)
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    wire: Any = None
+    value = p.detach().clone()
+    for t in range(4):
+        lens, factor = fixed(0.1 * 0.5**t)
+        wire = lens.lens.put(lens.start(value) if wire is None else wire, factor * 2 * value)
+        value = lens.lens.get(wire)
+        run(p, optimizer, 1)
+        scheduler.step()
+        torch.testing.assert_close(p.detach(), value, rtol=1e-12, atol=1e-14)
+
+
+def test_an_lr_that_a_lens_would_not_feel_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"lr must be 1 where the lens has its own, got 0\.1; give the function"):
+        stepped(lenses.adam(LR), lr=0.1)
+    with pytest.raises(ValueError, match=r"LensOptimizer: lr must be in \[0, inf\), got -0\.1"):
+        stepped(lenses.ascent(), lr=-0.1)
+    p, optimizer = stepped(lenses.adam(LR))
+    before = p.detach().clone()
+    optimizer.param_groups[0]["lr"] = 0.5
+    with pytest.raises(ValueError, match="lr must be 1 where the lens has its own"):
+        optimizer.step()
+    assert torch.equal(p, before)
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "shape", "words"),
+    [
+        (lenses.adam(LR), (3,), r"wire has a tuple of 3 where this lens has a tuple of 1"),
+        (lenses.gradient_descent(LR), (3,), "wire has NoneType where this lens has a tuple of 1"),
+        (lenses.momentum(LR), (2,), r"wire has a tensor of shape \(2,\) where this lens has a tensor of shape \(3,\)"),
+    ],
+)
+def test_a_foreign_wire_is_refused(optimiser: Optimiser, shape: tuple[int, ...], words: str) -> None:
+    p, q = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(shape))
+    optimizer, other = lenses.LensOptimizer([p], lenses.momentum(LR)), lenses.LensOptimizer([q], optimiser)
+    for param, one in ((p, optimizer), (q, other)):
+        param.grad = torch.ones_like(param)
+        one.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(ValueError, match=words):
+        optimizer.load_state_dict(other.state_dict())
+    same(optimizer.param_groups[0]["wire"], before["param_groups"][0]["wire"])
+    two = lenses.LensOptimizer([{"params": [p]}, {"params": [q]}], lenses.momentum(LR))
+    with pytest.raises(ValueError, match="the state_dict has 1 groups, this optimizer has 2"):
+        two.load_state_dict(before)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -262,9 +395,44 @@ def test_what_does_not_fit_changes_nothing() -> None:
     with pytest.raises(RuntimeError, match="dense gradients"):
         optimizer.step()
     assert torch.equal(a, torch.ones(3))
-    with pytest.raises(ValueError, match="no 'wire'"):
+    with pytest.raises(ValueError, match=r"LensOptimizer: group 0 of the state_dict lacks \['scale', 'wire'\]"):
         optimizer.load_state_dict(torch.optim.SGD([a, b], lr=0.1).state_dict())
     b.grad = None
     optimizer.step()
     assert torch.equal(b, torch.ones(2))
     assert float(a.detach()[0]) == pytest.approx(0.99)
+
+
+def test_a_weight_that_is_nan_steps_on() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = lenses.LensOptimizer([p], lenses.nesterov(0.9), scale=-1.0, lr=0.1)
+    p.grad = torch.tensor([1.0, float("nan"), 1.0])
+    optimizer.step()
+    optimizer.step()
+    assert p.isnan().tolist() == [False, True, False]
+
+
+def test_weights_that_were_far_away_are_followed_where_they_are_put() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = lenses.LensOptimizer([p], lenses.nesterov(0.9), scale=-1.0, lr=0.1)
+    for t in range(3):
+        p.grad = torch.full((3,), 1e4 * (t + 1))
+        optimizer.step()
+        with torch.no_grad():
+            p.clamp_(-1, 1)
+    assert p.tolist() == [-1.0] * 3
+
+
+def test_a_state_of_before_a_scheduler_is_loaded() -> None:
+    p = nn.Parameter(torch.ones(3))
+    optimizer = lenses.LensOptimizer([p], lenses.nesterov(0.9), scale=-1.0, lr=0.1)
+    saved = optimizer.state_dict()
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    optimizer.load_state_dict(saved)
+
+
+def test_an_lr_that_a_product_of_lenses_would_not_feel_is_refused() -> None:
+    product = lenses.adam(lr=0.1) @ lenses.adam(lr=0.1)
+    params = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    with pytest.raises(ValueError, match="lr must be 1 where the lens has its own"):
+        lenses.LensOptimizer(params, product, scale=-1.0, lr=0.5)

@@ -300,3 +300,30 @@ def test_named_parameters_keep_their_names():
     solver = BORep(a.named_parameters(), b.named_parameters())
     assert solver.param_groups[0]["param_names"] == ["weight", "bias"]
     assert [group["role"] for group in solver.param_groups] == ["outer", "inner"]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda s: s.pop("state"), r"this one lacks \['state'\]"),
+        (lambda s: s["param_groups"].pop(), "has 1 groups, this optimizer has 2"),
+        (
+            lambda s: s["param_groups"].reverse(),
+            r"group 0 of the state_dict lacks \['beta', 'eps', 'normalize', 'step'\]",
+        ),
+        (lambda s: s["param_groups"][0].pop("beta"), r"group 0 of the state_dict lacks \['beta'\]"),
+        (lambda s: s["state"].clear(), r"parameter 0 must have \['exp_avg'\] in the state_dict, it has \[\]"),
+        (lambda s: s["state"][1].update(w=0), r"parameter 1 must have \['z'\] in the state_dict, it has \['w', 'z'\]"),
+        (lambda s: s["state"][1].update(z=torch.ones(2)), r"z of parameter 1 has shape \(2,\) .*expected \(3,\)"),
+    ],
+)
+def test_a_foreign_state_is_refused_and_changes_nothing(spoil, words):
+    problem = Quadratic()
+    problem.step()
+    state, before = copy.deepcopy(problem.solver.state_dict()), held(problem)
+    spoil(state)
+    with pytest.raises(ValueError, match=f"BORep: .*{words}") as found:
+        problem.solver.load_state_dict(state)
+    assert "\n" not in str(found.value) and same(before, held(problem))
+    with pytest.raises(ValueError, match="BORep: "):
+        problem.solver.load_state_dict(torch.optim.SGD([problem.x], lr=0.1).state_dict())

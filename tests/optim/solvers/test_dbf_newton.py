@@ -231,12 +231,24 @@ def test_a_refused_step_changes_nothing() -> None:
             raise OSError("the data are gone")
         return closure()
 
+    def ends(value: float) -> Callable[[], Tensor]:
+        """The loss where the parameters are, and this value wherever else they go."""
+        at = values(model)
+        return lambda: closure() if all(map(torch.equal, at, values(model))) else closure() + value
+
     refused: list[tuple[Callable[[], object], type, str]] = [
         (lambda: optimizer.step(), TypeError, "needs a closure"),
         (lambda: optimizer.step(lambda: 1.0), TypeError, "must return the loss"),  # type: ignore[arg-type, return-value]
         (lambda: optimizer.step(backward), RuntimeError, r"without calling backward\(\)"),
         (lambda: optimizer.step(breaks), OSError, "gone"),
         (lambda: optimizer.step(lambda: closure() * float("nan")), ValueError, "gradient is not finite"),
+        (lambda: optimizer.step(lambda: closure() + float("nan")), ValueError, "batch loss is nan"),
+        (
+            lambda: optimizer.step(ends(float("nan"))),
+            ValueError,
+            "loss is nan after the shortest step, of length 0.0625",
+        ),
+        (lambda: optimizer.step(ends(float("inf"))), ValueError, "batch loss is inf after the shortest step"),
         (lambda: optimizer.step(closure, hessian=-eye), ValueError, "not positive definite .*; add damping"),
         (lambda: optimizer.step(closure, hessian=eye[:3, :3]), ValueError, r"\(d, d\), got \(4,\) and \(3, 3\)"),
         (lambda: optimizer.step(closure, hessian=eye + eye[[1, 2, 3, 0]]), ValueError, "not symmetric"),

@@ -422,6 +422,39 @@ def test_groups():
         _ = solver.tau
 
 
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_group_that_comes_later_counts_for_the_default_of_tau(copied):
+    x, y = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(6))
+    together = MASHA1([{"params": [x]}, {"params": [y], "maximize": True}], RandK(2))
+    solver = MASHA1([x], RandK(2))
+    if copied:
+        solver, x = copy.deepcopy((solver, x))
+    before = solver.param_groups[0]["tau"]
+    solver.add_param_group({"params": [y], "maximize": True})
+    taus = [group["tau"] for group in solver.param_groups]
+    assert taus == [group["tau"] for group in together.param_groups] and taus[0] != before
+    solver.step([lambda: x.sum() * y.sum()])
+    given = MASHA1([x], RandK(2), tau=0.3)
+    given.add_param_group({"params": [y]})
+    assert [group["tau"] for group in given.param_groups] == [0.3, 0.3]
+
+
+def test_a_later_group_that_the_compressor_does_not_fit_is_refused():
+    solver = MASHA1([nn.Parameter(torch.ones(6))], RandK(5), per_tensor=True)
+    solver.add_param_group({"params": [nn.Parameter(torch.ones(6))]})
+    tau = solver.param_groups[0]["tau"]
+
+    class Small(RandK):
+        def check_size(self, entries):
+            if entries > 6:
+                raise ValueError(f"Small takes at most 6, got {entries}")
+
+    solver.__dict__["compressor"] = Small(5)
+    with pytest.raises(ValueError, match="MASHA1: Small takes at most 6, got 7"):
+        solver.add_param_group({"params": [nn.Parameter(torch.ones(7))]})
+    assert len(solver.param_groups) == 2 and solver.param_groups[0]["tau"] == tau
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_dtypes_and_shapes_mix(dtype):
     x, y = nn.Parameter(torch.ones(2, 3, dtype=dtype)), nn.Parameter(torch.ones((), dtype=torch.float64))
@@ -438,3 +471,31 @@ def test_what_they_say_of_themselves(make):
     assert make.equation
     assert make.paper.arxiv == "2110.03313"
     assert "prox" not in MASHA2.__doc__.split("Args:")[1].split("Raises:")[0]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda s: s["param_groups"].pop(), "has 1 groups, this optimizer has 2"),
+        (lambda s: s["param_groups"][1].pop("tau"), r"group 1 of the state_dict lacks \['tau'\]"),
+        (
+            lambda s: s["param_groups"][1]["params"].append(7),
+            "group 1 of the state_dict has 2 parameters, here it has 1",
+        ),
+        (lambda s: s["param_groups"][0].update(lr=-1.0), r"lr must be in \[0, inf\), got -1.0"),
+        (lambda s: s["state"][0].pop("reference"), "parameter 0 must have .* in the state_dict, it has"),
+        (lambda s: s["state"][1].update(operator=torch.ones(2)), r"operator of parameter 1 has shape \(2,\)"),
+        (lambda s: s["state"][1].update(residual=torch.ones(2, N)), r"residual of parameter 1 has shape \(2, 3\)"),
+    ],
+)
+def test_a_foreign_state_is_refused_and_changes_nothing(spoil, words):
+    game = Game(MASHA2, TopK(2))
+    game.step()
+    state, before = copy.deepcopy(game.solver.state_dict()), held(game)
+    spoil(state)
+    with pytest.raises(ValueError, match=f"MASHA2: .*{words}") as found:
+        game.solver.load_state_dict(state)
+    assert "\n" not in str(found.value) and same(before, held(game))
+    other = Game(MASHA1, Threshold())
+    with pytest.raises(ValueError, match="MASHA1: parameter 0 must have"):
+        other.solver.load_state_dict(game.solver.state_dict())

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import polyak.optim
 from polyak.optim.spectrum import (
     BatchCurvature,
     SpectrumLearner,
@@ -86,13 +87,13 @@ def test_steps_out_of_range_are_clamped_with_a_warning(steps: int, nearest: int)
 
 @pytest.mark.parametrize("probes", [0, -1])
 def test_probes_below_one(probes: int) -> None:
-    with pytest.raises(ValueError, match=f"probes and size must be at least 1, got {probes}"):
+    with pytest.raises(ValueError, match=rf"spectrum: probes must be in \[1, inf\), got {probes}"):
         spectrum(lambda x: x, 3, 2, probes=probes)
 
 
 @pytest.mark.parametrize(("name", "value"), [("probes", 1.5), ("probes", True), ("steps", "3"), ("steps", 2.0)])
 def test_counts_of_another_kind(name: str, value: Any) -> None:
-    with pytest.raises(TypeError, match=f"{name} must be a whole number"):
+    with pytest.raises(TypeError, match=f"{name} must be an? (integer|number) in"):
         spectrum(lambda x: x, 3, **{"steps": 2, name: value})
 
 
@@ -336,6 +337,27 @@ def test_every_counts_calls_over_a_resume() -> None:
     assert [other.step(curvature(model)) is not None for _ in range(2)] == [False, True]
 
 
+@pytest.mark.parametrize("make", [torch.optim.SGD, polyak.optim.SGD])
+def test_what_is_a_tensor_stays_that_tensor(make: Any) -> None:
+    model = Quadratic([25.0, 0.4])
+    lr = torch.tensor(1.0)
+    optimizer = make(model.parameters(), lr=lr, momentum=0.5)
+    SpectrumLearner(optimizer, smallest="min").step(curvature(model))
+    assert optimizer.param_groups[0]["lr"] is lr
+    assert float(lr) == pytest.approx(heavy_ball_optimum(25.0, 0.4)[0])
+    assert optimizer.param_groups[0]["momentum"] == pytest.approx(heavy_ball_optimum(25.0, 0.4)[1])
+
+
+def test_a_group_that_is_changed_on_the_way_is_refused() -> None:
+    model = Quadratic([25.0, 0.4])
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, momentum=0.5)
+    learner = SpectrumLearner(optimizer)
+    optimizer.param_groups[0]["dampening"] = 0.5
+    with pytest.raises(ValueError, match=r"dampening must be 0: the buffer is undampened, got 0\.5"):
+        learner.step(curvature(model))
+    assert optimizer.param_groups[0]["lr"] == 1.0 and learner.state_dict() == {"calls": 0}
+
+
 def test_learners_that_are_refused() -> None:
     params = [nn.Parameter(torch.ones(2))]
     sgd = torch.optim.SGD(params, lr=0.1, momentum=0.9)
@@ -347,8 +369,12 @@ def test_learners_that_are_refused() -> None:
     for name, value, kind in bad:
         with pytest.raises(kind, match=f"SpectrumLearner: {name} must be"):
             SpectrumLearner(sgd, **{name: value})
-    with pytest.raises(ValueError, match="group 0 has no momentum"):
-        SpectrumLearner(torch.optim.Adam(params))
+    for optimizer in (torch.optim.Adam(params), torch.optim.RMSprop(params, momentum=0.9), polyak.optim.Lion(params)):
+        words = rf"holds for momentum SGD, polyak\.optim\.SGD or torch\.optim\.SGD; got {type(optimizer).__name__}"
+        with pytest.raises(TypeError, match=words):
+            SpectrumLearner(optimizer)
+    with pytest.raises(ValueError, match="nesterov must be False"):
+        SpectrumLearner(polyak.optim.SGD(params, lr=0.1, momentum=0.9, nesterov=True))
     with pytest.raises(ValueError, match="dampening must be 0"):
         SpectrumLearner(torch.optim.SGD(params, lr=0.1, momentum=0.9, dampening=0.5))
 

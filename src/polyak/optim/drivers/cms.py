@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from polyak.declare import Paper
+from polyak.declare import Paper, whole
 from polyak.optim.engine.optimizer import Optimizer
 
 PERIOD, HELD = "period", "steps_held"
@@ -93,7 +93,9 @@ class CMS:
             What the closure returned; None without one.
 
         Raises:
-            ValueError: if a group that was added later has no valid period; nothing has changed.
+            ValueError: if a group that was added later has no valid period.
+            RuntimeError: a sparse gradient, or what the optimizer refuses to step with. As after any error, nothing has
+                changed and ``p.grad`` is what it was, so that the call can be made again.
         """
         _periods(self.param_groups, None)
         loss = None
@@ -103,13 +105,13 @@ class CMS:
         self._refuse_sparse()
         if loss is not None and isinstance(self.optimizer, Optimizer):
             given = {"loss": loss, **given}
-        due = []
+        counts = [group.get(HELD, 0) + 1 for group in self.param_groups]
+        due = [count >= group[PERIOD] for count, group in zip(counts, self.param_groups, strict=True)]
+        taken = {p: p.grad for p in self._params() if p.grad is not None}
+        self._advance(due, counts, taken, given)
         for group in self.param_groups:
-            group[HELD] = group.get(HELD, 0) + 1
-            due.append(group[HELD] >= group[PERIOD])
-            if group[PERIOD] > 1:
-                self._hold(group)
-        self._write(due, given)
+            for p in group["params"] if group[PERIOD] > 1 else ():
+                p.grad = None
         return loss
 
     @torch.no_grad()
@@ -118,44 +120,47 @@ class CMS:
 
         Gradients that no :meth:`step` has taken in stay where they are and have no part in it.
         """
-        untaken = {p: p.grad for p in self._params() if p.grad is not None}
-        for p in untaken:
-            p.grad = None
-        self._write([group.get(HELD, 0) > 0 for group in self.param_groups], given)
-        for p, g in untaken.items():
-            p.grad = g
+        counts = [group.get(HELD, 0) for group in self.param_groups]
+        self._advance([count > 0 for count in counts], counts, {}, given)
 
     def _refuse_sparse(self) -> None:
         slow = (p for group in self.param_groups if group[PERIOD] > 1 for p in group["params"])
         if any(p.grad is not None and p.grad.is_sparse for p in slow):
             raise RuntimeError("CMS: a sparse gradient cannot be held; use dense gradients")
 
-    def _hold(self, group: dict[str, Any]) -> None:
-        for p in group["params"]:
-            if p.grad is None:
-                continue
-            g = p.grad.to(torch.promote_types(p.grad.dtype, torch.float32))
-            self._sums[p] = self._sums[p] + g if p in self._sums else g.clone()
-            p.grad = None
-
-    def _write(self, due: list[bool], given: dict[str, Any]) -> None:
-        """Step the levels that are due with what they hold; without effect if none is."""
-        if not any(due):
-            return
-        levels = [group for group, now in zip(self.param_groups, due, strict=True) if now]
-        held = [(p, group) for group in levels for p in group["params"] if p in self._sums]
-        for p, group in held:
-            total = self._sums[p] / group[HELD] if self.reduction == "mean" else self._sums[p]
-            p.grad = total.to(p.dtype)
+    def _advance(self, due: list[bool], counts: list[int], taken: dict[Tensor, Tensor], given: dict[str, Any]) -> None:
+        """Step the levels that are due with all they have, then hold of the others what is taken in."""
+        levels = list(zip(self.param_groups, due, counts, strict=True))
+        before = {p: p.grad for p in self._params()}
         try:
-            self.optimizer.step(**given)
-        finally:  # what a refused step leaves is held on, and steps with the next gradients
-            for p, _ in held:
-                p.grad = None
-        for p, _ in held:
-            del self._sums[p]
-        for group in levels:
-            group[HELD] = 0
+            for group, now, count in levels:
+                for p in group["params"]:
+                    p.grad = self._total(p, taken.get(p), count) if now else None
+            if any(due):
+                self.optimizer.step(**given)
+        finally:
+            for p, g in before.items():
+                p.grad = g
+        # a step that was refused has not come here: nothing is held that it did not take
+        for group, now, count in levels:
+            group[HELD] = 0 if now else count
+            for p in group["params"]:
+                if now:
+                    self._sums.pop(p, None)
+                elif p in taken:
+                    self._sums[p] = self._sum(p, taken[p])
+
+    def _sum(self, p: Tensor, g: Tensor) -> Tensor:
+        """What is held of a weight, with a gradient."""
+        wide = g.to(torch.promote_types(g.dtype, torch.float32))
+        return self._sums[p] + wide if p in self._sums else wide.clone()
+
+    def _total(self, p: Tensor, g: Tensor | None, count: int) -> Tensor | None:
+        """What a weight steps with; None if there is nothing."""
+        if p not in self._sums and (g is None or count == 1):
+            return g
+        total = self._sums[p] if g is None else self._sum(p, g)
+        return (total / count if self.reduction == "mean" else total).to(p.dtype)
 
     def _params(self) -> Iterator[Tensor]:
         return (p for group in self.param_groups for p in group["params"])
@@ -193,9 +198,4 @@ def _periods(groups: Sequence[dict[str, Any]], given: int | Sequence[int] | None
         found = list(given) if isinstance(given, Sequence) else [given] * len(groups)
         if len(found) != len(groups):
             raise ValueError(f"CMS: periods has {len(found)} numbers for {len(groups)} groups")
-    for i, period in enumerate(found):
-        if isinstance(period, bool) or not isinstance(period, int):
-            raise TypeError(f"CMS: the period of group {i} must be a whole number, got {period!r}")
-        if period < 1:
-            raise ValueError(f"CMS: the period of group {i} must be at least 1, got {period!r}")
-    return found
+    return [whole(f"the period of group {i}", period, "CMS") for i, period in enumerate(found)]

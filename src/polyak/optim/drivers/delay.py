@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyak.declare import NON_NEGATIVE, whole
 from polyak.optim.engine.optimizer import Optimizer
 
 Gradients = list[Tensor | None]
@@ -50,7 +51,8 @@ class Delayed:
             "loss" in optimizer.chain_of(group).named for group in optimizer.param_groups
         ):
             raise ValueError(f"Delayed: {type(optimizer).__name__} reads the loss, and only gradients are held")
-        self._buffer = _counted("delay" if buffer is None else "buffer", delay if buffer is None else buffer)
+        given = ("delay", delay) if buffer is None else ("buffer", buffer)
+        self._buffer = whole(*given, "Delayed", NON_NEGATIVE)
         self.optimizer = optimizer
         self.delay = delay
         self._held: deque[Gradients] = deque(maxlen=self._buffer + 1)
@@ -62,9 +64,10 @@ class Delayed:
 
     @delay.setter
     def delay(self, value: int) -> None:
-        if _counted("delay", value) > self._buffer:
+        delay = whole("delay", value, "Delayed", NON_NEGATIVE)
+        if delay > self._buffer:
             raise ValueError(f"Delayed: delay must be at most the buffer of {self._buffer}, got {value}")
-        self._delay = value
+        self._delay = delay
 
     @property
     def buffer(self) -> int:
@@ -88,6 +91,10 @@ class Delayed:
 
         Returns:
             What the closure returned; None without one.
+
+        Raises:
+            RuntimeError: what the optimizer refuses to step with; the gradients are not kept then, so that the call can
+                be made again.
         """
         found = None
         if closure is not None:
@@ -95,9 +102,11 @@ class Delayed:
                 found = closure()
         params = self._params()
         newest = [p.grad for p in params]
-        self._held.append([None if g is None else g.detach().clone() for g in newest])
-        if len(self._held) > self.delay:
-            self._step_with(params, self._held[-1 - self.delay], newest)
+        taken = [None if g is None else g.detach().clone() for g in newest]
+        known = [*self._held, taken]
+        if len(known) > self.delay:
+            self._step_with(params, known[-1 - self.delay], newest)
+        self._held.append(taken)
         return found
 
     def _step_with(self, params: list[Tensor], late: Gradients, newest: Gradients) -> None:
@@ -145,11 +154,3 @@ class Delayed:
 
     def _params(self) -> list[Tensor]:
         return [p for group in self.optimizer.param_groups for p in group["params"]]
-
-
-def _counted(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"Delayed: {name} must be an integer, got {value!r}")
-    if value < 0:
-        raise ValueError(f"Delayed: {name} must be at least 0, got {value}")
-    return value

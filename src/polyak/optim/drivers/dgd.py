@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import KW_ONLY
 from typing import Annotated, Any, Literal
 
 import torch
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from polyak.declare import NON_NEGATIVE, STATIC, STATIC_IF_ZERO, Argument, Lr, Momentum, Paper, Range
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
+from polyak.optim.engine.layers import find_layers
 from polyak.optim.engine.rule import Options, Rule, factory
 from polyak.optim.groups import REST
 from polyak.optim.method import Method
@@ -73,16 +76,18 @@ class DGD(Method):
     its fixed points are not those of the loss unless ``penalty=0``. ``momentum`` is a heavy ball on the update. ::
 
         optimizer = DGD(model, lr=0.1)
-        loss_of(model(x), y).backward()   # in training mode, the layers are listened to
+        loss_of(model(x), y).backward()   # the layers are listened to
         optimizer.step()
 
     An interpretation: the paper prints no value, and has no official code. ``normalize=False`` takes the mean of
-    ``|x|^2`` for the constant that the paper supposes. Runs uncompiled. Under a GradScaler, unscaled output gradients
-    are not to be had: use bfloat16.
+    ``|x|^2`` for the constant that the paper supposes. Runs uncompiled. A weight that is used in several places, as
+    embedding and head, is refused; ``exclude`` leaves it to gradient descent. What else the loss has of a layer's
+    weight, such as a penalty, is not seen: D is all that counts. Give a DistributedDataParallel module itself: the rows
+    of all its ranks are read.
 
     Raises:
         TypeError: if it is given no module.
-        ValueError: an argument outside what is allowed.
+        ValueError: an argument outside what is allowed, a weight that is shared or sharded (FSDP2), no linear layer.
         RuntimeError: in a step without a forward and backward pass through a layer that has a gradient.
     """
 
@@ -90,6 +95,7 @@ class DGD(Method):
     paper = Paper("Nested Learning: The Illusion of Deep Learning Architectures", 2025, "2512.24695")
     vectors = ["nl-dgd-card"]
     roles = ("matrix",)
+    taps = (nn.Linear,)
 
     params: Annotated[nn.Module, Argument("the module whose parameters are trained")]  # type: ignore[assignment]
     lr: Annotated[Lr, Range(1e-3, 1.0)] = 0.1
@@ -97,18 +103,25 @@ class DGD(Method):
     momentum: Annotated[Momentum, STATIC_IF_ZERO] = 0.0
     order: Annotated[Order, "all rows at once, or one after the other"] = "batch"
     normalize: Annotated[bool, STATIC, "inputs of length 1"] = True
+    _: KW_ONLY
+    exclude: Annotated[
+        Sequence[str], Argument("patterns of names of linear layers that are left to gradient descent")
+    ] = ()
+    scaler: Annotated[torch.amp.GradScaler | None, Argument("the GradScaler that scales the loss, if one does")] = None
 
     def _begin(self, values: dict[str, Any]) -> None:
         module = values["params"]
         if not isinstance(module, nn.Module):
             raise TypeError(f"DGD: it listens to layers, and takes a module, got {type(module).__name__}")
-        linear = {id(m.weight) for m in module.modules() if isinstance(m, nn.Linear)}
+        exclude, scaler = values.pop("exclude"), values.pop("scaler")
+        linear = {id(layer.weight) for layer in find_layers(module, exclude, "DGD", self.taps)}
         roles: dict[str, list[tuple[str, nn.Parameter]]] = {"matrix": [], REST: []}
         for name, p in module.named_parameters():
-            roles["matrix" if id(p) in linear else REST].append((name, p))
+            if p.requires_grad:
+                roles["matrix" if id(p) in linear else REST].append((name, p))
         values["params"] = [{"params": listed, "role": role} for role, listed in roles.items() if listed]
         super()._begin(values)
-        self.tap(module)
+        self.tap(module, exclude, scaler)
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:

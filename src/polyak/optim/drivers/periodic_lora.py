@@ -14,6 +14,7 @@ from polyak.declare import Paper
 from polyak.memory.rounding import round_stochastic
 from polyak.optim.drivers.lora import LowRank, check, lora_layers, merged_layer, once
 from polyak.optim.engine import views
+from polyak.optim.groups import set_option
 
 Keep = Literal["B", "sqrt", "both"]
 Init = Literal["kaiming", "gaussian"]
@@ -187,10 +188,7 @@ class PeriodicLoRA:
         scheduler.load_state_dict(copy.deepcopy(self._start))
         for group, options in zip(self.optimizer.param_groups, self._options, strict=False):
             for name, value in options.items():
-                if isinstance(group[name], Tensor):
-                    group[name].fill_(value)
-                else:
-                    group[name] = value
+                set_option(group, name, value)
 
     def state_dict(self) -> dict[str, Any]:
         """Where in the stage the run is, and where its schedule begins; weights and factors are the model's."""

@@ -96,8 +96,7 @@ class XGrad:
         Raises:
             RuntimeError: if they are there already, or if gradients are released in the backward pass.
         """
-        if getattr(self.optimizer, "is_released", False):
-            raise RuntimeError("XGrad: a released optimizer steps in the backward pass, at the predicted weights")
+        self._refuse_released()
         views.predict(self.optimizer, self._move)
 
     def restore(self) -> None:
@@ -106,7 +105,12 @@ class XGrad:
 
     def predicted(self) -> AbstractContextManager[None]:
         """:meth:`predict` for the length of a block; :meth:`restore` also after an exception."""
-        return _Predicted(self)
+        self._refuse_released()
+        return views.predicted(self.optimizer, self._move)
+
+    def _refuse_released(self) -> None:
+        if getattr(self.optimizer, "is_released", False):
+            raise RuntimeError("XGrad: a released optimizer steps in the backward pass, at the predicted weights")
 
     @property
     def is_predicted(self) -> bool:
@@ -178,19 +182,6 @@ class XGrad:
                 if before is not None and p.grad is not None and lr:
                     optimizer.state[p][LAST] = (before - p.detach()) / lr
         self._before.clear()
-
-
-class _Predicted:
-    """The block of :meth:`XGrad.predicted`."""
-
-    def __init__(self, owner: XGrad) -> None:
-        self._owner = owner
-
-    def __enter__(self) -> None:
-        self._owner.predict()
-
-    def __exit__(self, *_: object) -> None:
-        self._owner.restore()
 
 
 def _refuse_load(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:

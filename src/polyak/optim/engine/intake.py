@@ -40,9 +40,10 @@ def inputs_of(optimizer: Reads, taps: Taps | None, loss: float | Tensor | None) 
         return {}
     if wanted & set(TAPPED) and taps is None:
         raise RuntimeError(f"{owner} reads what flows through layers: call tap(model) before the passes")
-    tapped: dict[str, Any] = {} if taps is None else {**taps.by_name()}
-    if taps is not None:
-        taps.check_seen(_reading_layers(optimizer))
+    tapped: dict[str, Any] = {}
+    if taps is not None and wanted & set(TAPPED):  # under DDP it asks all ranks
+        tapped |= taps.by_name()
+        taps.check_seen(_reading_layers(optimizer), tapped[TAPPED[0]])
     if wanted - {"loss", *TAPPED}:
         tapped |= optimizer.measure()
     if missing := sorted(wanted - {"loss", *TAPPED} - set(tapped)):

@@ -12,12 +12,17 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
+from polyak.declare import Described
+
+UNDERSTOOD = (nn.Linear, nn.Conv2d)
 UNSUPPORTED = (
     nn.Conv1d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, nn.Bilinear, nn.RNNBase,
     nn.RNNCellBase, nn.MultiheadAttention,
 )  # fmt: skip
 """Layers with matrices that no hook of a Linear or Conv2d sees."""
+PATTERNS = Described("a sequence of name patterns", lambda v: not isinstance(v, str) and isinstance(v, Sequence))
 
 
 @dataclass(eq=False)
@@ -97,18 +102,26 @@ def padding_of(module: nn.Conv2d) -> tuple[int, ...] | None:
     return None if any(width % 2 for width in widths) else tuple(width // 2 for width in widths)
 
 
-def find_layers(model: nn.Module, exclude: Sequence[str], owner: str) -> list[Layer]:
+def find_layers(
+    model: nn.Module, exclude: Sequence[str], owner: str, kinds: tuple[type[nn.Module], ...] = UNDERSTOOD + UNSUPPORTED
+) -> list[Layer]:
     """The layers of a model whose weights are trained.
 
     Args:
         model: the model.
         exclude: name patterns (``fnmatch``) of layers to leave alone.
         owner: what errors call the optimizer.
+        kinds: the layers that count; by default those that are not understood do too, and are refused.
 
     Raises:
+        TypeError: ``exclude`` is no sequence of patterns.
         ValueError: a pattern that matches nothing, no layer, or one that is shared, sharded or of a kind whose inputs
             are not understood; names it.
     """
+    if exclude not in PATTERNS:
+        raise TypeError(f"{owner}: exclude must be {PATTERNS}, got {exclude!r}")
+    if isinstance(model, DistributedDataParallel):
+        model = model.module  # patterns are of the names that the model itself gives
     modules = list(model.named_modules(remove_duplicate=False))
     for pattern in exclude:
         if not fnmatch.filter([name for name, _ in modules], pattern):
@@ -117,7 +130,11 @@ def find_layers(model: nn.Module, exclude: Sequence[str], owner: str) -> list[La
     opaque = [name for name, module in modules if isinstance(module, UNSUPPORTED)]
     found: list[Layer] = []
     for name, module in kept:
-        if not _is_trained(module) or any(_is_inside(name, parent) for parent in opaque):
+        if (
+            not isinstance(module, kinds)
+            or not _is_trained(module)
+            or any(_is_inside(name, parent) for parent in opaque)
+        ):
             continue
         reason = _why_not(module)
         if reason:
@@ -125,7 +142,8 @@ def find_layers(model: nn.Module, exclude: Sequence[str], owner: str) -> list[La
         found.append(Layer(name, module))
     _refuse_shared(model, found, owner)
     if not found:
-        raise ValueError(f"{owner}: the model has no Linear or Conv2d layer whose weight is trained")
+        known = " or ".join(kind.__name__ for kind in UNDERSTOOD if kind in kinds)
+        raise ValueError(f"{owner}: the model has no {known} layer whose weight is trained")
     return found
 
 
@@ -134,10 +152,10 @@ def _remedy(name: str) -> str:
 
 
 def _is_trained(module: nn.Module) -> bool:
-    """Whether a module is a layer with a weight that is trained."""
+    """Whether the weight of a layer is trained."""
     if isinstance(module, UNSUPPORTED):
         return any(p.requires_grad for p in module.parameters())
-    return isinstance(module, (nn.Linear, nn.Conv2d)) and module.weight.requires_grad
+    return bool(module.weight.requires_grad)
 
 
 def _is_inside(name: str, parent: str) -> bool:
@@ -151,6 +169,8 @@ def _why_not(module: nn.Module) -> str:
         return "has no shape yet: run a pass first"
     if isinstance(module, UNSUPPORTED):
         return f"is a {type(module).__name__}; only Linear and Conv2d are understood"
+    if not isinstance(module.weight, nn.Parameter):
+        return "has a weight that is computed (parametrized)"
     if any(hasattr(p, "placements") for p in params):
         return "is sharded (FSDP2, DTensor), and its factors are made of whole rows of its inputs"
     if isinstance(module, nn.Conv2d):

@@ -30,6 +30,13 @@ def local(t: Any) -> Tensor:
     return here.detach()
 
 
+def placed_like(g: Any, p: Any) -> Tensor:
+    """The part of a gradient that belongs to the part of a parameter that lies on this rank."""
+    if getattr(g, "placements", None) != getattr(p, "placements", None):
+        g = g.redistribute(placements=p.placements)
+    return local(g)
+
+
 def name_of(group: dict[str, Any], index: int, i: int) -> str:
     """What messages call parameter ``i`` of the group ``index``."""
     given = group.get("param_names")
@@ -108,11 +115,17 @@ class Member:
             # that memories of one number, or of one for each column, follow those of the other ranks
             columns = max(self.value.shape[1:].numel(), 1)
             self.shape = (1, columns) if self.layout == "rows" else (1,) * len(self.shape)
-        local_sums = all(q.is_local for q in questions) and not (self.sharded and questions)
+        self.asks_totals = any(q.kind == "total" for q in questions)
+        by_kernels = all(q.is_local or q.kind == "total" for q in questions) and not (self.sharded and questions)
         # seeds belong to a whole tensor, and so do packed signs and what flows through a layer
         self.uncut = self.draws or any(kept.form for kept in self.kept) or not chain.is_compilable
-        self.one_call = self.direct and self.is_compilable and local_sums
+        self.by_calls = self.direct and self.is_compilable and by_kernels
         self.crossing = False
+
+    @property
+    def one_call(self) -> bool:
+        """Whether a step is one call of a compiled kernel; ``by_calls``: or several, between which totals are found."""
+        return self.by_calls and not self.asks_totals
 
     @property
     def numel(self) -> int:
@@ -125,7 +138,8 @@ class Member:
             return False
         if is_misaligned(self.value):
             return False
-        if self.asks_matrices or any(kept.in_order for kept in self.kept):
+        # what flows through a layer, and memories of shapes of their own, go with columns in their order
+        if self.asks_matrices or not self.chain.is_compilable or any(kept.in_order for kept in self.kept):
             return self.value.is_contiguous()
         return self.layout != "rows" or not self.strides or self.strides[0] == max(self.strides)
 
@@ -144,12 +158,12 @@ class Member:
         self.keeping.complete(self.kept, self.state, self.param)
         self.memories = [self.state[key] for key in self.keys]
         if any(is_misaligned(local(memory)) for memory in self.memories):
-            self.direct = self.one_call = False
+            self.direct = self.by_calls = False
         self.array = self.as_array(self.value)
         self._take_parts()
         facts = torch.tensor([self.param.numel(), self.salt], dtype=torch.float64, device="cpu")
         self.facts = facts.to(self.value.device)
-        self.one_call = self.one_call and aot.usable([self.array, *self.parts])
+        self.by_calls = self.by_calls and aot.usable([self.array, *self.parts])
         if self.chain.timed or self.draws:
             # a counter of its own, 0-d and float32 like torch's, that Python reads and writes without a call into torch
             before, fresh = self.state.get(STEP, 0.0), torch.zeros((), device="cpu")
@@ -182,7 +196,7 @@ class Member:
 
     def set_crossing(self) -> None:
         """Share memory with another weight: steps are made in the order of the parameters, whatever the mode."""
-        self.crossing, self.one_call = True, False
+        self.crossing, self.by_calls = True, False
 
     def settle_copies(self) -> None:
         """Write back what the kernel worked on in copies."""

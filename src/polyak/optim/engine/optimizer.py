@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim.optimizer import ParamsT
 from typing_extensions import Self
 
@@ -17,19 +17,21 @@ from polyak.optim.engine.chain import Chain, check_complete
 from polyak.optim.engine.execution import Execution, Occasion, checked, in_force, untraced
 from polyak.optim.engine.intake import inputs_of, is_request_for_state, materialized, refuse_unfit
 from polyak.optim.engine.keeping import ROUNDINGS, STORAGES, Keeping, Rounding, Storage
+from polyak.optim.engine.listening import Listens
 from polyak.optim.engine.losses import TakesLoss
+from polyak.optim.engine.member import is_sharded
 from polyak.optim.engine.plan import GroupPlan
 from polyak.optim.engine.planner import Planner
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.run import drive, without_autocast
-from polyak.optim.engine.taps import Taps
+from polyak.optim.engine.sharding import check_shards
 
 TORCH_SWITCHES = ("foreach", "fused", "capturable", "differentiable")
 
 _chains: dict[tuple[Any, ...], Chain] = {}
 
 
-class Optimizer(TakesLoss, torch.optim.Optimizer):
+class Optimizer(TakesLoss, Listens, torch.optim.Optimizer):
     """Any chain of rules as a PyTorch optimizer.
 
     Args:
@@ -77,7 +79,6 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         self.check_finite = check_finite
         self._planner = Planner()
         self._stepped = False
-        self._taps: Taps | None = None
         self.is_released = False
         defaults = self._defaults(hyperparameters)
         defaults["maximize"] = bool(maximize)
@@ -141,6 +142,10 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         params = group["params"]
         params = [params] if isinstance(params, Tensor) else list(params)
         refuse_unfit([p[1] if isinstance(p, tuple) else p for p in params], self._owner())
+        for i, entry in enumerate(params):
+            name, p = entry if isinstance(entry, tuple) else (f"parameter {i}", entry)
+            if is_sharded(p):
+                check_shards(p, name, self.chain_of(group).for_shape(p.shape), group)
 
     def check_together(self, groups: Sequence[Options]) -> None:
         """Refuse groups that do not go together; methods with such rules override it."""
@@ -186,6 +191,7 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
             RuntimeError: a sparse gradient, with ``check_finite`` a non-finite one, or a loss that is read and not
                 given or not finite; nothing has changed then.
             TypeError: a closure and a loss, or a loss that is read and no number.
+            ValueError: options that groups must have in common and do not; nothing has changed then.
         """
         found, loss = None, self._given(closure, loss)
         try:
@@ -202,6 +208,7 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         """One step with the gradients present; nothing is gained by tracing it."""
         if views.is_predicted(self):
             raise RuntimeError(f"{self._owner()}: the weights are predicted ones; restore() them before the step")
+        self.check_together(self.param_groups)  # a user may have written into them
         if self.is_released and all(p.grad is None for group in self.param_groups for p in group["params"]):
             return  # all have stepped in the backward pass
         asked = not self._stepped and is_request_for_state(self.param_groups)
@@ -247,12 +254,6 @@ class Optimizer(TakesLoss, torch.optim.Optimizer):
         if self._taps is not None:
             self._taps.clear()
         super().zero_grad(set_to_none)
-
-    def tap(self, module: nn.Module) -> None:
-        """Listen to the layers of a module, for chains whose rules read what flows through them."""
-        if self._taps is not None:
-            self._taps.remove()
-        self._taps = Taps(module)
 
     def explain(self) -> str:
         """Which path every group takes, and why: one line a kind of tensor."""

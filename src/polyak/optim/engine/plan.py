@@ -12,11 +12,21 @@ from torch.autograd.graph import increment_version
 
 from polyak import aot
 from polyak.optim.engine import units
-from polyak.optim.engine.calls import Call, Line, lines
+from polyak.optim.engine.calls import Call, Line, Talk, lines, talk
 from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.context import outside
 from polyak.optim.engine.keeping import Keeping
-from polyak.optim.engine.member import SMALL, STEP, STEPS, Member, holds_nothing, is_sharded, local, name_of
+from polyak.optim.engine.member import (
+    SMALL,
+    STEP,
+    STEPS,
+    Member,
+    holds_nothing,
+    is_sharded,
+    local,
+    name_of,
+    placed_like,
+)
 from polyak.optim.engine.rule import Options
 from polyak.optim.engine.run import Run, coefficients, run
 from polyak.optim.engine.sharding import check_shards
@@ -51,12 +61,6 @@ def _of(moments: Moments, m: Member) -> Moment:
     return moments[(id(m.chain), m.time, m.value.device)]
 
 
-def _placed_like(g: Any, p: Any) -> Tensor:
-    if getattr(g, "placements", None) != getattr(p, "placements", None):
-        g = g.redistribute(placements=p.placements)
-    return local(g)
-
-
 class GroupPlan:
     """What the engine prepared for one parameter group.
 
@@ -80,6 +84,8 @@ class GroupPlan:
         self.devices = {m.value.device.type for m in self.members.values()}
         self._direct: dict[int, Call] = {}
         self._lines: list[Line] = []
+        self._talk: Talk | None = None
+        self._apart: list[Any] = []  # names of inputs with which the members make no one line
         self._is_prepared = False
         if not dry:
             self._take(grads)
@@ -115,8 +121,7 @@ class GroupPlan:
         name = name_of(self.group, self.index, i)
         chain = self.chain.for_shape(p.shape)
         questions = chain.questions(self.group)
-        if is_sharded(p):
-            check_shards(p, name, {q.kind for q in questions}, {slot.shape for slot in chain.slots})
+        check_shards(p, name, chain, self.group)
         return Member(p, i, name, chain, questions, self.keeping, self.optimizer.salt_of(self.index, i))
 
     def _mode(self, execution: str) -> Mode:
@@ -151,7 +156,7 @@ class GroupPlan:
         ):
             return False
         if self.mode != (mode := self._mode(execution)):
-            self.mode, self._direct, self._lines = mode, {}, []
+            self.mode, self._direct, self._lines, self._talk, self._apart = mode, {}, [], None, []
         try:
             held = [state[key] for state, key in self._slots]
             steps = [m.state[STEP] for m in self._counters]
@@ -196,6 +201,9 @@ class GroupPlan:
 
     def runs(self, moments: Moments) -> Iterator[Run]:
         """This step's runs. What is one call of a compiled kernel is done on the way."""
+        if self._calls and (together := self._together(moments)):
+            yield together
+            return
         done = self._run_lines(moments) if self._calls else set()
         if len(done) == len(self.members):
             return
@@ -225,6 +233,22 @@ class GroupPlan:
             increment_version(line.arrays)
             done.update(line.indices)
         return done
+
+    def _together(self, moments: Moments) -> Run | None:
+        """All members as one run, if they ask for totals and can be called in lines."""
+        if not self.units or not self.units[0].first.asks_totals:
+            return None
+        members = [m for unit in self.units for m in unit.members]
+        grads = [g for m in members if (g := self.grads[m.index]) is not None]
+        moment = _of(moments, members[0])
+        if len(grads) < len(members) or any(unit.gathered for unit in self.units) or moment.names in self._apart:
+            return None
+        if self._talk is None or self._talk.names != moment.names:
+            self._talk = talk(members, grads, moment.names, self.mode.maximize)
+            self._apart += [] if self._talk else [moment.names]
+        if self._talk is None or self._talk.passes[0].take(self.grads) is None:
+            return None
+        return self._talk.run(grads, moment)
 
     def _call(self, m: Member, g: Tensor, moment: Moment) -> bool:
         """Do a member's step by one call of its kernel, if that is possible."""
@@ -256,7 +280,7 @@ class GroupPlan:
         """The gradients, of this rank and placed like their parameters."""
         plain = _PLAIN.issuperset(map(type, grads))
         if not plain:
-            grads = [None if g is None else _placed_like(g, p) for g, p in zip(grads, self.listed, strict=True)]
+            grads = [None if g is None else placed_like(g, p) for g, p in zip(grads, self.listed, strict=True)]
             plain = _PLAIN.issuperset(map(type, grads))
         self._calls = self.mode.compiled and plain and aot.usable()
         self.grads = grads

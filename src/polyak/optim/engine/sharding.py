@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from polyak.optim.engine.chain import Chain
 from polyak.optim.engine.context import Question, Rows
 from polyak.optim.engine.kernels import high
 from polyak.optim.engine.member import is_sharded
+from polyak.optim.engine.rule import Options
 from polyak.optim.engine.units import Piece, Unit, Waiting, solve
 
 
@@ -34,15 +36,20 @@ def _reduce(value: Tensor, groups: tuple[Any, ...], largest: bool = False) -> Te
     return value
 
 
-def check_shards(param: Tensor, name: str, asked: set[Any], shapes: set[Any]) -> None:
-    """Raise ``ValueError`` if a sharded tensor lies on its ranks in a way that the method cannot work with.
+def check_shards(param: Tensor, name: str, chain: Chain, options: Options) -> None:
+    """Raise ``ValueError`` if a sharded tensor lies on its ranks in a way that a chain cannot work with.
 
     Args:
-        param: the tensor.
+        param: the tensor; one that is not sharded passes.
         name: what the message calls it.
-        asked: kinds of questions that are asked of it.
-        shapes: of its memories.
+        chain: the rules that apply to it.
+        options: of its group.
     """
+    if not is_sharded(param):
+        return
+    if chain.reads_layers:
+        raise ValueError(f"{name} is sharded, and the method reads what flows through its whole layer: replicate it")
+    asked, shapes = {q.kind for q in chain.questions(options)}, {slot.shape for slot in chain.slots}
     if "row" in shapes:
         raise ValueError(f"{name} is sharded, and the method keeps a number a row of it: replicate it")
     if any(map(callable, shapes)):
@@ -97,7 +104,7 @@ class ShardedSums:
         self.device: dict[tuple[Any, ...], torch.device] = {}
 
     def add(self, unit: Unit, terms: tuple[Tensor, ...]) -> None:
-        """Add a unit's terms. The empty terms of a shard still enter the reduction."""
+        """Add a unit's terms, numbers or vectors with one of each member. The empty terms of a shard count, too."""
         if not unit.sharded:
             self.whole.append(terms)
             return
@@ -107,14 +114,14 @@ class ShardedSums:
 
     def result(self) -> tuple[Tensor, ...]:
         """The sums, as 0-d float64 tensors."""
-        pieces = [torch.stack([t.double() for t in terms]) for terms in self.whole if terms]
+        pieces = [torch.stack([t.double() for t in ts], -1).view(-1, self.width) for ts in self.whole if ts]
         for groups, shards in self.shards.items():
             value = torch.zeros(self.width, dtype=torch.float64, device=self.device[groups])
             for terms in shards:
                 if terms:
                     value += torch.stack([t.double() for t in terms])
-            pieces.append(_reduce(value, groups))
-        return tuple(torch.stack([p.to(pieces[0].device) for p in pieces]).sum(0).unbind())
+            pieces.append(_reduce(value, groups)[None])
+        return tuple(torch.cat([p.to(pieces[0].device) for p in pieces]).sum(0).unbind())
 
 
 def sums_of_shards(asked: Sequence[Waiting]) -> list[tuple[list[Tensor], Tensor | None]]:

@@ -2,7 +2,8 @@
 
 A rule says ``inputs=("inputs", "output_gradients")`` and finds both as attributes of its context: for the weight of an
 ``nn.Linear`` or ``nn.Conv2d`` the matrix (positions, features) of what went into the layer, a convolution's patches
-unfolded, and that of the loss's gradients by what came out. Passes between two steps are put one below the other.
+unfolded, and that of the loss's gradients by what came out. Passes between two steps are put one below the other;
+:class:`Taps` keeps them.
 
 :class:`LayerTaps` serves methods that want statistics of both, not the matrices, and not at every step.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -25,55 +26,70 @@ from polyak.optim.engine.run import without_autocast
 
 
 class Taps:
-    """Listens to the layers of a module.
+    """Keeps what flows through layers.
 
     Row ``i`` of both matrices is of the same position of the same use of the layer. A use that no backward pass came
-    back to is not there. Under a GradScaler the output gradients are scaled as the loss is, and stay so.
+    back to is not there, as in :class:`LayerTaps`.
 
     Args:
-        module: its ``nn.Linear`` and ``nn.Conv2d`` layers are listened to, in training passes with gradients enabled.
+        layers: are listened to, in passes with gradients enabled.
+        scaler: the GradScaler by whose scale output gradients are divided.
+        ranks: the process group of a DistributedDataParallel module: the rows of all ranks are put one below the other,
+            and output gradients are those of the mean of their losses.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self._seen: dict[int, list[tuple[Tensor, Tensor]]] = {}
-        layers = [m for m in module.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
-        self._handles = [layer.register_forward_hook(self._listen) for layer in layers]
+    def __init__(self, layers: Sequence[Layer], scaler: torch.amp.GradScaler | None = None, ranks: Any = None) -> None:
+        self._heard = LayerTaps(self, scaler, together=lambda a, b: torch.cat([a, b]))
+        self._layers, self._ranks = layers, ranks
+        for layer in layers:
+            self._heard.listen(layer, True)
 
-    def _listen(self, layer: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if not (layer.training and torch.is_grad_enabled() and output.requires_grad):
-            return
-        key, entered = id(layer.weight), _positions(layer, args[0].detach())
+    def enter(self, layer: Layer, x: Tensor) -> Tensor:
+        """The rows that go in, without the 1 for the bias."""
+        return x.flatten(0, 1)[:, : layer.inputs - (layer.bias is not None)]
 
-        def note(gradient: Tensor) -> None:
-            flat = gradient.detach().movedim(1, -1) if isinstance(layer, nn.Conv2d) else gradient.detach()
-            self._seen.setdefault(key, []).append((entered, flat.reshape(-1, flat.shape[-1])))
-
-        output.register_hook(note)  # uses come back in another order than they went, so only here is the pair known
+    def leave(self, layer: Layer, gradient: Tensor) -> Tensor:
+        """The rows of the gradient by what comes out."""
+        return gradient.flatten(0, 1)
 
     def by_name(self) -> dict[str, Mapping[int, Tensor]]:
-        """What was seen since :meth:`clear`, by the ``id`` of the layer's weight."""
-        return {
-            name: {key: _below(pair[side] for pair in pairs) for key, pairs in self._seen.items()}
-            for side, name in enumerate(TAPPED)
-        }
+        """What was seen since :meth:`clear`, by the ``id`` of the layer's weight.
 
-    def check_seen(self, params: Iterable[tuple[str, Tensor]]) -> None:
-        """Raise ``RuntimeError`` naming the first of the weights, given with names, that no pass since went through."""
+        Every rank of a DistributedDataParallel module must call it.
+        """
+        pairs = {id(layer.weight): (seen.entered, seen.left) for layer, seen in self._heard.seen.items()}
+        if self._ranks is not None:
+            pairs = self._of_all_ranks(pairs)
+        return {name: {key: pair[side] for key, pair in pairs.items()} for side, name in enumerate(TAPPED)}
+
+    def _of_all_ranks(self, found: Mapping[int, tuple[Tensor, Tensor]]) -> dict[int, tuple[Tensor, Tensor]]:
+        """The rows of all ranks; one that saw nothing of a layer has none, and takes part."""
+        whole = {}
+        for key, w in ((id(layer.weight), layer.weight.detach()) for layer in self._layers):
+            sizes = [w[0].numel(), len(w)]
+            entered, left = found.get(key, (w.new_zeros(0, sizes[0]), w.new_zeros(0, sizes[1])))
+            rows = _gathered(torch.cat([entered.to(w.dtype), left.to(w.dtype)], 1), self._ranks)
+            if len(rows):
+                entered, left = rows.split(sizes, 1)
+                whole[key] = entered, left / self._ranks.size()
+        return whole
+
+    @staticmethod
+    def check_seen(params: Iterable[tuple[str, Tensor]], seen: Container[int]) -> None:
+        """Raise ``RuntimeError`` naming the first of the weights, given with names, that is not among the ``seen``."""
         for name, param in params:
-            if id(param) not in self._seen:
+            if id(param) not in seen:
                 raise RuntimeError(
                     f"no inputs of a layer with the weight {name} were seen in the passes before the step"
                 )
 
     def clear(self) -> None:
         """Forget what was seen."""
-        self._seen.clear()
+        self._heard.clear()
 
     def remove(self) -> None:
         """Listen no more."""
-        for handle in self._handles:
-            handle.remove()
-        self.clear()
+        self._heard.remove()
 
 
 class Collector(Protocol):
@@ -88,7 +104,7 @@ class Collector(Protocol):
 
 @dataclass
 class Seen:
-    """What the passes since the last :meth:`LayerTaps.clear` brought of a layer: sums of statistics, and counts."""
+    """What the passes since the last :meth:`LayerTaps.clear` brought of a layer: their statistics, and counts."""
 
     entered: Tensor
     left: Tensor
@@ -112,11 +128,17 @@ class LayerTaps:
     Args:
         collector: makes the statistics; held weakly, so that hooks on a model keep no optimizer alive.
         scaler: the GradScaler by whose scale output gradients are divided.
+        together: makes one of the statistics of several passes; their sum by default.
     """
 
-    def __init__(self, collector: Collector, scaler: torch.amp.GradScaler | None = None) -> None:
+    def __init__(
+        self,
+        collector: Collector,
+        scaler: torch.amp.GradScaler | None = None,
+        together: Callable[[Tensor, Tensor], Tensor] = torch.add,
+    ) -> None:
         self._collector: Callable[[], Collector | None] = weakref.ref(collector)
-        self._scaler = scaler
+        self._scaler, self._together = scaler, together
         self._handles: dict[Layer, RemovableHandle] = {}
         self.seen: dict[Layer, Seen] = {}
 
@@ -155,7 +177,7 @@ class LayerTaps:
             if collector is None or not self.listens(layer):
                 return
             with torch.no_grad(), without_autocast([gradient.device.type]):
-                left = collector.leave(layer, layer.left(self._unscaled(gradient.detach())))
+                left = collector.leave(layer, layer.left(_unscaled(gradient.detach(), self._scaler)))
             self._add(layer, entered, left, samples, rows)
 
         if output.ndim != layer.plain_ndim:
@@ -163,17 +185,12 @@ class LayerTaps:
         output.register_hook(note)  # on the tensor: it is called with the gradient before what is done in place
         return output
 
-    def _unscaled(self, gradient: Tensor) -> Tensor:
-        if self._scaler is None or not self._scaler.is_enabled():
-            return gradient
-        return gradient.float() / self._scaler.get_scale()
-
     def _add(self, layer: Layer, entered: Tensor, left: Tensor, samples: int, rows: int) -> None:
         seen = self.seen.get(layer)
         if seen is None:
             self.seen[layer] = Seen(entered, left, 1, samples, rows)
             return
-        seen.entered, seen.left = seen.entered + entered, seen.left + left
+        seen.entered, seen.left = self._together(seen.entered, entered), self._together(seen.left, left)
         seen.passes, seen.samples, seen.rows = seen.passes + 1, seen.samples + samples, seen.rows + rows
 
     def clear(self) -> None:
@@ -195,21 +212,23 @@ def _nobody() -> None:
 def _deaf() -> LayerTaps:
     """Taps that nothing is collected from."""
     taps = LayerTaps.__new__(LayerTaps)
-    taps._collector, taps._scaler, taps._handles, taps.seen = _nobody, None, {}, {}
+    taps._collector, taps._scaler, taps._together, taps._handles, taps.seen = _nobody, None, torch.add, {}, {}
     return taps
 
 
-def _below(parts: Iterable[Tensor]) -> Tensor:
-    """One matrix of all rows, without a copy where there is one part."""
-    first, *more = parts
-    return torch.cat([first, *more]) if more else first
+def _unscaled(gradient: Tensor, scaler: torch.amp.GradScaler | None) -> Tensor:
+    if scaler is None or not scaler.is_enabled():
+        return gradient
+    return gradient.float() / scaler.get_scale()
 
 
-def _positions(layer: nn.Module, x: Tensor) -> Tensor:
-    """What went into a layer, one row for each application of its weight."""
-    if not isinstance(layer, nn.Conv2d):
-        return x.reshape(-1, x.shape[-1])
-    if isinstance(layer.padding, str) or layer.groups != 1:
-        raise ValueError(f"taps: {layer} must have groups=1 and padding in numbers")
-    patches = nn.functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
-    return patches.movedim(1, -1).reshape(-1, patches.shape[1])
+def _gathered(rows: Tensor, ranks: Any) -> Tensor:
+    """The rows of all ranks, of which each may have another number, in the order of the ranks."""
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(ranks.size())]
+    torch.distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device), group=ranks)
+    most = max(int(count) for count in counts)
+    mine = rows.new_zeros(most, rows.shape[1])
+    mine[: len(rows)] = rows
+    parts = [torch.empty_like(mine) for _ in counts]
+    torch.distributed.all_gather(parts, mine, group=ranks)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])

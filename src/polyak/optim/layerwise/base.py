@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.optimizer import ParamsT
 
-from polyak.declare import STATIC, Argument, Described
+from polyak.declare import STATIC, Argument
 from polyak.optim.engine.execution import Occasion
 from polyak.optim.engine.layers import Layer, find_layers
+from polyak.optim.engine.member import name_of
 from polyak.optim.engine.rule import Options, Slot
 from polyak.optim.engine.taps import LayerTaps, Seen
 from polyak.optim.groups import REST, Role
@@ -28,8 +29,6 @@ COUNT = "layer_step"
 DTYPES = (None, torch.float64, torch.float32, torch.bfloat16, torch.float16)
 FactorDtype = Annotated[torch.dtype | None, DTYPES, "dtype of the factors; None: the weight's"]
 Memory = dict[str, Tensor]
-
-IS_PATTERNS = Described("a sequence of name patterns", lambda v: not isinstance(v, str) and isinstance(v, Sequence))
 
 
 class LayerMethod(Method):
@@ -73,8 +72,6 @@ class LayerMethod(Method):
         model = params if model is None and isinstance(params, nn.Module) else model
         if not isinstance(model, nn.Module):
             raise TypeError(f"{owner} reads what flows through layers: give it the model, as params or as model=")
-        if exclude not in IS_PATTERNS:
-            raise TypeError(f"{owner}: exclude must be {IS_PATTERNS}, got {exclude!r}")
         layers = find_layers(model, exclude, owner)
         if isinstance(params, nn.Module):
             values["params"] = [(n, p) for n, p in params.named_parameters() if p.requires_grad]
@@ -170,11 +167,25 @@ class LayerMethod(Method):
         """The layers that step now."""
         if self._heard is None:
             raise RuntimeError(f"{self._owner()} reads what flows through layers: call tap(model) before the passes")
+        self._refuse_unheard()
         active = [layer for layer in self._layers if layer.weight.grad is not None]
         for layer in active:
             if layer.bias is not None and layer.bias.grad is None:
                 raise RuntimeError(f"{self._owner()}: the weight of {layer.name} has a gradient, its bias has none")
         return active
+
+    def _refuse_unheard(self) -> None:
+        """A group of layers that was added later has none that is not listened to."""
+        known = {id(p) for layer in self._layers for p in layer.params}
+        for index, group in enumerate(self.param_groups):
+            if group["role"] not in self.roles:
+                continue
+            for i, p in enumerate(group["params"]):
+                if id(p) not in known and p.grad is not None:
+                    raise RuntimeError(
+                        f"{self._owner()}: {name_of(group, index, i)} is of no layer that is listened to: "
+                        f"call tap(model) before the passes, or add it with role={REST!r}"
+                    )
 
     def _refreshed_memories(self, active: Sequence[Layer]) -> dict[Layer, Memory]:
         assert self._heard is not None

@@ -12,7 +12,7 @@ from polyak.declare import STATIC, Interval, Lr, Momentum, Nesterov, Paper, Rang
 from polyak.optim.engine.chain import Chain, chain
 from polyak.optim.engine.context import Context, Flow
 from polyak.optim.engine.kernels import high
-from polyak.optim.engine.member import is_sharded, local
+from polyak.optim.engine.member import is_sharded, local, placed_like
 from polyak.optim.engine.ranking import Values, kth_largest
 from polyak.optim.engine.rule import Options, Rule, Slot, factory
 from polyak.optim.method import Method
@@ -174,7 +174,7 @@ def _salience(p: Tensor) -> Values:
     value = local(p).reshape(-1)
     # what is sparse has no rank either, and is refused by the step
     dense = p.grad is not None and p.grad.layout is torch.strided
-    grad = local(p.grad).reshape(-1) if dense else None
+    grad = placed_like(p.grad, p).reshape(-1) if dense else None
     dtype = high(p.dtype)
 
     def read(part: slice) -> Tensor:

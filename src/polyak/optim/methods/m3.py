@@ -145,7 +145,7 @@ class M3(Method):
     vectors = ["m3-peer", "m3-ema-card"]
     evidence = "independent code"
 
-    lr: Annotated[Lr, Range(1e-4, 3e-2)] = 1e-3
+    lr: Annotated[Lr, Range(1e-4, 1e-1)] = 1e-3
     betas: Annotated[Betas3, NON_NEGATIVE, "retention of M, V and S; below 1 in the average form"] = (0.95, 0.999, 0.95)
     alpha: Annotated[float, NON_NEGATIVE, Range(0.1, 2.0), "weight of the slow momentum"] = 0.5
     frequency: Annotated[int, Interval(1, high_open=True), "steps of a chunk"] = 16

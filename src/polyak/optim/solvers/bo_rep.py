@@ -25,6 +25,7 @@ from polyak.declare import (
     Range,
 )
 from polyak.memory import ema
+from polyak.optim.engine.foreign import refuse_foreign
 from polyak.optim.solvers.closures import Closure, check_finite, gradient_of, loss_of
 
 Tensors = Iterable[Tensor] | Iterable[tuple[str, Tensor]]
@@ -113,6 +114,21 @@ class BORep(Declared, torch.optim.Optimizer):
         if len(self.param_groups) == 2:
             raise ValueError("BORep has two groups, the outer and the inner parameters, and takes no other")
         super().add_param_group(param_group)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this method.
+
+        Raises:
+            ValueError: another optimizer's, or one of other parameters; names it, and nothing has changed.
+        """
+
+        def wanted(saved: dict[str, Any], p: Tensor) -> dict[str, tuple[int, ...]]:
+            if not state_dict["param_groups"][0]["step"]:
+                return {}
+            return {"exp_avg" if saved["role"] == "outer" else "z": tuple(p.shape)}
+
+        refuse_foreign(self, state_dict, wanted)
+        super().load_state_dict(state_dict)
 
     @torch.no_grad()
     def step(self, upper: Closure, lower: Closure, cross: Closure | None = None) -> Tensor:  # type: ignore[override]

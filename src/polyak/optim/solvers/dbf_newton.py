@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from polyak.declare import NON_NEGATIVE, OPEN_UNIT, POSITIVE, Argument, Declared, Interval, Paper
-from polyak.optim.solvers.derivatives import flat, gradient_and_hessian, unflat
+from polyak.memory import flat, unflat
+from polyak.optim.solvers.derivatives import gradient_and_hessian
 
 LARGEST = 5_000
 """Most entries that all parameters may have together: matrices of their square are kept and inverted."""
@@ -222,7 +223,8 @@ class DBFNewton(Declared, torch.optim.Optimizer):
 
         Raises:
             TypeError: no closure, or one that returns no scalar tensor.
-            ValueError: gradient or Hessian not finite, Hessian not positive definite; nothing has changed then.
+            ValueError: loss, gradient or Hessian not finite, or the loss after the shortest step; Hessian not positive
+                definite. Nothing has changed then.
             RuntimeError: the closure called ``backward()``.
         """
         if closure is None:
@@ -242,15 +244,20 @@ class DBFNewton(Declared, torch.optim.Optimizer):
         group = self.param_groups[0]
         params: list[Tensor] = group["params"]
         before = [p.detach().clone() for p in params]
+        if not math.isfinite(float(loss)):
+            raise ValueError(f"the batch loss is {float(loss)}")
         start, slope = flat(before).to(f.dtype), float(direction @ f)
-        length = 1.0
+        length = tried = 1.0
         try:
             for k in range(group["max_backtracks"]):
                 length = 0.5**k
                 for p, value in zip(params, unflat(start + length * direction, params), strict=True):
                     p.copy_(value)
-                if float(closure()) - float(loss) <= group["armijo_c"] * length * slope:
+                tried = float(closure())
+                if tried - float(loss) <= group["armijo_c"] * length * slope:
                     break
+            if not math.isfinite(tried):
+                raise ValueError(f"the batch loss is {tried} after the shortest step, of length {length}")
         except BaseException:
             for p, value in zip(params, before, strict=True):
                 p.copy_(value)

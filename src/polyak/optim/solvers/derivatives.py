@@ -7,16 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-
-def flat(tensors: Sequence[Tensor]) -> Tensor:
-    """All entries, one tensor behind the other, in one vector."""
-    return torch.cat([t.reshape(-1) for t in tensors])
-
-
-def unflat(vector: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """The parts of a vector as tensors of these shapes and dtypes."""
-    parts = vector.split([t.numel() for t in like])
-    return [part.view(t.shape).to(t.dtype) for part, t in zip(parts, like, strict=True)]
+from polyak.memory import flat
 
 
 def gradient_and_hessian(

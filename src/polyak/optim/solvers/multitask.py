@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 import torch
 from torch import Tensor
 
+from polyak.memory import flat
+
 Rows = Sequence[Tensor | None]
 
 
@@ -124,7 +126,7 @@ def _gradients(losses: list[Tensor], trunk: list[Tensor], heads: list[Tensor]) -
 
 def _row(gradients: Rows, params: list[Tensor]) -> Tensor:
     pairs = zip(gradients, params, strict=True)
-    return torch.cat([(torch.zeros_like(p) if g is None else _dense(g)).reshape(-1) for g, p in pairs])
+    return flat([torch.zeros_like(p) if g is None else _dense(g) for g, p in pairs])
 
 
 def _dense(g: Tensor) -> Tensor:

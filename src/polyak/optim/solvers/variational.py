@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from polyak.declare import OPEN_UNIT, Argument, Declared, Field, Interval, Lr, Range
-from polyak.memory import ema, uniform, uniform_bits
+from polyak.memory import ema, flat, unflat, uniform, uniform_bits
+from polyak.optim.engine.foreign import refuse_foreign
 from polyak.optim.solvers.closures import Closure, check_finite, gradient_of, loss_of
 from polyak.optim.solvers.compressors import Compressor, Identity
 
@@ -41,6 +42,7 @@ class MASHA(Declared, torch.optim.Optimizer):
     contract: ClassVar[type[Compressor]] = Compressor
     has_feedback: ClassVar[bool] = False
     hint: ClassVar[str] = ""
+    _is_made = False
 
     params: Annotated[
         ParamsT, Argument("parameters, named parameters or groups; the players that ascend with ``maximize``")
@@ -69,24 +71,30 @@ class MASHA(Declared, torch.optim.Optimizer):
                 raise TypeError(f"{type(self).__name__}: {name} must be {kind}, got {got}; {self.hint}")
         self.__dict__.update(kept)
         torch.optim.Optimizer.__init__(self, params, {**values, "step": 0, "refreshes": 0})
-        try:
-            self._fit_compressors()
-        except ValueError as error:
-            raise ValueError(f"{type(self).__name__}: {error}") from None
+        self._fit_compressors()
+        self._is_made = True
 
     def _fit_compressors(self) -> None:
         """Hold both compressors to their contract on vectors of the size of ours, and fill in tau."""
+        try:
+            tau = self._fitting_tau()
+        except ValueError as error:
+            raise ValueError(f"{type(self).__name__}: {error}") from None
+        for group in self.param_groups:
+            group["tau"] = tau
+
+    def _fitting_tau(self) -> float:
+        """The tau that was given, or that follows from what the compressors send of all parameters."""
         sizes = [p.numel() for p in self._params()]
         pieces = sizes if self.param_groups[0]["per_tensor"] else [sum(sizes)]
         for one in (self.compressor, self.server_compressor):
             one.check_size(max(pieces))
             one.verify(max(pieces))
+        given: float | None = self.defaults["tau"]
         share = sum(self.compressor.sent(n) for n in pieces) / sum(sizes)
-        for group in self.param_groups:
-            if group["tau"] is None:
-                if not 0 < share < 1:
-                    raise ValueError(f"tau must be given where a compressor sends {share:.3g} of what it gets")
-                group["tau"] = 1 - share
+        if given is None and not 0 < share < 1:
+            raise ValueError(f"tau must be given where a compressor sends {share:.3g} of what it gets")
+        return 1 - share if given is None else given
 
     def _elsewhere(self, name: str) -> str:
         return f"{type(self).__name__} has no attribute {name!r}: each group has its own, in optimizer.param_groups"
@@ -95,7 +103,10 @@ class MASHA(Declared, torch.optim.Optimizer):
         raise AttributeError(self._elsewhere(field.name))
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, before the first step; groups differ in ``lr`` and ``maximize`` alone."""
+        """Add a group, before the first step; groups differ in ``lr`` and ``maximize`` alone.
+
+        The default of ``tau`` is then that of all parameters.
+        """
         name = type(self).__name__
         if self.state:
             raise ValueError(f"{name} takes no more parameters after its first step")
@@ -107,6 +118,35 @@ class MASHA(Declared, torch.optim.Optimizer):
         if any(not p.is_floating_point() or not p.requires_grad for p in self.param_groups[-1]["params"]):
             self.param_groups.pop()
             raise ValueError(f"{name} needs real floating parameters that require a gradient")
+        if self._is_made:
+            try:
+                self._fit_compressors()
+            except ValueError:
+                self.param_groups.pop()
+                raise
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load a state of this method.
+
+        Raises:
+            ValueError: another method's, or one of other parameters; names it, and nothing has changed.
+        """
+        states = state_dict.get("state", {}).values()
+        workers = next((len(values["residual"]) for values in states if "residual" in values), 0)
+
+        def wanted(saved: dict[str, Any], p: Tensor) -> dict[str, tuple[int, ...]]:
+            if not saved["step"]:
+                return {}
+            names = ["reference", "operator", *["average"] * saved["average"]]
+            names += ["server_residual"] * self.has_feedback
+            found = {name: tuple(p.shape) for name in names}
+            return found | ({"residual": (workers, *p.shape)} if self.has_feedback else {})
+
+        refuse_foreign(self, state_dict, wanted)
+        for saved in state_dict["param_groups"]:
+            for h in self.hypers:
+                h.check(saved[h.name], type(self).__name__)
+        super().load_state_dict(state_dict)
 
     @property
     def sent(self) -> float:
@@ -261,8 +301,7 @@ class MASHA(Declared, torch.optim.Optimizer):
         if self.param_groups[0]["per_tensor"]:
             sent = [compressor(x.reshape(-1), generator).view(x.shape) for x in u]
         else:
-            parts = compressor(torch.cat([x.reshape(-1) for x in u]), generator).split([x.numel() for x in u])
-            sent = [part.view(x.shape).to(x.dtype) for part, x in zip(parts, u, strict=True)]
+            sent = unflat(compressor(flat(u), generator), u)
         return sent, [a - q for a, q in zip(u, sent, strict=True)]
 
     def _after(self, base: list[Tensor], half: list[Tensor], sent: list[Tensor]) -> list[Tensor]:
@@ -272,4 +311,5 @@ class MASHA(Declared, torch.optim.Optimizer):
         return self._proximal([a - lr * q for a, q, lr in zip(base, sent, self._per_param("lr"), strict=True)])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "compressor": self.compressor, "server_compressor": self.server_compressor}
+        own = ("compressor", "server_compressor", "_is_made")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from polyak.memory import flat, unflat
+
 Kind = Literal["hessian", "ggn"]
 Mode = Literal["train", "eval"]
 
@@ -76,11 +78,10 @@ class BatchCurvature:
         """
         if vector.numel() != self.size:
             raise ValueError(f"vector must have {self.size} elements, got {vector.numel()}")
-        parts = vector.detach().split([p.numel() for p in self.params])
-        given = [part.to(p.dtype).view(p.shape) for part, p in zip(parts, self.params, strict=True)]
+        given = unflat(vector.detach(), self.params)
         with torch.enable_grad():
             found = self._gauss_newton(given) if self.kind == "ggn" else self._hessian(given)
-        return torch.cat([t.detach().reshape(-1) for t in found]).to(vector.dtype)
+        return flat(found).detach().to(vector.dtype)
 
     def _hessian(self, given: Sequence[Tensor]) -> list[Tensor]:
         return _gradients(self._slopes, self.params, given)

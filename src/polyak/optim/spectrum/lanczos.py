@@ -9,6 +9,8 @@ from typing import Literal, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from polyak.declare import Interval, whole
+
 Product = Callable[[Tensor], Tensor]
 Start = Literal["gaussian", "rademacher"]
 INVARIANT = 1e-10
@@ -108,10 +110,7 @@ def spectrum(
         ValueError: if ``probes`` or ``size`` is below 1, or ``start`` is neither.
         FloatingPointError: if a product is not finite.
     """
-    _whole("probes", probes)
-    _whole("size", size)
-    if probes < 1 or size < 1:
-        raise ValueError(f"probes and size must be at least 1, got {probes!r} and {size!r}")
+    probes, size = whole("probes", probes, "spectrum"), whole("size", size, "spectrum")
     if start not in get_args(Start):
         raise ValueError(f"start must be one of {list(get_args(Start))}, got {start!r}")
     source = torch.Generator().manual_seed(0) if generator is None else generator
@@ -124,13 +123,8 @@ def spectrum(
     return Spectrum(nodes, torch.cat([s.weights for s in found])[order] / probes)
 
 
-def _whole(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be a whole number, got {value!r}")
-
-
 def _steps(steps: int, size: int) -> int:
-    _whole("steps", steps)
+    steps = whole("steps", steps, "lanczos", Interval())
     nearest = max(1, min(steps, size))
     if nearest != steps:
         warnings.warn(f"steps must be in 1..{size}, got {steps}; {nearest} is taken", UserWarning, stacklevel=3)

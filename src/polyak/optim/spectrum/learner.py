@@ -8,12 +8,15 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from polyak.declare import Paper
+from polyak.declare import Paper, whole
+from polyak.optim.groups import set_option
+from polyak.optim.methods.sgd import SGD
 from polyak.optim.spectrum.curvature import BatchCurvature
 from polyak.optim.spectrum.lanczos import Spectrum, spectrum
 from polyak.optim.spectrum.scaling import heavy_ball_optimum
 
 Smallest = Literal["bulk", "min", "wd"]
+BALLS = (SGD, torch.optim.SGD)
 TOLERANCE = 1e-6
 """Ritz values below this share of the largest count as 0."""
 
@@ -39,7 +42,8 @@ class SpectrumLearner:
     An interpretation: how the authors choose ln could not be read, and no code of their learner is public.
 
     Args:
-        optimizer: its groups have ``lr`` and ``momentum``, without dampening; all get the same values.
+        optimizer: ``polyak.optim.SGD`` or ``torch.optim.SGD``, without dampening and Nesterov's momentum, for which
+            other values are best; all groups get the same.
         steps: of Lanczos, >= 1.
         every: measure at the first and then at every ``every``-th call, >= 1.
         smallest: ``"bulk"`` the weighted mean of the positive Ritz values but the largest, or the weight decay if that
@@ -52,8 +56,8 @@ class SpectrumLearner:
         max_lr: the largest lr.
 
     Raises:
-        ValueError: if an argument is out of range, or a group has no momentum, or a dampening.
-        TypeError: if ``steps`` or ``every`` is no whole number.
+        ValueError: if an argument is out of range, or a group has a dampening or Nesterov's momentum.
+        TypeError: if ``steps`` or ``every`` is no whole number, or the optimizer is another.
     """
 
     slug = "rmt-slq"
@@ -76,19 +80,16 @@ class SpectrumLearner:
         min_lr: float = 0.0,
         max_lr: float = math.inf,
     ) -> None:
-        for name, count in (("steps", steps), ("every", every)):
-            if isinstance(count, bool) or not isinstance(count, int):
-                raise TypeError(f"SpectrumLearner: {name} must be a whole number, got {count!r}")
-            _require(count >= 1, name, count, "at least 1")
+        steps, every = whole("steps", steps, "SpectrumLearner"), whole("every", every, "SpectrumLearner")
         _require(smallest in get_args(Smallest), "smallest", smallest, f"one of {list(get_args(Smallest))}")
         _require(safety > 0 and math.isfinite(safety), "safety", safety, "positive and finite")
         _require(0 <= smoothing < 1, "smoothing", smoothing, "in [0, 1)")
         _require(0 <= max_momentum < 1, "max_momentum", max_momentum, "in [0, 1)")
         _require(0 <= min_lr <= max_lr, "min_lr", min_lr, f"in [0, max_lr = {max_lr}]")
-        for i, group in enumerate(optimizer.param_groups):
-            if "momentum" not in group:
-                raise ValueError(f"SpectrumLearner: group {i} has no momentum; the optimizer must be SGD's kind")
-            _require(not group.get("dampening"), "dampening", group.get("dampening"), "0: the buffer is undampened")
+        if not isinstance(optimizer, BALLS):
+            kinds, got = " or ".join(f"{k.__module__.split('.')[0]}.optim.SGD" for k in BALLS), type(optimizer).__name__
+            raise TypeError(f"SpectrumLearner: what it learns holds for momentum SGD, {kinds}; got {got}")
+        _check_groups(optimizer)
         self.optimizer, self.lanczos_steps, self.every = optimizer, steps, every
         self.smallest, self.momentum, self.safety, self.smoothing = smallest, momentum, safety, smoothing
         self.max_momentum, self.min_lr, self.max_lr = max_momentum, min_lr, max_lr
@@ -101,7 +102,11 @@ class SpectrumLearner:
 
         Returns:
             What was measured; None where nothing was.
+
+        Raises:
+            ValueError: a group as the constructor refuses it; nothing has changed.
         """
+        _check_groups(self.optimizer)
         self._calls += 1
         if (self._calls - 1) % self.every:
             return None
@@ -142,9 +147,9 @@ class SpectrumLearner:
             lr = 2 / (largest + smallest)
         lr, momentum = self.safety * lr, min(momentum, self.max_momentum)
         for group in self.optimizer.param_groups:
-            group["lr"] = min(max(self._mixed(group["lr"], lr), self.min_lr), self.max_lr)
+            set_option(group, "lr", min(max(self._mixed(group["lr"], lr), self.min_lr), self.max_lr))
             if self.momentum:
-                group["momentum"] = self._mixed(group["momentum"], momentum)
+                set_option(group, "momentum", self._mixed(group["momentum"], momentum))
 
     def _mixed(self, old: float, new: float) -> float:
         return self.smoothing * float(old) + (1 - self.smoothing) * new
@@ -156,6 +161,12 @@ class SpectrumLearner:
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with the saved number of calls."""
         self._calls = int(state_dict["calls"])
+
+
+def _check_groups(optimizer: torch.optim.Optimizer) -> None:
+    for group in optimizer.param_groups:
+        _require(not group["dampening"], "dampening", group["dampening"], "0: the buffer is undampened")
+        _require(not group["nesterov"], "nesterov", group["nesterov"], "False: the values are those of the heavy ball")
 
 
 def _require(holds: bool, name: str, value: object, allowed: str) -> None:
