@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
+from typing_extensions import Self
+
 from polyak.declare import Declared, Field, Interval
 
 Byzantine = Annotated[int, Interval(0, math.inf, high_open=True), "vectors that may be anything"]
@@ -23,6 +25,10 @@ class Frozen(Declared):
 
     def _set_field(self, field: Field, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} is frozen: make another with {field.name}={value!r}")
+
+    def replaced(self, **changes: Any) -> Self:
+        """The same method with other arguments."""
+        return type(self)(**{**vars(self), **changes})
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in vars(self).items())})"

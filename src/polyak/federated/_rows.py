@@ -20,7 +20,7 @@ LOST = 1e-8
 """A squared distance below this share of the squared lengths that it is the difference of is computed again."""
 
 
-def checked(vectors: Tensor | Sequence[Tensor], owner: str, finite: bool = True) -> Tensor:
+def checked(vectors: Tensor | Sequence[Tensor], owner: str) -> Tensor:
     """The rows, as they are or stacked; see :class:`~polyak.federated.aggregators.Aggregator` for what is refused."""
     if not isinstance(vectors, Tensor):
         vectors = _stacked(list(vectors), owner)
@@ -28,15 +28,7 @@ def checked(vectors: Tensor | Sequence[Tensor], owner: str, finite: bool = True)
         raise TypeError(f"{owner}: vectors must be real floating numbers, got {vectors.dtype}")
     if vectors.ndim != 2 or not vectors.numel():
         raise ValueError(f"{owner}: vectors must be (n, d) with at least one of each, got {tuple(vectors.shape)}")
-    if finite:
-        refuse_not_finite(vectors, owner)
     return vectors.detach()
-
-
-def refuse_not_finite(rows: Tensor, owner: str) -> None:
-    """Raise if there are rows that are not finite; names them."""
-    if bad := not_finite(rows):
-        raise ValueError(f"{owner}: vectors must be finite, those of rows {bad} are not")
 
 
 def _stacked(rows: list[Tensor], owner: str) -> Tensor:
@@ -121,7 +113,7 @@ def squared_distances(rows: Tensor) -> Tensor:
     lengths = gram.diagonal()
     scale = lengths[:, None] + lengths
     found = scale - gram - gram.T
-    for i, j in (found <= LOST * scale).triu(1).nonzero().tolist():
+    for i, j in (~(found > LOST * scale)).triu(1).nonzero().tolist():  # where squares overflow too
         found[i, j] = found[j, i] = squared_lengths(rows[j : j + 1], rows[i])[0]
     return found.fill_diagonal_(0.0)
 

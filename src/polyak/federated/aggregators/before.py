@@ -19,7 +19,14 @@ class Preparation(Aggregator):
     ::
 
         v_1 ... v_n <- what it makes of v_1 ... v_n
+
+    Rows that are not finite stay as they are, so that the rule behind sees as many vectors and takes them away itself.
     """
+
+    def _without(self, rows: Tensor, left: list[int], lost: list[int]) -> Tensor:
+        found = rows.clone()
+        found[left] = super()._without(rows, left, lost)
+        return found
 
     def _fits(self, n: int) -> None:
         f = getattr(self, "num_byzantine", 0)

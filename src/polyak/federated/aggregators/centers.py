@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from polyak.declare import COUNT, POSITIVE, Choice, Interval, Paper, Range
-from polyak.federated._rows import blocks, checked, squared_lengths, weighted
+from polyak.federated._rows import blocks, checked, not_finite, squared_lengths, weighted
 from polyak.federated.aggregators.base import Aggregator
 from polyak.memory._dtype import at_least_float32
 
@@ -71,6 +71,8 @@ class CenteredClipping(Aggregator):
             ValueError: as a call, and a centre of another shape or dtype, or not finite.
         """
         rows = checked(vectors, type(self).__name__)
+        if lost := not_finite(rows):
+            rows = rows[self._left(rows, lost)]
         if center.shape != rows.shape[1:] or center.dtype != rows.dtype or not bool(center.isfinite().all()):
             raise ValueError(
                 f"CenteredClipping: center must be finite, {tuple(rows.shape[1:])} and {rows.dtype}, "

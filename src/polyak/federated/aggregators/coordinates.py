@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 from torch import Tensor
 
 from polyak.declare import Paper
-from polyak.federated._rows import blocks, refuse_not_finite, sorted_columns
+from polyak.federated._rows import blocks, not_finite, sorted_columns
 from polyak.federated.aggregators.base import Aggregator, Tolerant
 
+Lower = Annotated[bool, "of an even number the median is the lower middle one, not the mean of both"]
 ROBUST = Paper("Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates", 2018, "1803.01498")
 
 
@@ -26,9 +29,12 @@ class Mean(Aggregator):
     def _of_checked(self, rows: Tensor, owner: str) -> Tensor:
         found = rows.mean(0)
         if not bool(found.isfinite().all()):  # all entries are in it, so a second pass looks at them only then
-            refuse_not_finite(rows, owner)
+            self._left(rows, not_finite(rows))
             found = (rows.double() / len(rows)).sum(0).to(rows.dtype)  # finite rows whose sum is not
         return found
+
+    def _stands(self, n: int) -> int:
+        return 0
 
 
 class _Coordinatewise(Aggregator):
@@ -55,8 +61,10 @@ class Median(_Coordinatewise):
     paper = ROBUST
     vectors = ("robust-aggregators", "byzfl-peer")
 
+    lower: Lower = False
+
     def _of_sorted(self, s: list[Tensor]) -> Tensor:
-        return _middle(s)
+        return _middle(s, self.lower)
 
 
 class TrimmedMean(_Coordinatewise, Tolerant):
@@ -84,15 +92,19 @@ class MeaMed(_Coordinatewise, Tolerant):
 
         z_k <- mean of the n - f coordinates nearest to median_i v_ik
 
-    Of two equally near the smaller counts. For an even n the median is the mean of the middle two, not the lower one.
+    Of two equally near the smaller counts.
+
+    Differs from the authors' code: that of MoNNA has ``lower=True``.
     """
 
     slug = "meamed"
     paper = Paper("Generalized Byzantine-tolerant SGD", 2018, "1802.10116")
-    vectors = ("robust-aggregators",)
+    vectors = ("robust-aggregators", "byzfl-peer")
+
+    lower: Lower = False
 
     def _of_sorted(self, s: list[Tensor]) -> Tensor:
-        return _mean_near(s, _middle(s), self.num_byzantine)
+        return _mean_near(s, _middle(s, self.lower), self.num_byzantine)
 
 
 class Phocas(_Coordinatewise, Tolerant):
@@ -113,9 +125,9 @@ class Phocas(_Coordinatewise, Tolerant):
         return _mean_near(s, _trimmed(s, self.num_byzantine), self.num_byzantine)
 
 
-def _middle(s: list[Tensor]) -> Tensor:
+def _middle(s: list[Tensor], lower_one: bool) -> Tensor:
     low, high = s[(len(s) - 1) // 2], s[len(s) // 2]
-    return low if len(s) % 2 else low / 2 + high / 2
+    return low if len(s) % 2 or lower_one else low / 2 + high / 2
 
 
 def _sum(rows: list[Tensor]) -> Tensor:

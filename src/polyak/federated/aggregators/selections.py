@@ -13,7 +13,7 @@ from polyak.declare import COUNT, Described, Paper
 from polyak.federated._methods import Byzantine
 from polyak.federated._rows import mean_of, smallest, squared_distances, squared_lengths
 from polyak.federated.aggregators.base import Aggregator, Tolerant
-from polyak.federated.aggregators.coordinates import Median
+from polyak.federated.aggregators.coordinates import Lower, Median
 from polyak.federated.aggregators.diameter import least_diameter
 
 KRUM = Paper("Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent", 2017, "1703.02757")
@@ -172,6 +172,8 @@ class Aksel(Aggregator):
     ::
 
         z <- mean of the ceil(n / 2) rows nearest to the coordinate-wise median
+
+    Differs from the authors' code: that of MoNNA has ``lower=True``.
     """
 
     slug = "aksel"
@@ -182,8 +184,10 @@ class Aksel(Aggregator):
     )
     vectors = ("robust-aggregators",)
 
+    lower: Lower = False
+
     def _combined(self, rows: Tensor) -> Tensor:
-        center = Median()._combined(rows)
+        center = Median(self.lower)._combined(rows)
         return mean_of(rows, smallest(squared_lengths(rows, center), (len(rows) + 1) // 2))
 
 
