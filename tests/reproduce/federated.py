@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from polyak.federated import attacks
@@ -26,6 +27,7 @@ from polyak.federated.aggregators import (
     Phocas,
     TrimmedMean,
 )
+from polyak.federated.monna import MoNNA
 from tests.reproduce.vector import Unknown, Vector, array
 
 Found = dict[str, Tensor]
@@ -122,9 +124,40 @@ def attacked(vector: Vector, execution: str = "eager", device: str = "cpu") -> d
     return found
 
 
+def monna(vector: Vector, execution: str = "eager", device: str = "cpu") -> dict[str, np.ndarray]:
+    """Weights of the honest workers under each attack with each rule, and their momenta."""
+    vector.read_all("d", "decay", "delta", "eps", "f", "factor", "lr", "momentum", "n", "seed", "steps")
+    f, gradients, heard = vector.option("f"), vector.input("in/grads", device), vector.input("in/responders", device)
+    sent = {
+        "little": attacks.ALIE(vector.option("factor")), "empire": attacks.FOE(vector.option("eps")),
+        "signflipping": attacks.SignFlip(),
+    }  # fmt: skip
+    clip = dict(
+        zip(("tau", "steps"), map(float, vector.said(r"clip_thresh ([\d.]+), (\d+) iterations", "notes")), strict=True)
+    )
+    rules = {
+        "cva": NNA(f), "trmean": TrimmedMean(f), "rfa": GeometricMedian(),
+        "centeredclip": CenteredClipping(clip["tau"], int(clip["steps"]), pivot=0),
+    }  # fmt: skip
+    rates = {name: vector.option(name) for name in ("lr", "momentum", "decay", "delta")}
+    found: dict[str, np.ndarray] = {}
+    for attack, lies in sent.items():
+        for name, rule in rules.items():
+            method, went = MoNNA(num_byzantine=f, rule=rule, **rates), []
+            theta = vector.input("in/theta0", device).expand(gradients.shape[1:])
+            momenta = torch.zeros_like(gradients[0])
+            for t in range(len(gradients)):
+                half, momenta = method.half_step(theta, momenta, gradients[t], t)
+                theta = method.mixed(half, heard[t], lies(half, f) if f else half[:0])
+                went.append((theta, momenta))
+            thetas, all_momenta = (torch.stack(values) for values in zip(*went, strict=True))
+            found |= {f"out/{attack}/{name}/theta": array(thetas), "out/momentum": array(all_momenta)}
+    return found
+
+
 def _factor(vector: Vector, place: str, name: str) -> float:
     """A factor of a case, or of all."""
     return float(vector.inputs[place + name]) if place + name in vector.inputs else vector.option(name)
 
 
-RULES = {"robust-aggregators": robust, "byzfl-peer": byzfl, "byzantine-attacks": attacked}
+RULES = {"robust-aggregators": robust, "byzfl-peer": byzfl, "byzantine-attacks": attacked, "monna": monna}

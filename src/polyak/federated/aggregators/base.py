@@ -48,6 +48,21 @@ class Aggregator(Frozen):
         """The rule as the worker of a row uses it: around its own vector, if the rule is around that of a row."""
         return self.replaced(pivot=row) if isinstance(getattr(self, "pivot", None), int) else self
 
+    @torch.no_grad()
+    def for_each(self, vectors: Tensor, received: Tensor, own: int) -> Tensor:
+        """What every worker makes of the vectors that it receives, ``(m, d)``.
+
+        Args:
+            vectors: all of them, ``(n, d)``.
+            received: a row of indices of vectors for each worker, ``(m, q)``.
+            own: where in each row the worker's own vector stands.
+
+        Raises:
+            ValueError: as a call.
+        """
+        seen = self.seen_by(own)
+        return torch.stack([seen(vectors[row]) for row in received])
+
     def _of_checked(self, rows: Tensor, owner: str) -> Tensor:
         lost = not_finite(rows)
         return self._without(rows, self._left(rows, lost), lost) if lost else self._combined(rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from polyak.declare import COUNT, Described, Paper
 from polyak.federated._methods import Byzantine
-from polyak.federated._rows import mean_of, smallest, squared_distances, squared_lengths
+from polyak.federated._rows import checked, mean_of, not_finite, smallest, squared_distances, squared_lengths, weighted
 from polyak.federated.aggregators.base import Aggregator, Tolerant
 from polyak.federated.aggregators.coordinates import Lower, Median
 from polyak.federated.aggregators.diameter import least_diameter
@@ -84,6 +84,18 @@ class NNA(Tolerant):
 
     pivot: Pivot = 0
     rounds: Annotated[int, COUNT, "times that the average becomes the next pivot, and one"] = 1
+
+    @torch.no_grad()
+    def for_each(self, vectors: Tensor, received: Tensor, own: int) -> Tensor:
+        """As of every aggregator; the distances of all vectors are computed once."""
+        if self.rounds > 1 or not isinstance(self.pivot, int) or not_finite(vectors):
+            return super().for_each(vectors, received, own)
+        self.seen_by(own)._fits(received.shape[1])
+        distances, kept = squared_distances(checked(vectors, "NNA")), received.shape[1] - self.num_byzantine
+        weights = torch.zeros(len(received), len(vectors), dtype=torch.float64)
+        for i, row in enumerate(received.cpu()):
+            weights[i, row[smallest(distances[row[own], row], kept)]] = 1.0
+        return weighted(vectors, weights, kept)
 
     def _fits(self, n: int) -> None:
         super()._fits(n)
