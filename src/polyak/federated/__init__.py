@@ -8,6 +8,7 @@
 
 from polyak.federated import aggregators, attacks
 from polyak.federated.monna import Bound, MoNNA, bound, draw_heard
+from polyak.federated.peers import LyingPeer, Peer
 from polyak.federated.simulated import SimulatedPeers
 
-__all__ = ["Bound", "MoNNA", "SimulatedPeers", "aggregators", "attacks", "bound", "draw_heard"]
+__all__ = ["Bound", "LyingPeer", "MoNNA", "Peer", "SimulatedPeers", "aggregators", "attacks", "bound", "draw_heard"]

@@ -28,9 +28,10 @@ class Mean(Aggregator):
 
     def _of_checked(self, rows: Tensor, owner: str) -> Tensor:
         found = rows.mean(0)
-        if not bool(found.isfinite().all()):  # all entries are in it, so a second pass looks at them only then
+        if not bool(found.sum().isfinite()):  # all entries are in it, so a second pass looks at them only then
             self._left(rows, not_finite(rows))
-            found = (rows.double() / len(rows)).sum(0).to(rows.dtype)  # finite rows whose sum is not
+            if not bool(found.isfinite().all()):  # finite rows whose sum is not
+                found = (rows.double() / len(rows)).sum(0).to(rows.dtype)
         return found
 
     def _stands(self, n: int) -> int:
@@ -41,8 +42,12 @@ class _Coordinatewise(Aggregator):
     def _combined(self, rows: Tensor) -> Tensor:
         found = rows.new_empty(rows.shape[1])
         for place, block in blocks(rows):
-            found[place] = self._of_sorted(sorted_columns(block))
+            found[place] = self._of_sorted(sorted_columns(block, self._ends(len(rows))))
         return found
+
+    def _ends(self, n: int) -> tuple[int, ...]:
+        """Where the sorted coordinates may be cut into parts whose own order does not matter; nothing: it all does."""
+        return ()
 
     def _of_sorted(self, s: list[Tensor]) -> Tensor:
         """The result from the coordinates in rising order."""
@@ -63,6 +68,9 @@ class Median(_Coordinatewise):
 
     lower: Lower = False
 
+    def _ends(self, n: int) -> tuple[int, ...]:
+        return (n - 1) // 2, (n - 1) // 2 + 1, n // 2 + 1
+
     def _of_sorted(self, s: list[Tensor]) -> Tensor:
         return _middle(s, self.lower)
 
@@ -80,6 +88,9 @@ class TrimmedMean(_Coordinatewise, Tolerant):
     slug = "trimmed_mean"
     paper = ROBUST
     vectors = ("robust-aggregators", "byzfl-peer")
+
+    def _ends(self, n: int) -> tuple[int, ...]:
+        return self.num_byzantine, n - self.num_byzantine
 
     def _of_sorted(self, s: list[Tensor]) -> Tensor:
         return _trimmed(s, self.num_byzantine)
