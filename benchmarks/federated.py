@@ -2,10 +2,11 @@
 
     PYTHONPATH=build/peers OMP_NUM_THREADS=1 python benchmarks/federated.py aggregators [--workers 20] [--size 1000000]
 
-For every rule that both have, on the same vectors, in one process in random order. byzfl's torch code computes in float32
-whatever it is given, so in float64 its numpy code is measured, in float32 both. Goals: each of ours as fast as the faster
-of byzfl's or faster, NNA in at most 0.3 of the time of byzfl's MoNNA, and at most as much memory beside the vectors and the
-result as the vectors take. Prints a table and adds to the JSON; without byzfl ours alone are measured.
+For every rule that both have, on the same vectors, in one process in random order. byzfl's torch code computes in
+float32 whatever it is given, so in float64 its numpy code is measured, in float32 both. Goals: each of ours as fast as
+the faster of byzfl's or faster, NNA in at most 0.3 of the time of byzfl's MoNNA, and at most as much memory beside the
+vectors and the result as the vectors take. Prints a table; its rows replace those of the same rules in the JSON as they
+come. Without byzfl ours alone are measured.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import importlib.util
 import json
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ Row = dict[str, Any]
 
 
 def byzfl() -> types.ModuleType | None:
-    """byzfl's aggregators and preparations without the rest of it, which needs torchvision and more; None if not there."""
+    """byzfl's rules without the rest of it, which needs torchvision and more; None if it is not there."""
     found = importlib.util.find_spec("byzfl")
     if found is None or not found.submodule_search_locations:
         print("byzfl: skipped (it is not installed)")
@@ -115,22 +116,24 @@ def line(row: Row) -> str:
     return f"{own}  memory {row['extra']:.2f}  {others}"
 
 
-def measure_aggregators(args: argparse.Namespace) -> dict[str, Any]:
-    """The part ``aggregators``."""
-    rows = []
+def measure_aggregators(args: argparse.Namespace, before: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The part ``aggregators``: what was found before, with one more row each time."""
+    options = {name: getattr(args, name) for name in ("workers", "size", "num_byzantine", "rounds")}
+    rows = before.get("rows", []) if before.get("options") == options else []
     for slug, pair in pairs(args.num_byzantine, byzfl()).items():
         if args.rules and slug not in args.rules.split(","):
             continue
         for dtype in DTYPES:
-            rows.append(measured(slug, pair, dtype, args))
-            print(line(rows[-1]), flush=True)
-    options = {name: getattr(args, name) for name in ("workers", "size", "num_byzantine", "rounds")}
-    found = {"machine": _measure.machine("cpu"), "options": options, "rows": rows, "missed": missed(rows)}
-    print("\n".join(found["missed"]) or "all goals met")
-    return found
+            row = measured(slug, pair, dtype, args)
+            print(line(row), flush=True)
+            rows = [*(r for r in rows if (r["rule"], r["dtype"]) != (slug, dtype)), row]
+            yield {"machine": _measure.machine("cpu"), "options": options, "rows": rows, "missed": missed(rows)}
+    print("\n".join(missed(rows)) or "all goals met")
 
 
-PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"aggregators": measure_aggregators}
+PARTS: dict[str, Callable[[argparse.Namespace, dict[str, Any]], Iterator[dict[str, Any]]]] = {
+    "aggregators": measure_aggregators
+}
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -147,9 +150,10 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     results = json.loads(args.json.read_text()) if args.json.exists() else {}
     for part in args.parts:
-        results[part] = PARTS[part](args)
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(results, indent=1) + "\n")
+        for found in PARTS[part](args, results.get(part, {})):
+            results[part] = found
+            args.json.parent.mkdir(parents=True, exist_ok=True)
+            args.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Prints one line a figure and writes them as JSON, as :mod:`benchmarks.proofs` do
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from _federated_report import picture
 from proofs import digits, main
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -57,6 +59,7 @@ def accuracy(
 ) -> tuple[float, float]:
     """Test accuracy after training, the mean and the least of the honest peers."""
     x, y, x_test, y_test = digits()
+    x, x_test = (x - x.mean()) / x.std(), (x_test - x.mean()) / x.std()
     method = MoNNA(LR, momentum, LIARS, rule=rule)
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
@@ -89,3 +92,5 @@ PROOFS: dict[str, Callable[[], Any]] = {"monna": monna, "monna, Dirichlet(0.3)":
 if __name__ == "__main__":
     warnings.simplefilter("error")
     main(PROOFS, RESULTS, __doc__)
+    caption = f"Test accuracy on digits, {WORKERS} peers, {LIARS} of them liars"
+    RESULTS.with_suffix(".svg").write_text(picture(json.loads(RESULTS.read_text())["monna"], caption))

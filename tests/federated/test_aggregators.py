@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyak.federated import aggregators
-from polyak.federated._rows import squared_distances
+from polyak.federated._rows import sorted_columns, squared_distances
 from polyak.federated.aggregators import ARC, CGE, MDA, MVA, NNA, NNM, CenteredClipping, Krum, MeaMed, Mean, TrimmedMean
 
 NAMES = aggregators.names()
@@ -41,6 +41,7 @@ def test_columns_in_blocks_are_the_columns_at_once(name, monkeypatch):
     v = rows(11, 37)
     whole = made(name)(v)
     monkeypatch.setattr("polyak.federated._rows.COLUMNS", 5)
+    monkeypatch.setattr("polyak.federated._rows.BYTES", 40)
     torch.testing.assert_close(made(name)(v), whole, rtol=1e-12, atol=1e-14)
 
 
@@ -69,6 +70,15 @@ def test_coordinates_by_sorting(n, f, seed):
     for center, rule in ((v.quantile(0.5, dim=0), MeaMed), (s[f : n - f].mean(0), aggregators.Phocas)):
         nearest = (v - center).abs().sort(dim=0, stable=True).indices[: n - f]
         torch.testing.assert_close(rule(f)(v), v.gather(0, nearest).mean(0))
+
+
+@given(st.integers(1, 24), st.lists(st.integers(0, 24), max_size=3), st.integers(0, 10_000))
+def test_parts_of_sorted_columns(n, ends, seed):
+    v, cuts = rows(n, 9, seed).round(decimals=1), [min(end, n) for end in sorted(ends)]
+    found = torch.stack(sorted_columns(v, tuple(cuts)))
+    for low, high in zip([0, *cuts], [*cuts, n], strict=True):
+        part = found[low:high].sort(0).values if cuts else found
+        assert torch.equal(part, v.sort(0).values[low:high])
 
 
 @given(st.integers(3, 9), st.integers(0, 4), st.integers(0, 10_000), st.booleans())

@@ -2,6 +2,7 @@
 
 import warnings
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -31,6 +32,7 @@ def draws() -> list[torch.Tensor]:
     return [draw_heard(WORLD - LIARS, WORLD - 2 * LIARS, generator) for _ in range(STEPS)]
 
 
+@pytest.mark.slow
 def test_ranks_do_what_the_simulator_does(tmp_path):
     torch.save(draws(), tmp_path / "heard.pt")
     cases = [f"attacked:{name}" for name in ATTACKS]

@@ -102,10 +102,22 @@ class NNA(Tolerant):
         if isinstance(self.pivot, int) and self.pivot >= n:
             raise ValueError(f"NNA: pivot must be below the number of vectors, {n}, got {self.pivot}")
 
+    def _of_checked(self, rows: Tensor, owner: str) -> Tensor:
+        center = rows[self.pivot] if isinstance(self.pivot, int) else Median()._combined(rows)
+        lengths = squared_lengths(rows, center)
+        finite = bool(lengths.isfinite().all())  # then all rows are, and need no pass of their own
+        return self._moved(rows, lengths) if finite else super()._of_checked(rows, owner)
+
     def _combined(self, rows: Tensor) -> Tensor:
         center = rows[self.pivot] if isinstance(self.pivot, int) else Median()._combined(rows)
-        for _ in range(self.rounds):
-            center = mean_of(rows, smallest(squared_lengths(rows, center), len(rows) - self.num_byzantine))
+        return self._moved(rows, squared_lengths(rows, center))
+
+    def _moved(self, rows: Tensor, lengths: Tensor) -> Tensor:
+        """The last centre, from the squared distances to the first."""
+        kept = len(rows) - self.num_byzantine
+        center = mean_of(rows, smallest(lengths, kept))
+        for _ in range(self.rounds - 1):
+            center = mean_of(rows, smallest(squared_lengths(rows, center), kept))
         return center
 
 
