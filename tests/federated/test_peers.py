@@ -58,7 +58,7 @@ def test_ranks_do_what_the_simulator_does(tmp_path):
         assert found.isfinite().all() and found.abs().max() < 5
     words = [
         "every parameter must have a gradient", "heard must be different ranks below 4", "at most 1 of 4 workers",
-        "trainable parameters", "liars must be ranks, 0 among them", "must not flip labels", "momentum must be (63,)",
+        "trainable parameters", "liars must be ranks, 0 among them", "must not flip labels", "momentum must be (57,)",
     ]  # fmt: skip
     for want, got in zip(words, result(tmp_path, "refused"), strict=True):
         assert want in got
