@@ -5,6 +5,7 @@ The parts load when first used, so ``import polyak`` by itself imports nothing, 
 - ``polyak.optim``: optimizers, and the rules that they are chained from.
 - ``polyak.teachers``: averages of weights, schedules, queues and MoCo.
 - ``polyak.local``: train in gradient-isolated blocks with little memory: MAN and its relatives.
+- ``polyak.federated``: learn over workers, of which some may be faulty.
 - ``polyak.memory``: the pure tensor functions that all of these are written with.
 - ``polyak.lab``: compare methods on a problem (``pip install polyak[lab]``).
 - ``polyak.testing``: checks for rules and optimizers of your own.
@@ -15,11 +16,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polyak import lab, local, memory, optim, teachers, testing
+    from polyak import federated, lab, local, memory, optim, teachers, testing
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["__version__", "lab", "local", "memory", "optim", "teachers", "testing"]
+__all__ = ["__version__", "federated", "lab", "local", "memory", "optim", "teachers", "testing"]
 
 
 def __getattr__(name: str) -> ModuleType:

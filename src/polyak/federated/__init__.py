@@ -1,0 +1,14 @@
+"""Floor 2: momentum over workers.
+
+* :mod:`~polyak.federated.aggregators`: one vector made of those of several workers.
+* :mod:`~polyak.federated.attacks`: what workers that lie send.
+* :class:`MoNNA`: momentum and nearest-neighbour averaging of peers, as pure functions; :class:`SimulatedPeers` runs all
+  of them in one process, :class:`Peer` is one of a ``torch.distributed`` group, :class:`LyingPeer` one that lies.
+"""
+
+from polyak.federated import aggregators, attacks
+from polyak.federated.monna import Bound, MoNNA, bound, draw_heard
+from polyak.federated.peers import LyingPeer, Peer
+from polyak.federated.simulated import SimulatedPeers
+
+__all__ = ["Bound", "LyingPeer", "MoNNA", "Peer", "SimulatedPeers", "aggregators", "attacks", "bound", "draw_heard"]

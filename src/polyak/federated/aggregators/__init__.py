@@ -1,0 +1,55 @@
+"""One vector made of those of n workers, of which some may be anything.
+
+``get("krum")`` is the class :class:`Krum`, ``Krum(num_byzantine=2)(vectors)`` one vector. What prepares the vectors for
+another rule is called before it: ``TrimmedMean(2)(NNM(2)(vectors))``.
+"""
+
+from polyak.federated._methods import by_name
+from polyak.federated.aggregators.base import Aggregator
+from polyak.federated.aggregators.before import ARC, NNM, Clipping, Preparation
+from polyak.federated.aggregators.centers import CenteredClipping, GeometricMedian
+from polyak.federated.aggregators.coordinates import MeaMed, Mean, Median, Phocas, TrimmedMean
+from polyak.federated.aggregators.selections import CGE, MDA, MVA, NNA, Aksel, Krum, MultiKrum
+
+__all__ = [
+    "ARC",
+    "CGE",
+    "MDA",
+    "MVA",
+    "NNA",
+    "NNM",
+    "Aggregator",
+    "Aksel",
+    "CenteredClipping",
+    "Clipping",
+    "GeometricMedian",
+    "Krum",
+    "MeaMed",
+    "Mean",
+    "Median",
+    "MultiKrum",
+    "Phocas",
+    "Preparation",
+    "TrimmedMean",
+    "get",
+    "names",
+]
+
+ALL: tuple[type[Aggregator], ...] = (
+    Mean, Median, TrimmedMean, MeaMed, Phocas, Krum, MultiKrum, NNA, MDA, MVA, CGE, Aksel, GeometricMedian,
+    CenteredClipping, NNM, Clipping, ARC,
+)  # fmt: skip
+
+
+def names() -> list[str]:
+    """The names of all, preparations among them."""
+    return sorted(kind.slug for kind in ALL)
+
+
+def get(name: str) -> type[Aggregator]:
+    """The class of a name.
+
+    Raises:
+        ValueError: a name that there is not; the nearest is named.
+    """
+    return by_name(name, ALL, "aggregator")
