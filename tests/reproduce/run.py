@@ -10,6 +10,7 @@ from tests.reproduce import (
     contrast,
     drivers,
     factored,
+    federated_rules,
     local,
     optimizers,
     plora,
@@ -25,6 +26,7 @@ EXECUTIONS = ("eager", "batched", "compiled")
 ADAPTORS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     **optimizers.RULES, **drivers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES,
     **spectra.RULES, **shapes.RULES, **solvers.RULES, **plora.RULES, **second_order.RULES,
+    **federated_rules.RULES,
 }  # fmt: skip
 
 

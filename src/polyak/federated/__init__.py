@@ -1,8 +1,12 @@
 """Floor 2: momentum over workers. Pure functions on tensors; no engine, no I/O, no randomness of its own.
 
 * :mod:`~polyak.federated.aggregators`: one vector made of those of several workers.
+* :mod:`~polyak.federated.rules`: learning with a server, as functions of states and messages.
+* :class:`InProcess`: runs a rule with all clients on one machine.
 """
 
-from polyak.federated import aggregators
+from polyak.federated import aggregators, rules
+from polyak.federated.gradients import Batch, ModelGradient
+from polyak.federated.in_process import InProcess, Round
 
-__all__ = ["aggregators"]
+__all__ = ["Batch", "InProcess", "ModelGradient", "Round", "aggregators", "rules"]
