@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from polyak.federated.rules.tensors import Tensors
 ClientId = int | str
 Work = tuple[list[Batch], int, Tensors | None]
 Done = dict[ClientId, tuple[Message, State]]
-CACHED = 1 << 21
+CACHED = 1 << 24
 """Bytes of weights of the clients computed at once: what they need fits a cache, and calls are still few."""
 
 
@@ -60,15 +61,23 @@ def _at_once(
         clients = {s: _stacked([held[c].sets[s] for c in members]) for s in rule.client_sets}
         batches = [_batch([work[c][0][k] for c in members]) for k in range(len(work[members[0]][0]))]
 
-        def update(client: dict[str, Tensors], mine: Sequence[tuple[Tensor, Tensor]]) -> Any:
-            return rule.local(gradient, client, message, [Batch(*one) for one in mine], 1, None)
-
-        sent, kept = vmap(update)(clients, batches)
+        buffers = {n: b.expand(len(members), *b.shape) for n, b in message.sets["buffers"].items()}
+        sent, kept = vmap(_update(rule, gradient, message))(clients, buffers, batches)
         for i, c in enumerate(members):
             scalars = {"examples": float(work[c][1]), "steps": float(len(batches))}
             reply = Message(message.round, _nth(sent, i), scalars)
             done[c] = (reply, State(_nth(kept, i), held[c].counters))
     return done
+
+
+def _update(rule: FederatedRule, gradient: Gradient, message: Message) -> Any:
+    """A client's update as a function of what differs between clients; that includes buffers, which steps change."""
+
+    def update(client: dict[str, Tensors], buffers: Tensors, batches: Sequence[tuple[Tensor, Tensor]]) -> Any:
+        mine = replace(message, sets={**message.sets, "buffers": buffers})
+        return rule.local(gradient, client, mine, [Batch(*one) for one in batches], 1, None)
+
+    return update
 
 
 def _stacked(many: Sequence[Tensors]) -> Tensors:

@@ -211,11 +211,11 @@ class InProcess:
         inputs, targets = self.clients[client]
         chosen = self.rule.records(len(targets), self.batch_size, self.generator, count)
         seed = int(torch.randint(2**62, (), generator=self.generator))
-        seeds = [None if self.mode == "vmap" else seed + k for k in range(len(chosen))]
-        return [
-            Batch(inputs[rows.to(inputs.device)], targets[rows.to(targets.device)], one)
-            for rows, one in zip(chosen, seeds, strict=True)
-        ]
+        rows, sizes = torch.cat(chosen), [len(one) for one in chosen]
+        parts = zip(
+            inputs[rows.to(inputs.device)].split(sizes), targets[rows.to(targets.device)].split(sizes), strict=True
+        )
+        return [Batch(x, y, None if self.mode == "vmap" else seed + k) for k, (x, y) in enumerate(parts)]
 
     def _work(
         self, client: ClientId, state: State, steps: Mapping[ClientId, int],

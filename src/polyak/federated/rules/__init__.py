@@ -6,6 +6,8 @@ of them on one machine.
 
 from polyak.federated._methods import by_name
 from polyak.federated.rules.base import FederatedRule, Gradient
+from polyak.federated.rules.dp_brem import DPBREM
+from polyak.federated.rules.dp_brem_plus import DPBREMPlus
 from polyak.federated.rules.fedavg import FedAvg
 from polyak.federated.rules.fedavg_m import FedAvgM
 from polyak.federated.rules.fedavg_m_vr import FedAvgMVR
@@ -19,10 +21,12 @@ from polyak.federated.rules.scaffold_m_vr import SCAFFOLDMVR
 from polyak.federated.rules.server_momentum import ServerMomentum
 
 __all__ = [
+    "DPBREM",
     "SCAFFOLD",
     "SCAFFOLDM",
     "SCAFFOLDMVR",
     "Aggregated",
+    "DPBREMPlus",
     "FedAvg",
     "FedAvgM",
     "FedAvgMVR",
@@ -42,7 +46,7 @@ __all__ = [
 
 ALL: tuple[type[FederatedRule], ...] = (
     FedAvg, ServerMomentum, FedAvgM, FedCM, FedAvgMVR, SCAFFOLD, SCAFFOLDM, SCAFFOLDMVR, FedSWA, FedSWA2026, FedMoSWA,
-    FedMoSWA2026,
+    FedMoSWA2026, DPBREM, DPBREMPlus,
 )  # fmt: skip
 
 

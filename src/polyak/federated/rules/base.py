@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
@@ -146,10 +147,11 @@ class FederatedRule(Frozen):
         Raises:
             ValueError: no replies, two of one client, none that can be used, or too few for the aggregator.
         """
-        good, dropped = sorted_out(replies, self._expected(state), state.counters["round"], type(self).__name__)
+        name, round = type(self).__name__, state.counters["round"]
+        good, dropped = sorted_out(replies, self._expected(state), round, name, partial(self._fault, state))
         sets = self._aggregated(state, good, len(replies), draws)
         buffers = self._buffers(state, [message for _, message in good])
-        counters = {**state.counters, "round": state.counters["round"] + 1}
+        counters = {**state.counters, "round": round + 1}
         new = State({**state.sets, **sets, "buffers": buffers}, counters)
         return Aggregated(new, [client for client, _ in good], dropped)
 
@@ -180,6 +182,10 @@ class FederatedRule(Frozen):
     def _sent(self, state: State) -> dict[str, float]:
         """The scalars that go with the tensors."""
         return {}
+
+    def _fault(self, state: State, message: Message) -> str:
+        """What a rule has against a reply that is otherwise in order; empty for nothing."""
+        return ""
 
     def _expected(self, state: State) -> dict[str, Tensors]:
         arrays = state.sets["arrays"]

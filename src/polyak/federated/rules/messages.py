@@ -6,7 +6,7 @@ The one place where replies of clients are checked before anything is done with 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,13 +82,22 @@ def fault_of(tensors: object, like: Mapping[str, Tensor], finite: bool = True) -
             return f"has {type(got).__name__} as {name!r}, not a tensor"
         if got.shape != want.shape or got.dtype != want.dtype:
             return f"has {name!r} as {tuple(got.shape)} {got.dtype}, not {tuple(want.shape)} {want.dtype}"
-        if finite and got.is_floating_point() and not bool(got.isfinite().all()):
+        if finite and not _finite(got):
             return f"has values in {name!r} that are not finite"
     return ""
 
 
+def _finite(tensor: Tensor) -> bool:
+    """A finite sum has finite parts, and costs a quarter; other sums can still be of finite numbers."""
+    return not tensor.is_floating_point() or math.isfinite(tensor.sum()) or bool(tensor.isfinite().all())
+
+
 def sorted_out(
-    replies: Sequence[Reply], like: Mapping[str, Tensors], round: int, owner: str
+    replies: Sequence[Reply],
+    like: Mapping[str, Tensors],
+    round: int,
+    owner: str,
+    also: Callable[[Message], str] = lambda message: "",
 ) -> tuple[list[Reply], dict[Hashable, str]]:
     """The replies that can be used, and the reasons against the others, by client.
 
@@ -97,6 +106,7 @@ def sorted_out(
         like: for each set that a reply must have, tensors of the right names, shapes and dtypes.
         round: the number that a reply must carry.
         owner: who asks, for errors.
+        also: what a rule has against a reply that is otherwise in order; empty for nothing.
 
     Raises:
         ValueError: no replies, a client twice, or none that can be used; says why.
@@ -107,7 +117,7 @@ def sorted_out(
     if len(set(ids)) != len(ids):
         twice = sorted({str(i) for i in ids if ids.count(i) > 1})
         raise ValueError(f"{owner}: replies must be one a client, got several of {twice}")
-    faults = {client: _fault(message, like, round) for client, message in replies}
+    faults = {client: _fault(message, like, round) or also(message) for client, message in replies}
     dropped = {client: fault for client, fault in faults.items() if fault}
     if len(dropped) == len(replies):
         raise ValueError(f"{owner}: no reply can be used: {dropped}")
