@@ -49,11 +49,11 @@ def rdp_gaussian(
     Raises:
         ValueError: an argument outside what is allowed.
     """
-    _number("noise_multiplier", noise_multiplier, NON_NEGATIVE)
-    _number("sample_rate", sample_rate, UNIT)
+    number("noise_multiplier", noise_multiplier, NON_NEGATIVE)
+    number("sample_rate", sample_rate, UNIT)
     whole("steps", steps, "rdp_gaussian", Interval(0))
     for order in orders:
-        _number("orders", order, Interval(1.0, math.inf, low_open=True))
+        number("orders", order, Interval(1.0, math.inf, low_open=True))
     if sample_rate == 0 or steps == 0:
         return [0.0] * len(orders)
     if noise_multiplier == 0:
@@ -78,7 +78,7 @@ def epsilon_of(rdp: Sequence[float], delta: float, orders: Sequence[float] = ORD
     Raises:
         ValueError: an argument outside what is allowed, or other numbers of divergences than of orders.
     """
-    _number("delta", delta, OPEN_UNIT)
+    number("delta", delta, OPEN_UNIT)
     if len(rdp) != len(orders) or not len(orders):
         raise ValueError(f"rdp must be one for each of the {len(orders)} orders, got {len(rdp)}")
     found = [
@@ -105,8 +105,8 @@ class RDPAccountant:
         Raises:
             ValueError: an argument outside what is allowed.
         """
-        _number("noise_multiplier", noise_multiplier, NON_NEGATIVE)
-        _number("sample_rate", sample_rate, UNIT)
+        number("noise_multiplier", noise_multiplier, NON_NEGATIVE)
+        number("sample_rate", sample_rate, UNIT)
         count = whole("steps", steps, "RDPAccountant")
         if self.history and self.history[-1][:2] == (noise_multiplier, sample_rate):
             count += self.history.pop()[2]
@@ -130,8 +130,8 @@ def noise_multiplier_for(
     Raises:
         ValueError: an argument outside what is allowed, or a budget that no noise below 1e6 keeps.
     """
-    _number("epsilon", epsilon, POSITIVE)
-    _number("tolerance", tolerance, POSITIVE)
+    number("epsilon", epsilon, POSITIVE)
+    number("tolerance", tolerance, POSITIVE)
 
     def spent(noise: float) -> float:
         return epsilon_of(rdp_gaussian(noise, sample_rate, steps), delta).epsilon
@@ -158,9 +158,9 @@ def prv_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: 
         ImportError: Opacus is not installed; names the extra.
         ValueError: an argument outside what is allowed.
     """
-    _number("noise_multiplier", noise_multiplier, POSITIVE)
-    _number("sample_rate", sample_rate, UNIT)
-    _number("delta", delta, OPEN_UNIT)
+    number("noise_multiplier", noise_multiplier, POSITIVE)
+    number("sample_rate", sample_rate, UNIT)
+    number("delta", delta, OPEN_UNIT)
     try:
         from opacus.accountants import PRVAccountant
     except ImportError as error:
@@ -196,8 +196,8 @@ def rdp_limited_participation(
         ValueError: an argument outside what is allowed.
     """
     name = "rdp_limited_participation"
-    _number("momentum", momentum, HALF_OPEN_UNIT)
-    _number("noise_multiplier", noise_multiplier, NON_NEGATIVE)
+    number("momentum", momentum, HALF_OPEN_UNIT)
+    number("noise_multiplier", noise_multiplier, NON_NEGATIVE)
     rounds, k = whole("rounds", rounds, name), whole("participations", participations, name)
     drawn = set(range(0, rounds, whole("separation", separation, name)))
     drawn = {t for t in sorted(drawn)[:k]}
@@ -251,6 +251,7 @@ def _halves(noise: float, rate: float, order: float, count: int) -> tuple[Tensor
     return torch.stack([left, right + torch.special.log_ndtr((j - split) / noise)]), signs
 
 
-def _number(name: str, value: float, allowed: Interval) -> None:
+def number(name: str, value: float, allowed: Interval) -> None:
+    """Refuse a number that is not in an interval, naming it."""
     if isinstance(value, bool) or not isinstance(value, (int, float)) or float(value) not in allowed:
         raise ValueError(f"{name} must be in {allowed}, got {value!r}")
