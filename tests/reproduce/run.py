@@ -11,6 +11,7 @@ from tests.reproduce import (
     drivers,
     factored,
     federated,
+    federated_rules,
     local,
     optimizers,
     plora,
@@ -26,7 +27,7 @@ EXECUTIONS = ("eager", "batched", "compiled")
 ADAPTORS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     **optimizers.RULES, **drivers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES,
     **spectra.RULES, **shapes.RULES, **solvers.RULES, **plora.RULES, **second_order.RULES,
-    **federated.RULES,
+    **federated.RULES, **federated_rules.RULES,
 }  # fmt: skip
 
 
