@@ -6,6 +6,7 @@ from polyak.optim.methods.adatam import adatam
 from polyak.optim.methods.ademamix import ademamix
 from polyak.optim.methods.alphaadam import selective
 from polyak.optim.methods.auon import brake
+from polyak.optim.methods.delayed_nesterov import delayed_nesterov
 from polyak.optim.methods.fismo import whitened_polar
 from polyak.optim.methods.grams import grams
 from polyak.optim.methods.gsm import masked, most_salient
@@ -56,6 +57,7 @@ __all__ = [
     "cooled",
     "decay",
     "deep_memory",
+    "delayed_nesterov",
     "delta_memory",
     "descend",
     "discounted_descent",

@@ -21,6 +21,11 @@ def lion(given: Given) -> tuple[str, dict[str, Any]]:
     return "lion", {}
 
 
+def delayed_nesterov(given: Given) -> tuple[str, dict[str, Any]]:
+    given.rename(beta="momentum", c="momentum_activation")
+    return "delayed_nesterov", {}
+
+
 def clion(given: Given) -> tuple[str, dict[str, Any]]:
     variant = given.variant_of("default", "mean", "factor")
     given.take("caution", True, (True,))

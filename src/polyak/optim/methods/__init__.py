@@ -25,6 +25,7 @@ from polyak.optim.methods.cadan import CAdan
 from polyak.optim.methods.clion import CLion
 from polyak.optim.methods.cmuon import CMuon
 from polyak.optim.methods.csgdm import CSGDM
+from polyak.optim.methods.delayed_nesterov import DelayedNesterov
 from polyak.optim.methods.fismo import FISMO
 from polyak.optim.methods.grams import Grams
 from polyak.optim.methods.gsm import GSM
@@ -92,6 +93,7 @@ __all__ = [
     "CAdan",
     "CLion",
     "CMuon",
+    "DelayedNesterov",
     "Grams",
     "HybridAuON",
     "Lion",
