@@ -12,6 +12,7 @@ from polyak.optim.methods.grams import grams
 from polyak.optim.methods.gsm import masked, most_salient
 from polyak.optim.methods.lion import lion
 from polyak.optim.methods.m3 import multi_scale, to_rms
+from polyak.optim.methods.mt_dao import mt_dao
 from polyak.optim.methods.namo import sized_polar
 from polyak.optim.methods.nl_deep import deep_memory
 from polyak.optim.methods.nl_delta import delta_memory, features
@@ -73,6 +74,7 @@ __all__ = [
     "momentum_ema",
     "momentum_reset",
     "most_salient",
+    "mt_dao",
     "multi_scale",
     "norm_control",
     "orthogonalize",

@@ -66,6 +66,7 @@ MAPPERS: dict[str, elementwise.Mapper] = {
     "random-scaling": elementwise.random_scaling,
     "adaptive-braking": elementwise.same("adaptive_braking"),
     "delayed-nesterov": elementwise.delayed_nesterov,
+    "mt-dao": elementwise.mt_dao,
     "diloco-outer": elementwise.same("sgd"),
     "spam": elementwise.spam,
     "stable-spam": elementwise.stable_spam,

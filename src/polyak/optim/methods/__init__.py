@@ -37,6 +37,7 @@ from polyak.optim.methods.lionk import LionK
 from polyak.optim.methods.m3 import M3
 from polyak.optim.methods.momo import MoMo
 from polyak.optim.methods.momo_adam import MoMoAdam
+from polyak.optim.methods.mt_dao import MTDAO
 from polyak.optim.methods.muon import Muon
 from polyak.optim.methods.namo import NAMO
 from polyak.optim.methods.namo_d import NAMOD
@@ -64,6 +65,7 @@ __all__ = [
     "LAMB",
     "LARS",
     "M3",
+    "MTDAO",
     "NAMO",
     "NAMOD",
     "SCALE",
