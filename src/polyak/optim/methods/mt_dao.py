@@ -163,7 +163,9 @@ class MTDAO(Method):
     weight_decay: Annotated[WeightDecay, Range(1e-4, 1e-1)] = 0.0
     max_grad_norm: MaxGradNorm = 1.0
     variant: Annotated[Variant, "what the gradient is divided by, and where"] = "adopt"
-    bias_correction: Annotated[bool, "divide the moments by what their zero starts have left out"] = False
+    bias_correction: Annotated[
+        bool, "divide the moments by what zero starts have left out, where the variant is none of adopt"
+    ] = False
 
     @classmethod
     def recipe(cls, options: Options) -> Chain:
