@@ -1,7 +1,5 @@
 """A communication hook of DistributedDataParallel: momentum, and compression, before gradients are averaged."""
 
-from __future__ import annotations
-
 import hashlib
 from typing import Any
 
@@ -73,7 +71,19 @@ class MomentumHook:
 
     def register(self, model: nn.parallel.DistributedDataParallel) -> None:
         """Have a DistributedDataParallel module average through this hook; once, before its first backward pass."""
-        model.register_comm_hook(self, _average)
+
+        # the annotations are read, and must be no strings
+        def average(hook: MomentumHook, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+            return hook._averaged(bucket)
+
+        model.register_comm_hook(self, average)
+
+    @torch.no_grad()
+    def _averaged(self, bucket: "dist.GradBucket") -> torch.futures.Future[Tensor]:
+        for p, g in zip(bucket.parameters(), bucket.gradients(), strict=True):
+            g.copy_(self.encoded(self._names[id(p)], g))
+        work = dist.all_reduce(bucket.buffer(), group=self.workers.group, async_op=True)
+        return work.get_future().then(lambda done: done.value()[0].div_(self.workers.size))
 
     def encoded(self, name: str, g: Tensor) -> Tensor:
         """What this worker sends of a parameter's gradient; its memories take it in."""
@@ -103,19 +113,9 @@ class MomentumHook:
         """
         for key in ("momenta", "residuals"):
             for name, t in state_dict[key].items():
-                if self._shapes.get(name) != tuple(t.shape):
-                    raise ValueError(
-                        f"{OWNER}: {key} of {name!r} must be of {self._shapes.get(name)}, got {tuple(t.shape)}"
-                    )
-        self.momenta, self.residuals = (
-            {n: t.clone() for n, t in state_dict[k].items()} for k in ("momenta", "residuals")
-        )
+                own = self._shapes.get(name)
+                if own != tuple(t.shape):
+                    raise ValueError(f"{OWNER}: {key} of {name!r} must have the shape {own}, got {tuple(t.shape)}")
+        self.momenta = {name: t.clone() for name, t in state_dict["momenta"].items()}
+        self.residuals = {name: t.clone() for name, t in state_dict["residuals"].items()}
         self.steps = dict(state_dict["steps"])
-
-
-@torch.no_grad()
-def _average(hook: MomentumHook, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    for p, g in zip(bucket.parameters(), bucket.gradients(), strict=True):
-        g.copy_(hook.encoded(hook._names[id(p)], g))
-    work = dist.all_reduce(bucket.buffer(), group=hook.workers.group, async_op=True)
-    return work.get_future().then(lambda done: done.value()[0].div_(hook.workers.size))

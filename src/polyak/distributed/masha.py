@@ -28,11 +28,15 @@ class _AmongProcesses(MASHA):
     """
 
     def _begin(self, values: dict[str, Any]) -> None:
-        self.__dict__["workers"] = self._workers = Workers(values.pop("process_group"))
+        self.workers = Workers(values.pop("process_group"))
         super()._begin(values)
         options = [[group[h.name] for h in self.hypers] for group in self.param_groups]
         asked = [described(self.param_groups), options, repr(vars(self.compressor)), repr(vars(self.server_compressor))]
-        self._workers.check_alike("parameters and arguments", asked, self._params()[0], type(self).__name__)
+        self.workers.check_alike("parameters and arguments", asked, self._params()[0], type(self).__name__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.workers = Workers()  # a process group cannot be copied
+        super().__setstate__(state)
 
     @torch.no_grad()
     def step(self, loss: Closure, full: Closure | None = None) -> Tensor:  # type: ignore[override]
@@ -49,8 +53,8 @@ class _AmongProcesses(MASHA):
         return super().step([loss], None if full is None else [full])
 
     def _draws(self, workers: int) -> _Draws:
-        drawn = super()._draws(self._workers.size)
-        return drawn._replace(workers=[drawn.workers[self._workers.rank]])
+        drawn = super()._draws(self.workers.size)
+        return drawn._replace(workers=[drawn.workers[self.workers.rank]])
 
     def _operator(self, closures: Sequence[Closure], name: str) -> list[Tensor]:
         found = self._agreed(lambda: super(_AmongProcesses, self)._operator(closures, name))
@@ -68,7 +72,7 @@ class _AmongProcesses(MASHA):
 
     def _mean(self, tensors: list[Tensor]) -> list[Tensor]:
         own = [t.clone() for t in tensors]
-        self._workers.mean_(own, True, self._workers.size)
+        self.workers.mean_(own, True, self.workers.size)
         return own
 
     def _agreed(self, compute: Callable[[], Found]) -> Found:
@@ -78,7 +82,7 @@ class _AmongProcesses(MASHA):
             found = compute()
         except Exception as error:
             failure = error
-        said = self._workers.told([failure is not None], self._params()[0])
+        said = self.workers.told([failure is not None], self._params()[0])
         if failed := [i for i, (is_lost,) in enumerate(said) if is_lost]:
             raise RuntimeError(f"{type(self).__name__}: {words(failed)} could not compute its part") from failure
         return found  # type: ignore[return-value]
