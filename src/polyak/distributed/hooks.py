@@ -73,17 +73,20 @@ class MomentumHook:
         """Have a DistributedDataParallel module average through this hook; once, before its first backward pass."""
 
         # the annotations are read, and must be no strings
-        def average(hook: MomentumHook, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+        def average(hook: MomentumHook, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
             return hook._averaged(bucket)
 
         model.register_comm_hook(self, average)
 
     @torch.no_grad()
-    def _averaged(self, bucket: "dist.GradBucket") -> torch.futures.Future[Tensor]:
+    def _averaged(self, bucket: Any) -> torch.futures.Future[Tensor]:
         for p, g in zip(bucket.parameters(), bucket.gradients(), strict=True):
             g.copy_(self.encoded(self._names[id(p)], g))
         work = dist.all_reduce(bucket.buffer(), group=self.workers.group, async_op=True)
-        return work.get_future().then(lambda done: done.value()[0].div_(self.workers.size))
+        mean: torch.futures.Future[Tensor] = work.get_future().then(
+            lambda done: done.value()[0].div_(self.workers.size)
+        )
+        return mean
 
     def encoded(self, name: str, g: Tensor) -> Tensor:
         """What this worker sends of a parameter's gradient; its memories take it in."""

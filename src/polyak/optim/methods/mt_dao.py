@@ -43,11 +43,15 @@ def listed(value: Any) -> tuple[float, ...]:
 
 def _numbers(value: Any) -> tuple[float, ...] | None:
     given = listed(value)
-    return given if given and all(isinstance(v, Real) and not isinstance(v, bool) for v in given) else None
+    return given if given and all(_is_number(v) for v in given) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _are_betas(value: Any) -> bool:
-    if not isinstance(value, Sequence) or len(value) != 2 or not isinstance(value[1], Real):
+    if not isinstance(value, Sequence) or len(value) != 2 or not _is_number(value[1]):
         return False
     slow = _numbers(value[0])
     return slow is not None and all(float(b) in HALF_OPEN_UNIT for b in (*slow, value[1]))
