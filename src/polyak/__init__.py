@@ -6,6 +6,7 @@ The parts load when first used, so ``import polyak`` by itself imports nothing, 
 - ``polyak.teachers``: averages of weights, schedules, queues and MoCo.
 - ``polyak.local``: train in gradient-isolated blocks with little memory: MAN and its relatives.
 - ``polyak.federated``: learn over workers, of which some may be faulty.
+- ``polyak.distributed``: workers of torch.distributed that meet once a period, or one at a time.
 - ``polyak.memory``: the pure tensor functions that all of these are written with.
 - ``polyak.lab``: compare methods on a problem (``pip install polyak[lab]``).
 - ``polyak.testing``: checks for rules and optimizers of your own.
@@ -16,11 +17,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polyak import federated, lab, local, memory, optim, teachers, testing
+    from polyak import distributed, federated, lab, local, memory, optim, teachers, testing
 
 __version__ = "0.1.0.dev0"
 
-__all__ = ["__version__", "federated", "lab", "local", "memory", "optim", "teachers", "testing"]
+__all__ = ["__version__", "distributed", "federated", "lab", "local", "memory", "optim", "teachers", "testing"]
 
 
 def __getattr__(name: str) -> ModuleType:

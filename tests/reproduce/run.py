@@ -8,6 +8,7 @@ import numpy as np
 from tests.reproduce import (
     averages,
     contrast,
+    distributed,
     drivers,
     factored,
     federated,
@@ -26,14 +27,14 @@ from tests.reproduce.vector import Unknown, Vector
 EXECUTIONS = ("eager", "batched", "compiled")
 ADAPTORS: dict[str, Callable[..., dict[str, np.ndarray]]] = {
     **optimizers.RULES, **drivers.RULES, **averages.RULES, **contrast.RULES, **local.RULES, **factored.RULES,
-    **spectra.RULES, **shapes.RULES, **solvers.RULES, **plora.RULES, **second_order.RULES,
+    **spectra.RULES, **shapes.RULES, **solvers.RULES, **plora.RULES, **second_order.RULES, **distributed.RULES,
     **federated.RULES, **federated_rules.RULES,
 }  # fmt: skip
 
 
 def executions_of(vector: Vector, execution: str | None = None) -> tuple[str, ...]:
     """The modes in which there is something to recompute: only optimizers have more than one."""
-    if vector.rule not in {*optimizers.RULES, *drivers.RULES, *second_order.RULES}:
+    if vector.rule not in {*optimizers.RULES, *drivers.RULES, *second_order.RULES, *distributed.RULES}:
         return EXECUTIONS[:1]
     return EXECUTIONS if execution is None else (execution,)
 

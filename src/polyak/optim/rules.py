@@ -6,11 +6,13 @@ from polyak.optim.methods.adatam import adatam
 from polyak.optim.methods.ademamix import ademamix
 from polyak.optim.methods.alphaadam import selective
 from polyak.optim.methods.auon import brake
+from polyak.optim.methods.delayed_nesterov import delayed_nesterov
 from polyak.optim.methods.fismo import whitened_polar
 from polyak.optim.methods.grams import grams
 from polyak.optim.methods.gsm import masked, most_salient
 from polyak.optim.methods.lion import lion
 from polyak.optim.methods.m3 import multi_scale, to_rms
+from polyak.optim.methods.mt_dao import mt_dao
 from polyak.optim.methods.namo import sized_polar
 from polyak.optim.methods.nl_deep import deep_memory
 from polyak.optim.methods.nl_delta import delta_memory, features
@@ -56,6 +58,7 @@ __all__ = [
     "cooled",
     "decay",
     "deep_memory",
+    "delayed_nesterov",
     "delta_memory",
     "descend",
     "discounted_descent",
@@ -71,6 +74,7 @@ __all__ = [
     "momentum_ema",
     "momentum_reset",
     "most_salient",
+    "mt_dao",
     "multi_scale",
     "norm_control",
     "orthogonalize",

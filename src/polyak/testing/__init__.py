@@ -65,6 +65,9 @@ MAPPERS: dict[str, elementwise.Mapper] = {
     "smmf": elementwise.same("smmf"),
     "random-scaling": elementwise.random_scaling,
     "adaptive-braking": elementwise.same("adaptive_braking"),
+    "delayed-nesterov": elementwise.delayed_nesterov,
+    "mt-dao": elementwise.mt_dao,
+    "diloco-outer": elementwise.same("sgd"),
     "spam": elementwise.spam,
     "stable-spam": elementwise.stable_spam,
 }

@@ -21,6 +21,21 @@ def lion(given: Given) -> tuple[str, dict[str, Any]]:
     return "lion", {}
 
 
+def mt_dao(given: Given) -> tuple[str, dict[str, Any]]:
+    variant, _, more = given.variant.partition(",")
+    if variant not in ("adam", "adopt", "sgdm") or "one worker" not in more:
+        raise KeyError(f"no method implements the variant {given.variant!r} of {given.rule!r}")
+    betas = (given.left.pop("beta"), given.left.pop("b2"))
+    given.rename(w="weight")
+    fixed = {"betas": betas, "variant": variant, "max_grad_norm": 0.0}
+    return "mt_dao", {**fixed, "bias_correction": "bias_correction=True" in more}
+
+
+def delayed_nesterov(given: Given) -> tuple[str, dict[str, Any]]:
+    given.rename(beta="momentum", c="momentum_activation")
+    return "delayed_nesterov", {}
+
+
 def clion(given: Given) -> tuple[str, dict[str, Any]]:
     variant = given.variant_of("default", "mean", "factor")
     given.take("caution", True, (True,))

@@ -25,6 +25,7 @@ from polyak.optim.methods.cadan import CAdan
 from polyak.optim.methods.clion import CLion
 from polyak.optim.methods.cmuon import CMuon
 from polyak.optim.methods.csgdm import CSGDM
+from polyak.optim.methods.delayed_nesterov import DelayedNesterov
 from polyak.optim.methods.fismo import FISMO
 from polyak.optim.methods.grams import Grams
 from polyak.optim.methods.gsm import GSM
@@ -36,6 +37,7 @@ from polyak.optim.methods.lionk import LionK
 from polyak.optim.methods.m3 import M3
 from polyak.optim.methods.momo import MoMo
 from polyak.optim.methods.momo_adam import MoMoAdam
+from polyak.optim.methods.mt_dao import MTDAO
 from polyak.optim.methods.muon import Muon
 from polyak.optim.methods.namo import NAMO
 from polyak.optim.methods.namo_d import NAMOD
@@ -63,6 +65,7 @@ __all__ = [
     "LAMB",
     "LARS",
     "M3",
+    "MTDAO",
     "NAMO",
     "NAMOD",
     "SCALE",
@@ -92,6 +95,7 @@ __all__ = [
     "CAdan",
     "CLion",
     "CMuon",
+    "DelayedNesterov",
     "Grams",
     "HybridAuON",
     "Lion",

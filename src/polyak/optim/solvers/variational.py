@@ -264,6 +264,17 @@ class MASHA(Declared, torch.optim.Optimizer):
     ) -> tuple[Tensor, list[Tensor], dict[str, list[Tensor]]]:
         """The mean loss at the half step, what the server sends of the workers' differences, and what was not sent."""
         residuals = self._residuals(len(workers))
+        value, mean, kept = self._from_workers(workers, half, w, draws, residuals)
+        sent, rest = self._encoded(self.server_compressor, mean, residuals[-1], draws.server)
+        if not self.has_feedback:
+            return value, sent, {}
+        return value, sent, {"residual": [torch.stack(r) for r in zip(*kept, strict=True)], "server_residual": rest}
+
+    def _from_workers(
+        self, workers: Sequence[Closure], half: list[Tensor], w: list[Tensor], draws: _Draws,
+        residuals: list[list[Tensor]],
+    ) -> tuple[Tensor, list[Tensor], list[list[Tensor]]]:  # fmt: skip
+        """The mean loss at the half step, the mean of what the workers send, and what each did not."""
         mean, value = [torch.zeros_like(p) for p in half], torch.zeros_like(half[0]).sum()
         kept: list[list[Tensor]] = []
         for i, one in enumerate(workers):
@@ -278,10 +289,7 @@ class MASHA(Declared, torch.optim.Optimizer):
             mean = [m + q / len(workers) for m, q in zip(mean, sent, strict=True)]
             value = value + loss.to(value) / len(workers)
             kept.append(rest)
-        sent, rest = self._encoded(self.server_compressor, mean, residuals[-1], draws.server)
-        if not self.has_feedback:
-            return value, sent, {}
-        return value, sent, {"residual": [torch.stack(r) for r in zip(*kept, strict=True)], "server_residual": rest}
+        return value, mean, kept
 
     def _residuals(self, workers: int) -> list[list[Tensor]]:
         """What each worker, and last the server, has not sent yet; nothing at first, and without feedback."""

@@ -1,0 +1,207 @@
+"""MT-DAO among workers: local steps, and averages of weights and moments, each with a period of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from polyak.declare import COUNT, Argument, whole
+from polyak.distributed.workers import ProcessGroup, Workers, check_counts, described, squared_norm
+from polyak.memory.averages import half_life
+from polyak.optim.engine.execution import untraced
+from polyak.optim.engine.intake import is_request_for_state
+from polyak.optim.engine.member import STEPS
+from polyak.optim.engine.rule import Options
+from polyak.optim.methods.mt_dao import MTDAO as OfOneWorker
+from polyak.optim.methods.mt_dao import listed
+
+SECOND = "exp_avg_sq"
+
+
+class MTDAO(OfOneWorker):
+    """MT-DAO (Iacob et al., arXiv:2510.05361): local steps with slow moments, which workers average with the weights.
+
+    ::
+
+        on worker m at step t:  the moments u_j (and v, adam) take in its gradient
+        where due:  u_j <- mean over workers of u_j;  v as well
+        the step of polyak.optim.MTDAO with these moments, on its own gradient
+        where due:  p <- mean over workers of p;  v as well (adopt)
+
+    Something with period K is due at steps K, 2K, ...; with ``sync_first`` after the first step too, and then every K:
+    1, K + 1, ..., as the paper counts. ``period`` is that of the weights and of every memory that ``periods`` does not
+    name: ``exp_avg_1`` ... ``exp_avg_N``, the moments, and ``exp_avg_sq``; None is never. A period of the size of a
+    moment's half-life suits it.
+
+    Workers start from the same weights, which is not checked. Every rank of ``process_group`` is a worker; with FSDP2
+    give the group of the other mesh dimension, and shards are averaged as they are.
+
+    A worker with a gradient that is not finite makes no local step, with a warning, but takes part in all averages, so
+    that none waits for ever. One whose ``participates`` is False gives nothing and takes what the others have, their
+    count of steps too: one that joins calls :meth:`sync` so, as the others do.
+
+    Raises:
+        TypeError: a period that is no integer.
+        ValueError: an argument outside what is allowed; at the start, on all workers, other parameters or arguments
+            than a worker's.
+        RuntimeError: on all workers where they meet at different steps.
+    """
+
+    period: Annotated[int, Argument("local steps between averages of the weights, K_x, at least 1")] = 32
+    periods: Annotated[Mapping[str, int | None] | None, Argument("periods of memories by their names; None: never")] = (
+        None
+    )
+    sync_first: Annotated[bool, Argument("average after the first step too")] = False
+    process_group: Annotated[
+        ProcessGroup | None, Argument("the workers; None: the default group, or this process alone")
+    ] = None
+
+    def _begin(self, values: dict[str, Any]) -> None:
+        own = {name: values.pop(name) for name in ("period", "periods", "sync_first", "process_group")}
+        period = whole("period", own["period"], "MTDAO", COUNT)
+        periods = dict(own["periods"] or {})
+        for name, value in periods.items():
+            if value is not None:
+                whole(f"periods[{name!r}]", value, "MTDAO", COUNT)
+        self._due_every = {"": period, **periods}
+        self._first = bool(own["sync_first"])
+        self.participates = True
+        super()._begin(values)
+        self._check_names(periods)
+        self.workers = Workers(own["process_group"])
+        asked = [self._options(), sorted(self._due_every.items(), key=str), self._first]
+        self.workers.check_alike(
+            "parameters and arguments", [described(self.param_groups), asked], self._any(), "MTDAO"
+        )
+
+    def _options(self) -> list[list[Any]]:
+        return [[group[h.name] for h in self.hypers if h.static] for group in self.param_groups]
+
+    def _any(self) -> Tensor:
+        found: Tensor = self.param_groups[0]["params"][0]
+        return found
+
+    def _check_names(self, periods: Mapping[str, int | None]) -> None:
+        names = {slot.name for group in self.param_groups for slot in self.chain_of(group).slots}
+        for name in periods:
+            if name not in names:
+                raise ValueError(f"MTDAO: periods must be of {sorted(names)}, got {name!r}")
+
+    def check_options(self, group: Options) -> None:
+        """Memories are averaged as they are, and one of them outlives a period."""
+        super().check_options(group)
+        if group.get("state_storage", "float32") != "float32":
+            raise ValueError(f"MTDAO: state_storage must be 'float32' where memories are averaged, got "
+                             f"{group['state_storage']!r}")  # fmt: skip
+        slowest, period = max(map(float, listed(group["betas"][0]))), self._due_every[""]
+        if half_life(slowest) < period:
+            self.advise(
+                f"beta^K = {slowest}^{period} = {slowest**period:.2g}: the moment forgets the sync before the next"
+            )
+
+    @property
+    def made(self) -> int:
+        """The number of steps made."""
+        return max(int(group.get(STEPS, 0)) for group in self.param_groups)
+
+    def _is_due(self, name: str) -> bool:
+        """Whether something is averaged in the step that is being made; ``""`` are the weights."""
+        period = self._due_every.get(name, self._due_every[""])
+        return period is not None and (self.made + (not self._first)) % period == 0
+
+    def _memories(self, group: Options) -> tuple[list[str], list[str]]:
+        """Names of the memories that are averaged before the weights move, and of those after it."""
+        names = [slot.name for slot in self.chain_of(group).slots]
+        late = [SECOND] if group["variant"] == "adopt" else []
+        return [name for name in names if name not in late], late
+
+    def _tensors(self, group: Options, names: Sequence[str]) -> list[Tensor]:
+        """Memories of all weights; such as a weight lacks, whose first gradient is to come, are zeros from now on."""
+        slots = {slot.name: slot for slot in self.chain_of(group).slots}
+        found = []
+        for p in group["params"]:
+            for name in names if p.requires_grad else ():
+                if name not in self.state[p]:
+                    self.state[p][name] = torch.zeros_like(p.detach(), dtype=slots[name].dtype_for(p.dtype))
+                found.append(self.state[p][name])
+        return found
+
+    @untraced
+    def _advance(self, loss: float | Tensor | None) -> None:
+        if not self._stepped and is_request_for_state(self.param_groups):
+            super()._advance(loss)
+            return
+        self._refuse_sparse()
+        groups = self.param_groups
+        for group in groups:
+            group[STEPS] = self.made
+        pairs = [self._memories(group) for group in groups]
+        early, late = ([[n for n in names if self._is_due(n)] for names in part] for part in zip(*pairs, strict=True))
+        weights = self._is_due("")
+        taking = self._meet() if weights or any(early) or any(late) else []
+        if not self._is_finite():
+            self.advise(f"a gradient of worker {self.workers.rank} is not finite: no local step {self.made + 1}")
+            self._mean(early, taking)
+            for group in groups:
+                group[STEPS] += 1
+        elif any(early):
+            with self._in("absorb"):
+                super()._advance(loss)
+            self._mean(early, taking)
+            with self._in("apply"):
+                super()._advance(loss)
+        else:
+            super()._advance(loss)
+        self._mean(late, taking, weights)
+
+    def _is_finite(self) -> bool:
+        """Whether all gradients of this worker are; ranks that share its shards find the same."""
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for g in self.param_groups for p in g["params"]]
+        return math.isfinite(squared_norm(grads))
+
+    def _refuse_sparse(self) -> None:
+        if any(p.grad is not None and p.grad.is_sparse for group in self.param_groups for p in group["params"]):
+            raise RuntimeError("MTDAO: a gradient is sparse; its moments are dense, and averages would be too")
+
+    def _meet(self) -> list[bool]:
+        """Which workers take part; the others get their count of steps."""
+        said = self.workers.told([self.made, self.participates], self._any())
+        present = [made for made, here in said if here]
+        if not present:
+            return [False] * len(said)
+        check_counts([made if here else present[0] for made, here in said], "MTDAO")
+        for group in self.param_groups:
+            group[STEPS] = present[0]
+        return [bool(here) for _, here in said]
+
+    def _mean(self, names: Sequence[Sequence[str]], taking: Sequence[bool], weights: bool = False) -> None:
+        """Average memories, by group, and weights."""
+        if not any(taking):
+            return
+        tensors = [t for group, own in zip(self.param_groups, names, strict=True) for t in self._tensors(group, own)]
+        if weights:
+            tensors += [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+        self.workers.mean_(tensors, taking[self.workers.rank], sum(taking))
+
+    @torch.no_grad()
+    def sync(self) -> None:
+        """Average the weights and all memories now; every worker calls it.
+
+        Raises:
+            RuntimeError: on all workers, if those that take part have made different numbers of steps.
+        """
+        taking = self._meet()
+        self._mean([[*early, *late] for early, late in map(self._memories, self.param_groups)], taking, weights=True)
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = ("_due_every", "_first", "participates")
+        return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update({name: state.pop(name) for name in ("_due_every", "_first", "participates")})
+        self.workers = Workers()
+        super().__setstate__(state)

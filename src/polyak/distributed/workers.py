@@ -1,0 +1,124 @@
+"""The workers of a process group: what they tell each other, and means over those that take part.
+
+Only ``all_reduce`` is used, which every backend has for tensors on its devices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from polyak.memory.flat import flat, unflat
+from polyak.optim.engine.member import local
+from polyak.optim.engine.sharding import added_over_ranks
+
+ProcessGroup = Any
+BUCKET = 1 << 24
+"""Elements that are sent at once, at most, but for a larger tensor."""
+
+
+class Workers:
+    """The ranks of a process group, each of which is one worker.
+
+    Args:
+        group: a group of torch.distributed; None: the default group, or one worker alone where there is none.
+    """
+
+    def __init__(self, group: ProcessGroup | None = None) -> None:
+        self.group = group
+        there = dist.is_available() and dist.is_initialized()
+        self.size = dist.get_world_size(group) if there else 1
+        self.rank = dist.get_rank(group) if there else 0
+        if self.rank < 0:
+            raise ValueError("process_group: this rank is not in it")
+
+    def told(self, numbers: Sequence[int], like: Tensor) -> list[list[int]]:
+        """What every worker says: the same count of whole numbers from each, in the order of their ranks.
+
+        Args:
+            numbers: this worker's.
+            like: a tensor on the device that the group's backend sends from.
+        """
+        said = torch.zeros(self.size, len(numbers), dtype=torch.int64, device=local(like).device)
+        said[self.rank] = torch.tensor(numbers, dtype=torch.int64)
+        if self.size > 1:
+            dist.all_reduce(said, group=self.group)
+        found: list[list[int]] = said.tolist()
+        return found
+
+    def check_alike(self, what: str, described: object, like: Tensor, owner: str) -> None:
+        """Refuse workers that describe themselves differently.
+
+        Raises:
+            ValueError: on all workers; names those that differ from the first.
+        """
+        digest = hashlib.sha256(repr(described).encode()).digest()
+        marks = [mark for (mark,) in self.told([int.from_bytes(digest[:7], "big")], like)]
+        if others := [i for i, mark in enumerate(marks) if mark != marks[0]]:
+            raise ValueError(
+                f"{owner}: {what} must be the same on all workers; those of {others} differ from worker 0's"
+            )
+
+    @torch.no_grad()
+    def mean_(self, tensors: Sequence[Tensor], takes_part: bool, count: int) -> None:
+        """Put the mean over those that take part in the place of each tensor, on all workers.
+
+        Args:
+            tensors: as many, of the same shapes and dtypes, on every worker; of shards the local part is meant.
+            takes_part: whether this worker's count; what it holds otherwise, even NaN, enters nothing.
+            count: how many workers take part, at least one.
+        """
+        for bucket in _buckets([local(t) for t in tensors]):
+            whole = flat(bucket) if takes_part else torch.zeros_like(flat(bucket))
+            if self.size > 1:
+                dist.all_reduce(whole, group=self.group)
+            for t, mean in zip(bucket, unflat(whole.div_(count), bucket), strict=True):
+                t.copy_(mean)
+
+
+def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one dtype and device, in order, up to :data:`BUCKET` elements."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for t in tensors:
+        bucket = kinds.setdefault((t.dtype, t.device), [])
+        if bucket and sum(b.numel() for b in bucket) + t.numel() > BUCKET:
+            yield list(bucket)
+            bucket.clear()
+        bucket.append(t)
+    yield from kinds.values()
+
+
+def squared_norm(tensors: Sequence[Tensor]) -> float:
+    """The sum of all squares; of sharded tensors over all of their shards. Not finite where one entry is not."""
+    squares = [torch.linalg.vector_norm(local(t), dtype=torch.float64).square().reshape(1) for t in tensors]
+    return float(added_over_ranks(tensors, squares))
+
+
+def described(groups: Sequence[dict[str, Any]]) -> list[Any]:
+    """Names, shapes, dtypes and order of the parameters, for :meth:`Workers.check_alike`."""
+    return [
+        [(tuple(p.shape), str(p.dtype)) for p in group["params"]] + list(group.get("param_names", []))
+        for group in groups
+    ]
+
+
+def check_counts(counts: Sequence[int], owner: str) -> None:
+    """Refuse workers that meet at different steps.
+
+    Raises:
+        RuntimeError: names one that is apart, and where the others are.
+    """
+    usual = max(counts, key=list(counts).count)
+    for i, count in enumerate(counts):
+        if count != usual:
+            raise RuntimeError(f"{owner}: worker {i} is at step {count}, others at {usual}; they must meet at one")
+
+
+def words(ranks: Sequence[int]) -> str:
+    """``worker 1`` or ``workers 1, 2``."""
+    return f"worker{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
