@@ -2,12 +2,13 @@
 
 * :mod:`~polyak.federated.aggregators`: one vector made of those of several workers.
 * :mod:`~polyak.federated.attacks`: what workers that lie send.
+* :mod:`~polyak.federated.ledger`: what each agent contributed, what it is paid, and a ledger that anybody can verify.
 * :class:`MoNNA`: momentum and nearest-neighbour averaging of peers, as pure functions; :class:`SimulatedPeers` runs all
   of them in one process, :class:`Peer` is one of a ``torch.distributed`` group, :class:`LyingPeer` one that lies.
 """
 
-from polyak.federated import aggregators, attacks
+from polyak.federated import aggregators, attacks, ledger
 from polyak.federated.monna import Bound, MoNNA, bound, draw_heard
 from polyak.federated.simulated import SimulatedPeers
 
-__all__ = ["Bound", "MoNNA", "SimulatedPeers", "aggregators", "attacks", "bound", "draw_heard"]
+__all__ = ["Bound", "MoNNA", "SimulatedPeers", "aggregators", "attacks", "bound", "draw_heard", "ledger"]
