@@ -170,7 +170,7 @@ def test_who_is_heard(m, data):
     heard = draw_heard(m, count, torch.Generator().manual_seed(m))
     assert heard.shape == (m, count) and heard[:, -1].tolist() == list(range(m))
     assert all(len(set(row)) == count for row in heard.tolist())
-    assert 0 <= int(heard.min()) and int(heard.max()) < m
+    assert int(heard.min()) >= 0 and int(heard.max()) < m
 
 
 def test_bounds():

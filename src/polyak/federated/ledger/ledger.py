@@ -249,6 +249,9 @@ def _opened(path: Path, action: Literal["create", "read", "write"], patience: fl
             db.close()  # takes back what was not committed
     except sqlite3.Error as error:
         raise LedgerError(f"cannot {action} the ledger {str(path)!r}: {error}") from error
+    except Tampered as error:
+        error.args = (f"the ledger {str(path)!r} is not what was written: {error}",)
+        raise
     except LedgerError as error:
         error.args = (f"cannot {action} the ledger {str(path)!r}: {error}",)
         raise

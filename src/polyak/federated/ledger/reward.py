@@ -132,7 +132,11 @@ class RewardRule(Frozen):
             TypeError, ValueError: data of no rule.
         """
         kinds = {h.name: int if isinstance(h.default, int) else float for h in cls.arguments}
-        return cls(**{k: v if v is None or k == "absent" else kinds[k](from_text(v, k)) for k, v in data.items()})
+        found: dict[str, Any] = {}
+        for name, value in data.items():
+            is_text = value is None or name == "absent" or name not in kinds
+            found[name] = value if is_text else kinds[name](from_text(value, name))
+        return cls(**found)
 
 
 def _capped(budget: int, shares: Mapping[str, Fraction], most: Fraction) -> dict[str, Fraction]:
