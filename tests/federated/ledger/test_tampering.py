@@ -3,16 +3,17 @@
 import json
 import os
 import sqlite3
+import sys
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyak import cli
 from polyak.federated.ledger import Head, Ledger, LedgerError, Tampered, verify
 from polyak.federated.ledger.chain import body_of, entry_of
 from polyak.federated.ledger.exact import canonical, sha256
 from tests.federated.ledger.rounds import filled, run_round, terms
-from tests.lab.conftest import polyak
 
 COLUMNS = ("previous", "body", "hash")
 
@@ -263,13 +264,43 @@ def test_an_entry_is_its_text(path):
         assert body_of(entry_of(body)) == body and json.loads(body)["index"] == entry_of(body).index
 
 
-def test_the_command_line(path):
-    done = polyak("ledger", "verify", str(path))
-    assert done.returncode == 0 and f"head: {Ledger(path).head}" in done.stdout, done.stderr
+def test_an_entry_before_the_first_is_named(path):
+    edit(path, ("INSERT INTO entries SELECT -5, previous, body, hash FROM entries WHERE position = 3",))
+    assert fault_of(path) == ("inserted", -5)
+
+
+def test_a_hole_behind_the_back_of_an_open_ledger_is_refused(path):
+    ledger = Ledger(path)
+    Ledger(path).register("dan")
+    edit(path, ("DELETE FROM entries WHERE position = 15",))
+    with pytest.raises(Tampered, match="entry 15 is not the known one"):
+        ledger.register("eve")
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Run a command in this process: its exit code, output and errors."""
+
+    def command(*arguments):
+        monkeypatch.setattr(sys, "argv", ["polyak", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        shown = capsys.readouterr()
+        return ended.value.code or 0, shown.out, shown.err
+
+    return command
+
+
+def test_the_command_line(path, command):
+    head = str(Ledger(path).head)
+    code, shown, _ = command("ledger", "verify", path, "--head", head)
+    assert code == 0 and f"head: {head}" in shown and "paid: ann 222, bob 111, cy 0" in shown
     edit(path, ("UPDATE entries SET body = replace(body, 'bob', 'bib') WHERE position = 5",))
-    done = polyak("ledger", "verify", str(path), "--head", Ledger.__name__)
-    assert done.returncode == 2 and "--head must be" in done.stderr
-    done = polyak("ledger", "verify", str(path))
-    assert (done.returncode, done.stderr.count("\n")) == (1, 1) and "entry 5 is changed" in done.stderr
-    done = polyak("ledger", "verify", str(path.with_name("nowhere.db")))
-    assert done.returncode == 2 and "there is no ledger" in done.stderr
+    code, _, error = command("ledger", "verify", path)
+    assert (code, error.count("\n")) == (1, 1) and "entry 5 is changed" in error
+    for arguments, words in (
+        ((path, "--head", "xyz"), "--head must be"),
+        ((path.with_name("nowhere.db"),), "there is no ledger"),
+    ):
+        code, _, error = command("ledger", "verify", *arguments)
+        assert (code, error.count("\n")) == (2, 1) and words in error

@@ -133,9 +133,12 @@ def walk(db: sqlite3.Connection, start: int, before: str) -> Iterator[tuple[Entr
     Raises:
         Tampered: names the first entry that is not what was written there.
     """
-    for index, row in enumerate(db.execute(f"{ROWS} WHERE position >= ? ORDER BY position", (start,)), start):
+    lowest = start or -(2**63)  # whoever reads all of it also sees what was put in before the first
+    for index, row in enumerate(db.execute(f"{ROWS} WHERE position >= ? ORDER BY position", (lowest,)), start):
         position, previous, body, stored = row
-        if position != index:
+        if position < index:
+            raise Tampered("inserted", position, f"entry {position} is inserted: the first entry is 0")
+        if position > index:
             raise Tampered("removed", index, f"entry {index} is removed: the next one is {position}")
         whole = all(isinstance(value, str) for value in row[1:]) and sha256(previous, body) == stored
         if not whole:
@@ -192,7 +195,7 @@ def check_head(db: sqlite3.Connection, head: Head, genesis: str, entries: int) -
         raise Tampered("truncated", entries, f"entry {entries} is removed, with all after it: {head.entries} are known")
     last = head.entries - 1
     found = (genesis,) if last < 0 else db.execute("SELECT hash FROM entries WHERE position = ?", (last,)).fetchone()
-    if found[0] != head.hash:
+    if found is None or found[0] != head.hash:
         what = f"entry {last} is" if last >= 0 else "the configuration is"
         raise Tampered(
             "rewritten", last if last >= 0 else None, f"{what} not the known one: the ledger is written anew"
