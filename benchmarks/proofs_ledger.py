@@ -17,12 +17,29 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
-from polyak.federated import ledger
-from polyak.federated.ledger import Ledger, RewardRule, Terms, commitment, hash_tensors, verify
+from polyak.federated.ledger import (
+    Alignment,
+    LeaveOneOut,
+    Ledger,
+    LossGain,
+    RewardRule,
+    Shapley,
+    Terms,
+    commitment,
+    hash_tensors,
+    verify,
+)
 
 RESULTS = Path(__file__).parent / "results" / "proofs_ledger.json"
 AGENTS = ("big 1", "big 2", "small 1", "small 2", "noisy", "rider")
 QUALITY = (4, 4, 3, 3, 2, 1)
+MEASURES = {
+    "shapley": Shapley(),
+    "shapley, all orders": Shapley(exact=True),
+    "leave_one_out": LeaveOneOut(),
+    "loss_gain": LossGain(),
+    "alignment": Alignment(),
+}
 ROUNDS, POOL, LR, LOCAL = 20, 100_000, 0.5, 5
 
 
@@ -84,7 +101,7 @@ def _paid(measure: str, rider: str, seed: int, folder: Path) -> dict[str, float]
         noise = torch.randn(650, generator=draws) * honest[0].norm() / 650**0.5
         updates = torch.stack([*honest, noise if rider == "noise" else torch.zeros(650)])
         start = weights
-        contributed = ledger.get(measure)()(
+        contributed = MEASURES[measure](
             updates, lambda moved, at=start: float(_loss(at + moved, x_valid, y_valid)), generator=draws
         )
         weights = weights + updates.mean(0)
@@ -101,7 +118,7 @@ def payments() -> dict[str, Any]:
     """Shares of the pool after 20 rounds on digits, and their rank correlation with the quality of the data."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
-        for measure in ("shapley", "leave_one_out", "loss_gain", "alignment"):
+        for measure in MEASURES:
             for rider in ("zero", "noise"):
                 runs = [_paid(measure, rider, seed, Path(folder)) for seed in proofs.SEEDS]
                 found[f"{measure}, rider sends {rider}"] = {k: round(mean(r[k] for r in runs), 4) for k in runs[0]}
