@@ -54,7 +54,7 @@ def by_orders(worth, n):
     return [value / math.factorial(n) for value in found]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(-10, 10), min_size=16, max_size=16))
 def test_shapley_values_are_the_mean_over_all_orders_and_sum_to_the_whole(values):
     def worth(members):
@@ -65,7 +65,7 @@ def test_shapley_values_are_the_mean_over_all_orders_and_sum_to_the_whole(values
     assert sum(found) == pytest.approx(values[15] - values[0], abs=1e-9)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.lists(st.floats(-5, 5), min_size=3, max_size=3), st.integers(0, 2**31))
 def test_a_null_player_gets_nothing_in_every_order(values, seed):
     def worth(members):

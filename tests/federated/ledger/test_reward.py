@@ -13,7 +13,6 @@ SHARES = st.dictionaries(
 )
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**6), SHARES)
 def test_payments_sum_to_the_budget_and_follow_the_shares(budget, shares):
     paid = RewardRule().payments(budget, shares)
@@ -24,7 +23,7 @@ def test_payments_sum_to_the_budget_and_follow_the_shares(budget, shares):
         assert all(paid[name] >= paid[other] - 1 for other in shares if shares[other] <= share)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 10**6), SHARES, st.sampled_from([0.1, 0.3, 0.5, 0.9]), st.integers(0, 2000))
 def test_cap_and_threshold_hold(budget, shares, cap, least):
     paid = RewardRule(cap=cap, min_pay=least).payments(budget, shares)
@@ -48,7 +47,6 @@ def test_left_units_go_to_the_largest_remainder_then_to_the_first_name():
     assert RewardRule().payments(10, {"a": Fraction(10), "b": Fraction(15)}) == {"a": 4, "b": 6}
 
 
-@settings(deadline=None)
 @given(st.integers(0, 10**9), st.integers(1, 30), st.sampled_from([None, 0.1, 0.5, 0.99]))
 def test_budgets_never_exceed_the_pool(pool, rounds, early):
     budgets = [RewardRule(early=early).budget(pool, rounds, r) for r in range(rounds)]
@@ -78,7 +76,6 @@ def test_harm_is_no_debt_and_is_counted():
     assert rule.remember(memory, Fraction(0)).below == 0
 
 
-@settings(deadline=None)
 @given(st.floats(0, 0.999), st.none() | st.floats(0.01, 1), st.integers(0, 10**9))
 def test_a_rule_goes_through_its_texts(ema, cap, least):
     rule = RewardRule(ema=ema, cap=cap, min_pay=least)

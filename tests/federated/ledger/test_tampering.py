@@ -57,7 +57,7 @@ def fault_of(path, head=None):
     return caught.value.fault, caught.value.entry
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_any_byte_of_any_field_that_is_edited_is_found_and_named(whole, tmp_path_factory, data):
     path = tmp_path_factory.getbasetemp() / "edited.db"
@@ -71,7 +71,7 @@ def test_any_byte_of_any_field_that_is_edited_is_found_and_named(whole, tmp_path
     assert fault_of(path) == ("changed", index)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(place=st.integers(0), byte=st.integers(1, 255))
 def test_a_byte_of_the_file_is_found_or_changes_nothing(whole, tmp_path_factory, place, byte):
     path = tmp_path_factory.getbasetemp() / "bytes.db"
@@ -88,7 +88,7 @@ def test_a_byte_of_the_file_is_found_or_changes_nothing(whole, tmp_path_factory,
 
 
 @given(st.integers(0, 15), st.integers(0, 15))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_two_entries_that_change_places_are_found(whole, tmp_path_factory, one, other):
     if one == other:
         return
