@@ -5,11 +5,12 @@
 * :mod:`~polyak.federated.rules`: learning with a server, as functions of states and messages; :class:`InProcess` runs
   a rule with all clients on one machine.
 * :mod:`~polyak.federated.privacy`: what a private rule has spent.
+* :mod:`~polyak.federated.ledger`: what each agent contributed, what it is paid, and a ledger that anybody can verify.
 * :class:`MoNNA`: momentum and nearest-neighbour averaging of peers, as pure functions; :class:`SimulatedPeers` runs all
   of them in one process, :class:`Peer` is one of a ``torch.distributed`` group, :class:`LyingPeer` one that lies.
 """
 
-from polyak.federated import aggregators, attacks, privacy, rules
+from polyak.federated import aggregators, attacks, ledger, privacy, rules
 from polyak.federated.gradients import Batch, ModelGradient
 from polyak.federated.in_process import InProcess, Round
 from polyak.federated.monna import Bound, MoNNA, bound, draw_heard
@@ -30,6 +31,7 @@ __all__ = [
     "attacks",
     "bound",
     "draw_heard",
+    "ledger",
     "privacy",
     "rules",
 ]
