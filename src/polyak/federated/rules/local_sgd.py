@@ -114,6 +114,24 @@ class LocalSGD(FederatedRule):
         update = scaled(way, 1 / self._divisor(message, len(batches)))
         return {"update": update, "buffers": buffers, **sent}, kept
 
+    def plain_reply(self, message: Message, weights: Tensors, buffers: Tensors, examples: float) -> Message:
+        """The reply that stands for weights which a client came to by steps of its own, knowing nothing of the rule.
+
+        Args:
+            message: what the server sent.
+            weights: what the client made of them.
+            buffers: its buffers.
+            examples: number of records that it has.
+
+        Raises:
+            ValueError: clients of this rule must keep or send more.
+        """
+        if self.client_sets or self.reply_sets != ("update",):
+            raise ValueError(f"{type(self).__name__}: its clients must send {list(self.reply_sets)}, got weights alone")
+        way = added(message.sets["arrays"], weights, -1.0)
+        update = scaled(way, 1 / self._divisor(message, self.local_steps))
+        return Message(message.round, {"update": update, "buffers": buffers}, {"examples": examples})
+
     def _prepared(self, fresh: Tensors, weights: Tensors) -> Tensors:
         """First place: the gradient as it goes into the mix."""
         if self.max_norm is not None:
