@@ -8,6 +8,7 @@ import torch
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -37,6 +38,8 @@ class FakeGrid(Grid):
     """
 
     def __init__(self, app: ClientApp, nodes: int = 5, intercept: Intercept | None = None, fails: Any = None) -> None:
+        # What Flower's own processes say of themselves, and without which no message can be made.
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 0, 0
         self.app, self.ids, self.fails = app, list(range(1, nodes + 1)), fails or {}
         self.intercept = intercept or (lambda node, round, reply: reply)
         self.contexts = {

@@ -135,7 +135,9 @@ def _metric_fault(record: MetricRecord) -> str:
     return ""
 
 
-def one_a_node(replies: Iterable[FlowerMessage], asked: Mapping[int, str]) -> tuple[dict[int, RecordDict], dict[int, str]]:
+def one_a_node(
+    replies: Iterable[FlowerMessage], asked: Mapping[int, str]
+) -> tuple[dict[int, RecordDict], dict[int, str]]:
     """The content of each node's reply, and the reasons against the others.
 
     Args:

@@ -306,7 +306,9 @@ def _check_rule(rule: FederatedRule, fraction_train: float | None) -> None:
         raise ValueError(f"Strategy: fraction_train must be None with {name}, which draws by its own rate")
 
 
-def _message(records: Mapping[str, ArrayRecord | ConfigRecord], kind: str, node: int, server_round: int) -> FlowerMessage:
+def _message(
+    records: Mapping[str, ArrayRecord | ConfigRecord], kind: str, node: int, server_round: int
+) -> FlowerMessage:
     return FlowerMessage(RecordDict(dict(records)), message_type=kind, dst_node_id=node, group_id=str(server_round))
 
 
