@@ -12,10 +12,9 @@ from torch.func import vmap
 
 from polyak.federated.gradients import Batch
 from polyak.federated.rules.base import FederatedRule, Gradient
-from polyak.federated.rules.messages import Message, State
+from polyak.federated.rules.messages import ClientId, Message, State
 from polyak.federated.rules.tensors import Tensors
 
-ClientId = int | str
 Work = tuple[list[Batch], int, Tensors | None]
 Done = dict[ClientId, tuple[Message, State]]
 CACHED = 1 << 24

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from polyak.declare import whole
-from polyak.federated.clients import ClientId, each, together
+from polyak.federated.clients import each, together
 from polyak.federated.gradients import Batch, Loss, ModelGradient
 from polyak.federated.rules.base import FederatedRule
-from polyak.federated.rules.messages import Message, State, fault_of
+from polyak.federated.rules.messages import ClientId, Message, State, fault_of
 from polyak.federated.rules.scaffold import WarmStarted
 from polyak.federated.rules.tensors import Tensors, added, scaled, zeros_like
 
@@ -123,7 +123,7 @@ class InProcess:
         self.state = found.state
         self.states = {c: done[c][1] if c in kept and c in done else held[c] for c in held}
         lost = [c for c in chosen if c not in replies]
-        return Round(number, chosen, list(found.accepted), dict(found.dropped), lost, fresh)  # type: ignore[arg-type]
+        return Round(number, chosen, found.accepted, found.dropped, lost, fresh)
 
     def load_into(self, model: nn.Module) -> None:
         """Write the server's weights and buffers into a module of the same kind."""
@@ -174,7 +174,7 @@ class InProcess:
     ) -> list[ClientId]:
         name, ids = type(self).__name__, list(self.clients)
         if selected is None:
-            chosen = [c for c in self.rule.select(ids, self.generator) if isinstance(c, (int, str))]
+            chosen = self.rule.select(ids, self.generator)
         else:
             chosen = list(selected)
         if not chosen:
@@ -191,14 +191,11 @@ class InProcess:
     def _warm(self) -> tuple[State, dict[ClientId, State]]:
         """The states before the round: before the first, with warm memories if the rule wants them."""
         rule, state = self.rule, self.state
-        wanted = rule.warm_start_batches if isinstance(rule, WarmStarted) else 0
-        if not wanted or state.counters["warm"] or state.counters["round"]:
+        if not isinstance(rule, WarmStarted) or not rule.warm_start_batches or state.counters["round"]:
             return state, dict(self.states)
         held = {c: rule.client_state(state.sets["arrays"]) for c in self.clients}
-        gradients = {c: self._mean_gradient(c, wanted) for c in self.clients}
-        assert isinstance(rule, WarmStarted)
-        state, warm = rule.warmed(state, held, gradients)
-        return state, {c: warm[c] for c in held}
+        gradients = {c: self._mean_gradient(c, rule.warm_start_batches) for c in self.clients}
+        return rule.warmed(state, held, gradients)
 
     def _mean_gradient(self, client: ClientId, count: int) -> Tensors:
         arrays, buffers = self.state.sets["arrays"], self.state.sets["buffers"]

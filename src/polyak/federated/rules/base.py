@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, Literal, Protocol
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from polyak.federated._methods import Frozen
-from polyak.federated.rules.messages import Aggregated, Message, Reply, Sets, State, fault_of, sorted_out
+from polyak.federated.rules.messages import Aggregated, ClientId, Message, Reply, Sets, State, fault_of, sorted_out
 from polyak.federated.rules.tensors import Tensors, rows, zeros_like
 
 Place = Literal["client", "server"]
@@ -155,7 +155,7 @@ class FederatedRule(Frozen):
         new = State({**state.sets, **sets, "buffers": buffers}, counters)
         return Aggregated(new, [client for client, _ in good], dropped)
 
-    def select(self, clients: Sequence[Hashable], generator: torch.Generator) -> list[Hashable]:
+    def select(self, clients: Sequence[ClientId], generator: torch.Generator) -> list[ClientId]:
         """The clients of a round, in the order of ``clients``; here all."""
         return list(clients)
 

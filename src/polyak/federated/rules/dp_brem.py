@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
@@ -13,7 +13,7 @@ from polyak.federated import privacy
 from polyak.federated.aggregators import CenteredClipping, Mean
 from polyak.federated.rules.base import FederatedRule, Gradient, Place, stacked
 from polyak.federated.rules.local_sgd import SHARE
-from polyak.federated.rules.messages import Message, Reply, Sets, State
+from polyak.federated.rules.messages import ClientId, Message, Reply, Sets, State
 from polyak.federated.rules.tensors import CLIP_EPS, Tensors, added, mixed, scaled, unrowed
 
 MIXING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
@@ -51,7 +51,7 @@ class DPBREM(FederatedRule):
     vectors = ("dp-brem", "dp-accounting")
     server_sets = ("momentum",)
     client_sets = ("momentum",)
-    reply_sets = ("momentum",)
+    reply_sets: ClassVar[tuple[str, ...]] = ("momentum",)
     batched: ClassVar[bool] = False
 
     lr: Annotated[Lr, POSITIVE, Range(1e-2, 1.0), "learning rate of the server"] = 0.1
@@ -102,7 +102,7 @@ class DPBREM(FederatedRule):
                 f"{bad[0]!r} ({type(model.get_submodule(bad[0])).__name__}) does; GroupNorm or LayerNorm do not"
             )
 
-    def select(self, clients: Sequence[Hashable], generator: torch.Generator) -> list[Hashable]:
+    def select(self, clients: Sequence[ClientId], generator: torch.Generator) -> list[ClientId]:
         """Each client with probability ``client_rate``; drawn again while there is none."""
         while True:
             drawn = torch.rand(len(clients), generator=generator, dtype=torch.float64) < self.client_rate

@@ -5,7 +5,7 @@ A rule says what it does at each place: to the gradient before memories are mixe
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from polyak.declare import COUNT, POSITIVE, Argument, Interval, Lr, Range, WeightDecay
 from polyak.federated.aggregators import Aggregator, Mean
 from polyak.federated.rules.base import FederatedRule, Gradient, stacked
-from polyak.federated.rules.messages import Message, Reply, Sets, State
+from polyak.federated.rules.messages import ClientId, Message, Reply, Sets, State
 from polyak.federated.rules.tensors import Tensors, added, clipped, scaled, unrowed
 
 SHARE = Interval(0.0, 1.0, low_open=True)
@@ -74,7 +74,7 @@ class LocalSGD(FederatedRule):
             raise ValueError(f"{name}: weighting must be 'uniform' with {aggregator!r}, got 'examples'")
         super()._begin(values)
 
-    def select(self, clients: Sequence[Hashable], generator: torch.Generator) -> list[Hashable]:
+    def select(self, clients: Sequence[ClientId], generator: torch.Generator) -> list[ClientId]:
         """``participation`` of the clients, at least one, drawn without replacement."""
         count = max(1, round(self.participation * len(clients)))
         if count == len(clients):

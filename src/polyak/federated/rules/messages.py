@@ -6,7 +6,7 @@ The one place where replies of clients are checked before anything is done with 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from polyak.federated.rules.tensors import Tensors
 
+ClientId = int | str
 Sets = Mapping[str, Tensors]
-Reply = tuple[Hashable, "Message"]
+Reply = tuple[ClientId, "Message"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Aggregated:
     """
 
     state: State
-    accepted: list[Hashable]
-    dropped: dict[Hashable, str]
+    accepted: list[ClientId]
+    dropped: dict[ClientId, str]
 
 
 def fault_of(tensors: object, like: Mapping[str, Tensor], finite: bool = True) -> str:
@@ -98,7 +99,7 @@ def sorted_out(
     round: int,
     owner: str,
     also: Callable[[Message], str] = lambda message: "",
-) -> tuple[list[Reply], dict[Hashable, str]]:
+) -> tuple[list[Reply], dict[ClientId, str]]:
     """The replies that can be used, and the reasons against the others, by client.
 
     Args:

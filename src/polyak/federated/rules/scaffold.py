@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from polyak.declare import Interval, Paper
 from polyak.federated.rules.base import Gradient, stacked
 from polyak.federated.rules.local_sgd import LocalSGD, Step
-from polyak.federated.rules.messages import Message, Reply, Sets, State
+from polyak.federated.rules.messages import ClientId, Message, Reply, Sets, State
 from polyak.federated.rules.tensors import Tensors, added, scaled, unrowed
 
 WarmStart = Annotated[
@@ -28,8 +28,8 @@ class WarmStarted(LocalSGD):
     warm_start_batches: WarmStart = 0
 
     def warmed(
-        self, state: State, clients: Mapping[Hashable, State], gradients: Mapping[Hashable, Tensors]
-    ) -> tuple[State, dict[Hashable, State]]:
+        self, state: State, clients: Mapping[ClientId, State], gradients: Mapping[ClientId, Tensors]
+    ) -> tuple[State, dict[ClientId, State]]:
         """The states with warm memories, of the mean gradient of each client at the server's weights.
 
         Raises:
