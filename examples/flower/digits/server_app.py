@@ -19,8 +19,9 @@ def main(grid: Grid, context: Context) -> None:
         model.load_state_dict(arrays.to_torch_state_dict())
         return MetricRecord({"accuracy": accuracy(model, loader(0, 1))})
 
-    strategy = Strategy(RULE, model, fraction_evaluate=0.5, checkpoint=config["server-folder"] or None)
+    share, folder = float(config["fraction-evaluate"]), str(config["server-folder"])
+    strategy = Strategy(RULE, model, fraction_evaluate=share, checkpoint=folder or None)
     initial = ArrayRecord(model.state_dict())
     result = strategy.start(grid, initial, num_rounds=int(config["rounds"]), evaluate_fn=evaluate)
-    if config["server-folder"]:
-        torch.save(result.arrays.to_torch_state_dict(), Path(str(config["server-folder"])) / "model.pt")
+    if folder:
+        torch.save(result.arrays.to_torch_state_dict(), Path(folder) / "model.pt")
