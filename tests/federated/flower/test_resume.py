@@ -20,7 +20,7 @@ class Killed(Exception):
     pass
 
 
-def kill_in(round, behind=False):
+def kill_in(round):
     """Ends the server while the replies of a round are under way, when some nodes have done their work."""
 
     def intercept(node, at, reply):
@@ -48,7 +48,7 @@ def test_killed_in_a_round(tmp_path, where, rule):
     assert [p.name for p in tmp_path.iterdir()] == ["server.pt"]
 
 
-def test_killed_in_a_round_with_replies_that_are_lost_before_and_behind():
+def test_killed_in_a_round_where_replies_are_lost_before_and_after(tmp_path):
     def lossy(node, round, reply):
         return None if (node, round) in ((1, 1), (2, 3)) else reply
 
@@ -57,14 +57,11 @@ def test_killed_in_a_round_with_replies_that_are_lost_before_and_behind():
 
     rule = rules.SCAFFOLDM(local_steps=2)
     whole = through(rule, FakeGrid(app_of(client_of(rule)), intercept=lossy))
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        grid = FakeGrid(app_of(client_of(rule)), intercept=both)
-        with pytest.raises(Killed):
-            through(rule, grid, folder)
-        grid.intercept = lossy
-        again = through(rule, grid, folder)
+    grid = FakeGrid(app_of(client_of(rule)), intercept=both)
+    with pytest.raises(Killed):
+        through(rule, grid, tmp_path)
+    grid.intercept = lossy
+    again = through(rule, grid, tmp_path)
     assert largest(again.arrays, whole.arrays.to_torch_state_dict()) == 0
 
 

@@ -80,9 +80,9 @@ class Client:
             Unusable: the message is not one of the strategy, or does not fit; Flower makes an error reply of that.
             ValueError: a number of steps out of range, or a node without data.
         """
-        order = message.content.config_records.get(RULE)
-        if order is None:
+        if RULE not in message.content.config_records:
             raise Unusable("the message has no ConfigRecord 'polyak': the server must run polyak's Strategy")
+        order = message.content.config_records[RULE]
         sent = self._received(message.content, order)
         kept = self._kept(context, sent).before(order)
         work, examples = self._work(message.content, order, sent, kept, context, steps)
