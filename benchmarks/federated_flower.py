@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import itertools
 import json
 import os
 import statistics
@@ -80,16 +81,13 @@ def client_app(method: str, size: str) -> Any:
         torch.set_num_threads(1)
         start = time.perf_counter()
         if method == "flower":  # a plain node, as the quickstart has it
-            model, data, steps = network(size), loader(context), 0
+            model, data = network(size), loader(context)
             model.load_state_dict(message.content["arrays"].to_torch_state_dict())
             optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-            for inputs, targets in data:
-                if steps == STEPS:
-                    break
+            for inputs, targets in itertools.islice(data, STEPS):
                 optimizer.zero_grad()
                 F.cross_entropy(model(inputs), targets).backward()
                 optimizer.step()
-                steps += 1
             metrics = MetricRecord({"num-examples": 512, "work": time.perf_counter() - start})
             return Message(
                 RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message
@@ -98,7 +96,7 @@ def client_app(method: str, size: str) -> Any:
         client.gradient = gradient = Timed(client.gradient)  # type: ignore[assignment]
         reply = client.train(message, context)
         work = time.perf_counter() - start
-        reply.content["metrics"] |= {"work": work, "beside-gradients": work - gradient.seconds}
+        reply.content["metrics"].update({"work": work, "beside-gradients": work - gradient.seconds})
         return reply
 
     return app

@@ -1,11 +1,11 @@
 # not run: needs `pip install "polyak[federated]"`; `flwr run examples/flower` runs it
 
-from digits.task import RULE, accuracy, loader, network
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 
+from digits.task import RULE, accuracy, loader, network
 from polyak.federated.flower import Client
 
 

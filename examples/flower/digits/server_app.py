@@ -2,10 +2,10 @@
 from pathlib import Path
 
 import torch
-from digits.task import RULE, accuracy, loader, network
 from flwr.app import ArrayRecord, Context, MetricRecord
 from flwr.serverapp import Grid, ServerApp
 
+from digits.task import RULE, accuracy, loader, network
 from polyak.federated.flower import Strategy
 
 app = ServerApp()

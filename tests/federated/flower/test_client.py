@@ -15,6 +15,7 @@ from tests.federated.flower.fakes import FakeGrid, app_of, arrays_of, client_of,
 from tests.federated.problems import network
 
 RULE = rules.SCAFFOLDM(local_steps=2)
+PICKLE = Array("float64", (6,), "pickle", b"")
 
 
 def context_of(part: int = 0) -> Context:
@@ -53,16 +54,16 @@ def poisoned(record: ArrayRecord, value: float) -> ArrayRecord:
         (lambda m: changed(m, arrays=ArrayRecord()), "arrays has the names"),
         (lambda m: changed(m, arrays=poisoned(m.content["arrays"], float("nan"))), "arrays .* not finite"),
         (lambda m: changed(m, momentum=poisoned(m.content["momentum"], float("inf"))), "momentum .* not finite"),
-        (lambda m: changed(m, control=ArrayRecord({n: Array("float64", (6,), "pickle", b"") for n in m.content["control"]})),
-         "serialized as"),
+        (lambda m: changed(m, control=ArrayRecord(dict.fromkeys(m.content["control"], PICKLE))), "serialized as"),
         (lambda m: changed(m, **{"polyak-scalars": ConfigRecord({"lr": float("inf")})}), "'lr', not a finite number"),
         (lambda m: changed(m, **{"polyak-scalars": ConfigRecord({"lr": "1"})}), "'lr', not a finite number"),
     ],
 )  # fmt: skip
 def test_bad_messages_are_refused_and_leave_no_trace(change, words):
     (message,), context = orders(), context_of()
+    client = Client(RULE, network(), torch.nn.functional.cross_entropy, loaders())
     with pytest.raises(Unusable, match=words):
-        client_of(RULE).train(change(message), context)
+        client.train(change(message), context)
     assert not context.state
 
 

@@ -77,7 +77,7 @@ FAULTS = {
     "no examples": (lambda r: changed(r, metrics=MetricRecord({"num-examples": 0})), "num-examples"),
     "too many examples": (lambda r: changed(r, metrics=MetricRecord({"num-examples": 1e300})), "num-examples"),
     "examples in a list": (lambda r: changed(r, metrics=MetricRecord({"num-examples": [1]})), "num-examples"),
-    "examples that are not a number": (lambda r: changed(r, metrics=MetricRecord({"num-examples": float("nan")})), "nan"),
+    "examples not a number": (lambda r: changed(r, metrics=MetricRecord({"num-examples": float("nan")})), "nan"),
     "no metrics": (lambda r: changed(r, metrics=None), "MetricRecords"),
     "two metrics": (lambda r: changed(r, more=MetricRecord({"num-examples": 3})), "2 MetricRecords"),
     "empty": (lambda r: emptied(r), "MetricRecords"),

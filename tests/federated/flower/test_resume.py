@@ -130,5 +130,5 @@ def test_checkpoints_of_another_rule_or_model_are_refused(tmp_path):
 def test_a_file_that_is_no_checkpoint_is_refused_and_not_unpickled(tmp_path):
     for bad in (b"", b"\x80\x04N.", b"cos\nsystem\n(S'false'\ntR."):
         (tmp_path / "server.pt").write_bytes(bad)
-        with pytest.raises(ValueError, match="server.pt"):
+        with pytest.raises(ValueError, match=r"server\.pt"):
             through(RULE, FakeGrid(None), tmp_path)

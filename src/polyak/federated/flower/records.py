@@ -133,9 +133,9 @@ def integer(record: ConfigRecord, key: str) -> int:
 
 
 def short(text: str) -> str:
-    """A text cut to a line, so that what was received cannot fill a log."""
+    """A text cut to a line of its begin and its end, so that what was received cannot fill a log."""
     text = " ".join(text.split())
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= SHOWN else f"{text[: SHOWN // 2]}...{text[-SHOWN // 2 :]}"
 
 
 def _tensor(name: str, array: Array, want: Tensor) -> Tensor:

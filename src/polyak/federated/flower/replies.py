@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from flwr.app import MetricRecord, RecordDict
 from flwr.app import Message as FlowerMessage
+from flwr.app import MetricRecord, RecordDict
 
 from polyak.federated.flower.records import RULE, Layout, Unusable, integer, named, short
 from polyak.federated.rules.base import FederatedRule

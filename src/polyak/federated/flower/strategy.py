@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,12 +11,12 @@ from flwr.app import ArrayRecord, ConfigRecord, MessageType, MetricRecord, Recor
 from flwr.app import Message as FlowerMessage
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
-from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
 from torch import nn
 
+from polyak.federated.flower.evaluating import Average, Evaluating, log, message_to, sampled
 from polyak.federated.flower.records import RULE, SCALARS, Layout, Unusable, short, to_record
-from polyak.federated.flower.replies import Reader, Round, examples_of, metrics_alike, one_a_node
+from polyak.federated.flower.replies import Reader, Round, one_a_node
 from polyak.federated.flower.run import Run
 from polyak.federated.rules.base import FederatedRule
 from polyak.federated.rules.dp_brem_plus import DPBREMPlus
@@ -26,10 +24,7 @@ from polyak.federated.rules.local_sgd import LocalSGD
 from polyak.federated.rules.messages import Message
 from polyak.federated.rules.scaffold import WarmStarted
 
-Average = Callable[[list[RecordDict], str], MetricRecord]
-log = logging.getLogger("flwr")
 FILE = "server.pt"
-WAIT_S = 1.0
 UNREAD = Message(-1, {})
 
 
@@ -51,7 +46,7 @@ class Asked:
 NOBODY = Asked(UNREAD, [], {})
 
 
-class Strategy(FlowerStrategy):
+class Strategy(Evaluating):
     """A rule as a Strategy of Flower; :class:`~polyak.federated.flower.Client` is the nodes' part.
 
     Rules whose clients keep and send nothing of their own (FedAvg, server momentum, FedSWA, ...) also take the plain
@@ -168,11 +163,16 @@ class Strategy(FlowerStrategy):
         shared |= {self.configrecord_key: config, SCALARS: ConfigRecord(dict(sent.scalars))}
         group = {n: str(server_round) for n in (nodes if self.rule.everyone else chosen)}
         self._asked = Asked(sent, chosen, group)
-        common = {"round": sent.round, "run": run.token, "arrays": self.arrayrecord_key, "weight": self.weighted_by_key}
+        common: dict[str, int | str] = {
+            "round": sent.round,
+            "run": run.token,
+            "arrays": self.arrayrecord_key,
+            "weight": self.weighted_by_key,
+        }
         messages = []
         for node in group:
             about = ConfigRecord({**common, "selected": node in chosen, **run.last_accepted(node)})
-            messages.append(_message({**shared, RULE: about}, MessageType.TRAIN, node, server_round))
+            messages.append(message_to({**shared, RULE: about}, MessageType.TRAIN, node, server_round))
         return messages
 
     @torch.no_grad()
@@ -207,60 +207,20 @@ class Strategy(FlowerStrategy):
             return None, None
         return run.record(), self._averaged({n: contents[n] for n in accepted}, self.train_metrics_aggr_fn)
 
-    def configure_evaluate(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[FlowerMessage]:
-        """The model to a share of the nodes."""
-        run = self._running(arrays)
-        self._evaluating = {}
-        if self.fraction_evaluate == 0 or server_round <= run.resumed:
-            return []
-        nodes = self._connected(grid)
-        count = max(int(len(nodes) * self.fraction_evaluate), self.min_evaluate_nodes)
-        # Of the round alone, so that a run that begins again behind it goes on as if it had drawn.
-        chosen = _sampled(nodes, count, torch.Generator().manual_seed((self.seed + server_round) % 2**63))
-        log.info("configure_evaluate: Sampled %s nodes (out of %s)", len(chosen), len(nodes))
-        config["server-round"] = server_round
-        self._evaluating = {node: str(server_round) for node in chosen}
-        records = {self.arrayrecord_key: arrays, self.configrecord_key: config}
-        return [_message(records, MessageType.EVALUATE, node, server_round) for node in chosen]
-
-    def aggregate_evaluate(self, server_round: int, replies: Iterable[FlowerMessage]) -> MetricRecord | None:
-        """The average of the metrics that can be used; None if there are none."""
-        contents, faults = one_a_node(replies, self._evaluating)
-        good = {}
-        for node in sorted(contents):
-            try:
-                examples_of(contents[node], self.weighted_by_key)
-                good[node] = contents[node]
-            except Unusable as error:
-                faults[node] = str(error)
-        for node, why in sorted(faults.items()):
-            log.warning("aggregate_evaluate: dropped the reply of node %s: %s", node, why)
-        return self._averaged(good, self.evaluate_metrics_aggr_fn)
+    @property
+    def _resumed(self) -> int:
+        return self._run.resumed if self._run else 0
 
     def _running(self, arrays: ArrayRecord) -> Run:
         if self._run is None:
             self._run = Run.begin(self.rule, self.layout, arrays, self.seed, self.checkpoint)
         return self._run
 
-    def _connected(self, grid: Grid) -> list[int]:
-        """The nodes, once there are enough."""
-        least = max(self.min_available_nodes, 1)
-        if self.fraction_train:
-            least = max(least, self.min_train_nodes)
-        if self.fraction_evaluate:
-            least = max(least, self.min_evaluate_nodes)
-        while len(nodes := sorted(grid.get_node_ids())) < least:
-            log.info("Waiting for nodes to connect: %d connected (minimum required: %d).", len(nodes), least)
-            time.sleep(WAIT_S)
-        return nodes
-
     def _chosen(self, nodes: list[int], generator: torch.Generator) -> list[int]:
         if self.fraction_train is None:
             drawn = set(self.rule.select(nodes, generator))
             return [n for n in nodes if n in drawn]
-        return _sampled(nodes, max(int(len(nodes) * self.fraction_train), self.min_train_nodes), generator)
+        return sampled(nodes, max(int(len(nodes) * self.fraction_train), self.min_train_nodes), generator)
 
     def _read(
         self, run: Run, contents: Mapping[int, RecordDict], faults: dict[int, str]
@@ -277,12 +237,6 @@ class Strategy(FlowerStrategy):
             else:
                 plain += [node] * is_plain
         return messages, plain
-
-    def _averaged(self, contents: Mapping[int, RecordDict], average: Average) -> MetricRecord | None:
-        good, faults = metrics_alike(contents, self.weighted_by_key)
-        for node, why in sorted(faults.items()):
-            log.warning("the metrics of node %s are left out: %s", node, why)
-        return average(good, self.weighted_by_key) if good else None
 
     def _report(self, found: Round) -> None:
         log.info("aggregate_train: Used %s replies of %s nodes", len(found.accepted), len(found.selected))
@@ -304,14 +258,3 @@ def _check_rule(rule: FederatedRule, fraction_train: float | None) -> None:
         raise ValueError(f"Strategy: rule must have warm_start_batches=0, got {rule.warm_start_batches}")
     if fraction_train is not None and not isinstance(rule, LocalSGD):
         raise ValueError(f"Strategy: fraction_train must be None with {name}, which draws by its own rate")
-
-
-def _message(
-    records: Mapping[str, ArrayRecord | ConfigRecord], kind: str, node: int, server_round: int
-) -> FlowerMessage:
-    return FlowerMessage(RecordDict(dict(records)), message_type=kind, dst_node_id=node, group_id=str(server_round))
-
-
-def _sampled(nodes: Sequence[int], count: int, generator: torch.Generator) -> list[int]:
-    """So many of the nodes, in their order."""
-    return [nodes[i] for i in torch.randperm(len(nodes), generator=generator)[:count].sort().values.tolist()]
