@@ -2,17 +2,17 @@
 
     python benchmarks/federated_flower.py [--rounds 4] [--nodes 4] [--sizes small,large] [--json FILE]
 
-Needs `pip install "polyak[federated]"`, and does nothing without it. Every size is a simulation by itself: nodes with
-synthetic data and a network of two hidden layers take ten local steps on batches of 32. The strategy's part are
-configure_train and aggregate_train, the node's everything but the gradients; the first round, in which Ray starts its
-processes, does not count. Goal: the strategy's part is under 5 % of a round.
+Needs `pip install "polyak[federated]"`, and does nothing without it. Each method of each size is a simulation by
+itself: nodes with 3,200 synthetic records and a network of two hidden layers take an epoch of steps on batches of 32.
+The strategy's part are configure_train and aggregate_train; "beside-gradients" is what a node does beside them. The
+first round, in which Ray starts its processes, does not count. Goal: the strategy's part is under 5 % of a round, and
+of the shortest that a round could be: the strategy and a node's work, with all nodes at once and no network.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import itertools
 import json
 import os
 import statistics
@@ -32,7 +32,8 @@ from torch.utils.data import DataLoader, TensorDataset
 GOAL = 0.05
 WIDTHS = {"small": 256, "large": 2048}
 METHODS = ("flower", "fedavg", "fedavg_m", "scaffold_m")
-STEPS, BATCH, FEATURES = 10, 32, 784
+RECORDS, BATCH, FEATURES = 3200, 32, 784
+STEPS = RECORDS // BATCH
 
 
 def network(size: str) -> nn.Module:
@@ -45,8 +46,8 @@ def network(size: str) -> nn.Module:
 
 def loader(context: Any) -> DataLoader[Any]:
     generator = torch.Generator().manual_seed(int(context.node_config["partition-id"]))
-    inputs = torch.randn(512, FEATURES, generator=generator)
-    return DataLoader(TensorDataset(inputs, torch.randint(10, (512,), generator=generator)), batch_size=BATCH)
+    inputs = torch.randn(RECORDS, FEATURES, generator=generator)
+    return DataLoader(TensorDataset(inputs, torch.randint(10, (RECORDS,), generator=generator)), batch_size=BATCH)
 
 
 class Timed:
@@ -84,11 +85,11 @@ def client_app(method: str, size: str) -> Any:
             model, data = network(size), loader(context)
             model.load_state_dict(message.content["arrays"].to_torch_state_dict())
             optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
-            for inputs, targets in itertools.islice(data, STEPS):
+            for inputs, targets in data:
                 optimizer.zero_grad()
                 F.cross_entropy(model(inputs), targets).backward()
                 optimizer.step()
-            metrics = MetricRecord({"num-examples": 512, "work": time.perf_counter() - start})
+            metrics = MetricRecord({"num-examples": RECORDS, "work": time.perf_counter() - start})
             return Message(
                 RecordDict({"arrays": ArrayRecord(model.state_dict()), "metrics": metrics}), reply_to=message
             )
@@ -156,7 +157,9 @@ def measured(size: str, rounds: int, nodes: int) -> list[dict[str, Any]]:
         strategy_s = middle["configure"] + middle["aggregate"]
         row = {"method": method, "size": size, "weights": sum(p.numel() for p in network(size).parameters())}
         row |= {f"{name}_s": round(value, 5) for name, value in middle.items() if value == value}
+        least = strategy_s + middle["work"]
         row |= {"strategy_s": round(strategy_s, 5), "share": round(strategy_s / middle["round"], 5)}
+        row |= {"largest_share": round(strategy_s / least, 5)}
         rows.append(row)
         print(json.dumps(row), flush=True)
     return rows
@@ -174,7 +177,7 @@ def main() -> None:
     import flwr
 
     rows = [row for size in args.sizes.split(",") for row in measured(size, args.rounds, args.nodes)]
-    missed = [f"{r['method']}, {r['size']}: {r['share']:.1%} of a round" for r in rows if r["share"] > GOAL]
+    missed = [f"{r['method']}, {r['size']}: {r['largest_share']:.1%}" for r in rows if r["largest_share"] > GOAL]
     options = {"rounds": args.rounds, "nodes": args.nodes, "steps": STEPS, "batch": BATCH}
     machine = _measure.machine("cpu") | {"flwr": flwr.__version__}
     found = {"machine": machine, "options": options, "goal": GOAL, "rows": rows, "missed": missed}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from polyak.declare import Paper
@@ -25,7 +27,8 @@ class Mean(Aggregator):
 
     def _of_checked(self, rows: Tensor, owner: str) -> Tensor:
         found = rows.mean(0)
-        if not bool(found.isfinite().all()):  # all entries are in it, so a second pass looks at them only then
+        # All entries are in it, so a second pass looks at them only then. A sum that is finite has finite parts.
+        if not (math.isfinite(found.sum()) or bool(found.isfinite().all())):
             refuse_not_finite(rows, owner)
             found = (rows.double() / len(rows)).sum(0).to(rows.dtype)  # finite rows whose sum is not
         return found
