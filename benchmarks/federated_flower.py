@@ -16,7 +16,6 @@ import importlib.util
 import json
 import os
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -173,7 +172,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path(__file__).parent / "results" / "federated_flower.json")
     args = parser.parse_args()
     if missing := [name for name in ("flwr", "ray") if importlib.util.find_spec(name) is None]:
-        sys.exit(print(f'nothing measured: this needs {missing[0]}: pip install "polyak[federated]"'))
+        print(f'nothing measured: this needs {missing[0]}: pip install "polyak[federated]"')
+        return
     import flwr
 
     rows = [row for size in args.sizes.split(",") for row in measured(size, args.rounds, args.nodes)]

@@ -4,6 +4,7 @@
 * :mod:`~polyak.federated.rules`: learning with a server, as functions of states and messages.
 * :mod:`~polyak.federated.privacy`: what a private rule has spent.
 * :class:`InProcess`: runs a rule with all clients on one machine.
+* :mod:`polyak.federated.flower`: runs a rule in Flower; imported by that name alone.
 """
 
 from polyak.federated import aggregators, privacy, rules

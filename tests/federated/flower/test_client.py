@@ -97,6 +97,23 @@ def test_states_of_another_model_are_refused():
         client_of(RULE).train(message, context)
 
 
+def test_files_of_another_model_or_kind_are_refused(tmp_path):
+    (message,), context = orders(), context_of()
+    client = client_of(RULE, folder=tmp_path)
+    client.train(message, context)
+    (file,) = tmp_path.iterdir()
+    saved = torch.load(file, weights_only=True)
+    counted = {"control": {"0.weight": torch.zeros(2)}}
+    for change, words in (
+        ({**saved, "last": None, "counted": counted}, "SCAFFOLDM: the client's control has the names"),
+        ({"a": 1}, "must hold the state of a node"),
+    ):
+        torch.save(change, file)
+        with pytest.raises(ValueError, match=words):
+            client.train(message, context)
+    assert not context.state
+
+
 def test_nodes_without_a_seed_draw_their_own_and_keep_it():
     (message,) = orders()
     client, context, other = client_of(RULE, seed=None), context_of(), context_of()

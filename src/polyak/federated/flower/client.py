@@ -84,7 +84,7 @@ class Client:
             raise Unusable("the message has no ConfigRecord 'polyak': the server must run polyak's Strategy")
         order = message.content.config_records[RULE]
         sent = self._received(message.content, order)
-        kept = self._kept(context, sent).before(order)
+        kept = self._kept(context).before(order)
         work, examples = self._work(message.content, order, sent, kept, context, steps)
         reply, state = self.rule.client_update(
             self.gradient, kept.state(self.rule.client_state(sent.sets["arrays"])), sent, work[0], examples, work[1]
@@ -155,14 +155,10 @@ class Client:
             records |= {s: to_record(tensors) for s, tensors in reply.sets.items() if tensors}
         return RecordDict(records)
 
-    def _kept(self, context: Context, sent: Message) -> Kept:
-        if self.folder is None:
-            kept = from_context(context, self.rule.client_sets, self.layout.split(self.layout.like)[0])
-        else:
-            kept = from_file(self._file(context))
-        if kept.counted is not None:
-            self.rule.fits(State(kept.counted), {n: t.cpu() for n, t in sent.sets["arrays"].items()})
-        return kept
+    def _kept(self, context: Context) -> Kept:
+        if self.folder is not None:
+            return from_file(self._file(context))
+        return from_context(context, self.rule.client_sets, self.layout.split(self.layout.like)[0])
 
     def _keep(self, kept: Kept, context: Context) -> None:
         if self.folder is None:

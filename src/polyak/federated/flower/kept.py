@@ -91,8 +91,14 @@ def to_context(kept: Kept, context: Context) -> None:
 
 
 def from_file(path: Path) -> Kept:
-    """What a file holds; a new one where there is none."""
+    """What a file holds; a new one where there is none.
+
+    Raises:
+        ValueError: it is another file.
+    """
     saved: Mapping[str, Any] | None = load(path)
+    if saved is not None and set(saved) != set(vars(Kept())):
+        raise ValueError(f"{path} must hold the state of a node, got {sorted(map(str, saved))}")
     return Kept() if saved is None else Kept(**saved)
 
 
