@@ -132,7 +132,7 @@ def client_of(rule: Any, model: Any = None, **named: Any) -> Recording:
 
 
 def strategy_of(rule: Any, model: Any = None, **named: Any) -> Strategy:
-    return Strategy(rule, model or network(), **{"fraction_evaluate": 0.0, **named})
+    return Strategy(rule, model or network(), **{"fraction_evaluate": 0.0, "seed": 0, **named})
 
 
 def arrays_of(model: Any = None) -> ArrayRecord:

@@ -1,5 +1,7 @@
 """A server that is killed goes on from its checkpoint, wherever it was, and comes to the same model."""
 
+from copy import deepcopy
+
 import pytest
 import torch
 
@@ -80,6 +82,20 @@ def test_nodes_with_folders_go_on_in_a_new_run_under_new_ids(tmp_path):
     again = through(rule, grid, tmp_path)
     assert largest(again.arrays, whole.arrays.to_torch_state_dict()) == 0
     assert not any(context.state for context in grid.contexts.values())
+
+
+def test_a_seed_that_was_drawn_is_kept(tmp_path):
+    """Nobody knows the noise of such a run, and yet it goes on with the same."""
+    grid = FakeGrid(app_of(client_of(PRIVATE)))
+    through(PRIVATE, grid, tmp_path, rounds=1, seed=None)
+    first = (tmp_path / "server.pt").read_bytes()
+    results = []
+    for _ in range(2):
+        (tmp_path / "server.pt").write_bytes(first)
+        fresh = FakeGrid(app_of(client_of(PRIVATE)))
+        fresh.contexts = {n: deepcopy(context) for n, context in grid.contexts.items()}
+        results.append(through(PRIVATE, fresh, tmp_path, seed=None, fraction_evaluate=0.5).arrays)
+    assert largest(results[0], results[1].to_torch_state_dict()) == 0
 
 
 def test_a_run_that_is_over_is_passed_over(tmp_path):

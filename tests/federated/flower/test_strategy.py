@@ -82,6 +82,7 @@ def test_seeds_decide_what_is_selected_and_drawn():
 
     assert selected(1) == selected(1)
     assert selected(1) != selected(2)
+    assert selected(None) != selected(None)
 
 
 def test_fractions_are_taken_as_by_flowers_fedavg():

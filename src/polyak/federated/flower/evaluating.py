@@ -14,6 +14,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from polyak.federated.flower.records import Unusable
 from polyak.federated.flower.replies import examples_of, metrics_alike, one_a_node
+from polyak.federated.flower.run import Run
 
 Average = Callable[[list[RecordDict], str], MetricRecord]
 log = logging.getLogger("flwr")
@@ -32,26 +33,23 @@ class Evaluating(FlowerStrategy):
     arrayrecord_key: str
     configrecord_key: str
     evaluate_metrics_aggr_fn: Average
-    seed: int
     _evaluating: dict[int, str]
     """The group of the message that each node was sent."""
 
-    @property
-    def _resumed(self) -> int:
-        """The last round that was over when the run began."""
-        return 0
+    def _running(self, arrays: ArrayRecord) -> Run:
+        """The run, which begins with these arrays if there is none."""
+        raise NotImplementedError
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[FlowerMessage]:
         """The model to a share of the nodes."""
-        self._evaluating = {}
-        if self.fraction_evaluate == 0 or server_round <= self._resumed:
+        run, self._evaluating = self._running(arrays), {}
+        if self.fraction_evaluate == 0 or server_round <= run.resumed:
             return []
         nodes = self._connected(grid)
         count = max(int(len(nodes) * self.fraction_evaluate), self.min_evaluate_nodes)
-        # Of the round alone, so that a run that begins again behind it goes on as if it had drawn.
-        chosen = sampled(nodes, count, torch.Generator().manual_seed((self.seed + server_round) % 2**63))
+        chosen = sampled(nodes, count, run.evaluation(server_round))
         log.info("configure_evaluate: Sampled %s nodes (out of %s)", len(chosen), len(nodes))
         config["server-round"] = server_round
         self._evaluating = {node: str(server_round) for node in chosen}

@@ -26,7 +26,7 @@ class Run:
         layout: of the model.
         first: the weights and buffers that it begins with.
         rest: entries of the model that stay as they are.
-        generator: from which the server draws.
+        seed: of what the server draws.
         token: names the run, so that nodes know their states of it.
         state: the rule's; None before the first round.
         done: Flower's number of the last round that is over.
@@ -38,16 +38,22 @@ class Run:
     layout: Layout
     first: tuple[Tensors, Tensors]
     rest: Tensors
-    generator: torch.Generator
+    seed: int
     token: str = field(default_factory=lambda: secrets.token_hex(8))
     state: State | None = None
     done: int = 0
     resumed: int = 0
     accepted: dict[int, int] = field(default_factory=dict)
+    generator: torch.Generator = field(init=False)
     _record: ArrayRecord | None = None
 
+    def __post_init__(self) -> None:
+        self.generator = torch.Generator().manual_seed(self.seed)
+
     @classmethod
-    def begin(cls, rule: FederatedRule, layout: Layout, arrays: ArrayRecord, seed: int, path: Path | None) -> Run:
+    def begin(
+        cls, rule: FederatedRule, layout: Layout, arrays: ArrayRecord, seed: int | None, path: Path | None
+    ) -> Run:
         """A new run, or that of a file.
 
         Raises:
@@ -57,7 +63,7 @@ class Run:
             weights, buffers, rest = layout.split(from_record(arrays, layout.like))
         except Unusable as error:
             raise ValueError(f"Strategy: initial_arrays must be the model's state_dict: it {error}") from error
-        run = cls(rule, layout, (weights, buffers), rest, torch.Generator().manual_seed(seed))
+        run = cls(rule, layout, (weights, buffers), rest, secrets.randbits(62) if seed is None else seed)
         if path is not None and (saved := load(path)) is not None:
             run._restore(saved, path)
         return run
@@ -83,6 +89,10 @@ class Run:
         self.accepted |= dict.fromkeys(nodes, round)
         self.state, self._record = state, None
 
+    def evaluation(self, server_round: int) -> torch.Generator:
+        """What the evaluation of a round draws from: of the round alone, as one that begins again has no other."""
+        return torch.Generator().manual_seed((self.seed + server_round) % 2**63)
+
     def record(self) -> ArrayRecord:
         """The model, all entries."""
         if self._record is None:
@@ -97,7 +107,7 @@ class Run:
         assert self.state is not None
         save(path, {
             "rule": repr(self.rule), "token": self.token, "server": self.state.state_dict(), "rest": self.rest,
-            "generator": self.generator.get_state(), "done": self.done, "accepted": self.accepted,
+            "seed": self.seed, "generator": self.generator.get_state(), "done": self.done, "accepted": self.accepted,
         })  # fmt: skip
 
     def _restore(self, saved: dict[str, Any], path: Path) -> None:
@@ -109,6 +119,6 @@ class Run:
             if fault := fault_of({**state.sets, "rest": saved["rest"]}.get(s), tensors, finite=False):
                 raise ValueError(f"Strategy: checkpoint {path} must fit the model, but its {s} {fault}")
         self.generator.set_state(saved["generator"])
-        self.state, self.rest, self.token = state, saved["rest"], saved["token"]
+        self.state, self.rest, self.token, self.seed = state, saved["rest"], saved["token"], saved["seed"]
         self.done = self.resumed = saved["done"]
         self.accepted = dict(saved["accepted"])

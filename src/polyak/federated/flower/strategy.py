@@ -52,7 +52,7 @@ class Strategy(Evaluating):
     Rules whose clients keep and send nothing of their own (FedAvg, server momentum, FedSWA, ...) also take the plain
     replies of ClientApps that know nothing of polyak: their steps are then plain steps, whatever the rule mixes in.
     Replies that cannot be used are dropped, and named in :attr:`rounds` and the log; a round without any that can is
-    lost, and the next one begins where it began. All that is random is drawn from ``seed``, and replies are taken in
+    lost, and the next one begins where it began. All that is random is drawn from one seed, and replies are taken in
     the order of their nodes' ids, so that a run that is killed and begun again from its checkpoint ends as one that
     was not.
 
@@ -71,7 +71,7 @@ class Strategy(Evaluating):
         train_metrics_aggr_fn: averages the metrics of training; None: by examples.
         evaluate_metrics_aggr_fn: averages the metrics of evaluation; None: by examples.
         num_clients: nodes that there are, for rules that average over all; None: those connected in the first round.
-        seed: of all that the server draws.
+        seed: of all that the server draws, the noise of private rules too, which nobody may then know; None: drawn.
         checkpoint: folder, in which the state is kept after each round and from which :meth:`start` goes on; it must
             be empty or of the same rule, arguments and model.
 
@@ -87,7 +87,7 @@ class Strategy(Evaluating):
         fraction_evaluate: float = 1.0, min_train_nodes: int = 2, min_evaluate_nodes: int = 2,
         min_available_nodes: int = 2, weighted_by_key: str = "num-examples", arrayrecord_key: str = "arrays",
         configrecord_key: str = "config", train_metrics_aggr_fn: Average | None = None,
-        evaluate_metrics_aggr_fn: Average | None = None, *, num_clients: int | None = None, seed: int = 0,
+        evaluate_metrics_aggr_fn: Average | None = None, *, num_clients: int | None = None, seed: int | None = None,
         checkpoint: str | Path | None = None,
     ) -> None:  # fmt: skip
         _check_rule(rule, fraction_train)
@@ -206,10 +206,6 @@ class Strategy(Evaluating):
         if not accepted:
             return None, None
         return run.record(), self._averaged({n: contents[n] for n in accepted}, self.train_metrics_aggr_fn)
-
-    @property
-    def _resumed(self) -> int:
-        return self._run.resumed if self._run else 0
 
     def _running(self, arrays: ArrayRecord) -> Run:
         if self._run is None:
