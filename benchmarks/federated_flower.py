@@ -179,7 +179,7 @@ def main() -> None:
     rows = [row for size in args.sizes.split(",") for row in measured(size, args.rounds, args.nodes)]
     missed = [f"{r['method']}, {r['size']}: {r['largest_share']:.1%}" for r in rows if r["largest_share"] > GOAL]
     options = {"rounds": args.rounds, "nodes": args.nodes, "steps": STEPS, "batch": BATCH}
-    machine = _measure.machine("cpu") | {"flwr": flwr.__version__}
+    machine = _measure.machine("cpu") | {"clock": "perf_counter", "flwr": flwr.__version__}
     found = {"machine": machine, "options": options, "goal": GOAL, "rows": rows, "missed": missed}
     args.json.parent.mkdir(parents=True, exist_ok=True)
     args.json.write_text(json.dumps(found, indent=1) + "\n")

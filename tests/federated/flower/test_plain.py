@@ -80,6 +80,12 @@ def test_rules_without_client_state_take_plain_replies(name):
     assert after < before
 
 
+@pytest.mark.parametrize(("name", "count"), [("fedavg_m", 1), ("server_momentum", 0), ("fedavg", 0)])
+def test_it_is_said_once_where_plain_nodes_leave_something_out(name, count, caplog):
+    run(strategy_of(rules.get(name)()))
+    assert sum("mixes into local steps has no effect" in one.message for one in caplog.records) == count
+
+
 @pytest.mark.parametrize("name", WITH_STATE)
 def test_others_say_what_they_need(name):
     strategy = strategy_of(rules.get(name)())

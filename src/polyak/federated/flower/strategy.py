@@ -20,6 +20,7 @@ from polyak.federated.flower.replies import Reader, Round, one_a_node
 from polyak.federated.flower.run import Run
 from polyak.federated.rules.base import FederatedRule
 from polyak.federated.rules.dp_brem_plus import DPBREMPlus
+from polyak.federated.rules.fedavg_m import LocalMomentum
 from polyak.federated.rules.local_sgd import LocalSGD
 from polyak.federated.rules.messages import Message
 from polyak.federated.rules.scaffold import WarmStarted
@@ -240,9 +241,9 @@ class Strategy(Evaluating):
             log.warning("aggregate_train: dropped the reply of node %s: %s", node, why)
         if found.silent:
             log.warning("aggregate_train: no reply of the nodes %s", found.silent)
-        if found.plain and self.rule.server_sets and not any(one.plain for one in self.rounds):
-            log.warning("nodes reply with weights alone: what %s mixes into local steps has no effect there",
-                        type(self.rule).__name__)  # fmt: skip
+        if found.plain and isinstance(self.rule, LocalMomentum) and not any(one.plain for one in self.rounds):
+            name = type(self.rule).__name__
+            log.warning("nodes reply with weights alone: what %s mixes into local steps has no effect there", name)
         self.rounds.append(found)
 
 
