@@ -8,6 +8,7 @@
 * :mod:`~polyak.federated.ledger`: what each agent contributed, what it is paid, and a ledger that anybody can verify.
 * :class:`MoNNA`: momentum and nearest-neighbour averaging of peers, as pure functions; :class:`SimulatedPeers` runs all
   of them in one process, :class:`Peer` is one of a ``torch.distributed`` group, :class:`LyingPeer` one that lies.
+* :mod:`polyak.federated.flower`: runs a rule in Flower; imported by that name alone.
 """
 
 from polyak.federated import aggregators, attacks, ledger, privacy, rules

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from polyak.declare import HALF_OPEN_UNIT, Range
-from polyak.federated.rules.base import Gradient, stacked
+from polyak.federated.rules.base import Gradient
 from polyak.federated.rules.fedswa import SWA, FedSWA
 from polyak.federated.rules.local_sgd import Step
 from polyak.federated.rules.messages import Message, Reply, Sets, State
-from polyak.federated.rules.tensors import Tensors, added, scaled, unrowed
+from polyak.federated.rules.tensors import Tensors, added, scaled
 
 
 class FedMoSWA(FedSWA):
@@ -69,7 +69,7 @@ class FedMoSWA(FedSWA):
 
     def _remembered(self, state: State, good: Sequence[Reply], update: Tensors) -> dict[str, Tensors]:
         held = state.sets["control"]
-        change = unrowed(self.aggregator(stacked(good, "control")), held)
+        change = self._uniform(good, "control")
         fresh = 1.0 if state.counters["round"] == 0 else 1 - self.momentum
         return {"control": added(held, change, fresh)}
 

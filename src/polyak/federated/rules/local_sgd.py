@@ -5,6 +5,7 @@ A rule says what it does at each place: to the gradient before memories are mixe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
@@ -16,7 +17,7 @@ from polyak.declare import COUNT, POSITIVE, Argument, Interval, Lr, Range, Weigh
 from polyak.federated.aggregators import Aggregator, Mean
 from polyak.federated.rules.base import FederatedRule, Gradient, stacked
 from polyak.federated.rules.messages import ClientId, Message, Reply, Sets, State
-from polyak.federated.rules.tensors import Tensors, added, clipped, scaled, unrowed
+from polyak.federated.rules.tensors import Tensors, added, clipped, mean, rows, scaled, unrowed
 
 SHARE = Interval(0.0, 1.0, low_open=True)
 LocalLr = Annotated[Lr, POSITIVE, Range(1e-3, 1.0), "learning rate eta of the local steps"]
@@ -114,6 +115,24 @@ class LocalSGD(FederatedRule):
         update = scaled(way, 1 / self._divisor(message, len(batches)))
         return {"update": update, "buffers": buffers, **sent}, kept
 
+    def plain_reply(self, message: Message, weights: Tensors, buffers: Tensors, examples: float) -> Message:
+        """The reply that stands for weights which a client came to by steps of its own, knowing nothing of the rule.
+
+        Args:
+            message: what the server sent.
+            weights: what the client made of them.
+            buffers: its buffers.
+            examples: number of records that it has.
+
+        Raises:
+            ValueError: clients of this rule must keep or send more.
+        """
+        if self.client_sets or self.reply_sets != ("update",):
+            raise ValueError(f"{type(self).__name__}: its clients must send {list(self.reply_sets)}, got weights alone")
+        way = added(message.sets["arrays"], weights, -1.0)
+        update = scaled(way, 1 / self._divisor(message, self.local_steps))
+        return Message(message.round, {"update": update, "buffers": buffers}, {"examples": examples})
+
     def _prepared(self, fresh: Tensors, weights: Tensors) -> Tensors:
         """First place: the gradient as it goes into the mix."""
         if self.max_norm is not None:
@@ -159,11 +178,20 @@ class LocalSGD(FederatedRule):
 
     def _combined(self, replies: Sequence[Reply], name: str) -> Tensors:
         """One set of the replies' ones, by the aggregator or by numbers of records."""
+        if self.weighting == "uniform":
+            return self._uniform(replies, name)
         like, vectors = replies[0][1].sets[name], stacked(replies, name)
-        if self.weighting == "examples":
-            weights = torch.tensor([m.scalars["examples"] for _, m in replies], dtype=torch.float64)
-            return unrowed((weights / weights.sum()).to(vectors) @ vectors, like)
-        return unrowed(self.aggregator(vectors), like)
+        weights = torch.tensor([m.scalars["examples"] for _, m in replies], dtype=torch.float64)
+        return unrowed((weights / weights.sum()).to(vectors) @ vectors, like)
+
+    def _uniform(self, replies: Sequence[Reply], name: str) -> Tensors:
+        """One set of the replies' ones, by the aggregator."""
+        many = [message.sets[name] for _, message in replies]
+        if self.aggregator == Mean():
+            found = mean(many)  # what the aggregator gives without a matrix of all, but where a sum overflows
+            if all(math.isfinite(t.sum()) for t in found.values()):
+                return found
+        return unrowed(self.aggregator(rows(many)), many[0])
 
     def _aggregated(self, state: State, good: Sequence[Reply], sent: int, draws: Tensors | None) -> dict[str, Tensors]:
         update = self._combined(good, "update")

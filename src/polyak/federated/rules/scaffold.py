@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 from polyak.declare import Interval, Paper
-from polyak.federated.rules.base import Gradient, stacked
+from polyak.federated.rules.base import Gradient
 from polyak.federated.rules.local_sgd import LocalSGD, Step
 from polyak.federated.rules.messages import ClientId, Message, Reply, Sets, State
-from polyak.federated.rules.tensors import Tensors, added, scaled, unrowed
+from polyak.federated.rules.tensors import Tensors, added, scaled
 
 WarmStart = Annotated[
     int, Interval(0), "batches at the first weights whose mean gradients are the first memories; 0: zeros"
@@ -76,7 +76,7 @@ class Controlled(WarmStarted):
 
     def _remembered(self, state: State, good: Sequence[Reply], update: Tensors) -> dict[str, Tensors]:
         held = state.sets["control"]
-        change = unrowed(self.aggregator(stacked(good, "control")), held)
+        change = self._uniform(good, "control")
         return {"control": added(held, scaled(change, len(good) / state.counters["clients"]))}
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
-from polyak.memory.flat import flat, unflat
+from polyak.memory.flat import unflat
 
 Tensors = dict[str, Tensor]
 
@@ -48,10 +49,23 @@ def clipped(a: Mapping[str, Tensor], max_norm: float) -> Tensors:
     return {name: t * factor for name, t in a.items()}
 
 
+def mean(many: Sequence[Mapping[str, Tensor]]) -> Tensors:
+    """The mean of named tensors of n workers; beside them nothing larger than one is held."""
+    found = scaled(many[0], 1.0)
+    for one in many[1:]:
+        for name, total in found.items():
+            total.add_(one[name])
+    return {name: total.div_(len(many)) for name, total in found.items()}
+
+
 def rows(many: Sequence[Mapping[str, Tensor]]) -> Tensor:
     """Named tensors of n workers as the rows of one matrix, ``(n, d)``; the first one's order of names counts."""
-    names = list(many[0])
-    return torch.stack([flat([one[name] for name in names]) for one in many])
+    parts = [[one[name].reshape(-1) for name in many[0]] for one in many]
+    dtype = reduce(torch.promote_types, [part.dtype for part in parts[0]])
+    found = parts[0][0].new_empty((len(parts), sum(len(part) for part in parts[0])), dtype=dtype)
+    for row, one in zip(found, parts, strict=True):
+        torch.cat(one, out=row)  # so each entry is copied once
+    return found
 
 
 def unrowed(row: Tensor, like: Mapping[str, Tensor]) -> Tensors:
