@@ -1,4 +1,4 @@
-"""The door of the command line: ``polyak compare | runs | list | show``."""
+"""The door of the command line: ``polyak compare | runs | report | list | show | compile | ledger``."""
 
 from __future__ import annotations
 
