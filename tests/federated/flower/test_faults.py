@@ -170,6 +170,14 @@ def test_a_round_without_a_usable_reply_is_lost_and_the_next_begins_where_it_beg
     assert largest(result.arrays, without.arrays.to_torch_state_dict()) == 0
 
 
+def test_finite_replies_cannot_make_an_infinite_model():
+    rule = rules.FedAvgM(local_steps=2, server_lr=10.0)
+    large = from_bad(lambda r: entry(r, Array(np.full((6, 4), 1.7e308))), rounds=(2,))
+    runs = [strategy_of(rule).start(FakeGrid(app_of(client_of(rule)), intercept=i), arrays_of(), num_rounds=n)
+            for i, n in ((large, 3), (None, 2))]  # fmt: skip
+    assert largest(runs[0].arrays, runs[1].arrays.to_torch_state_dict()) == 0
+
+
 def test_nodes_that_die_for_good_do_not_stop_the_others():
     client, strategy = client_of(RULE), strategy_of(RULE)
     strategy.start(FakeGrid(app_of(client), fails={r: [1, 2, 3] for r in (2, 3)}), arrays_of(), num_rounds=3)

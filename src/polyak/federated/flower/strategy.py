@@ -22,7 +22,7 @@ from polyak.federated.rules.base import FederatedRule
 from polyak.federated.rules.dp_brem_plus import DPBREMPlus
 from polyak.federated.rules.fedavg_m import LocalMomentum
 from polyak.federated.rules.local_sgd import LocalSGD
-from polyak.federated.rules.messages import Message
+from polyak.federated.rules.messages import Message, State, fault_of
 from polyak.federated.rules.scaffold import WarmStarted
 
 FILE = "server.pt"
@@ -192,6 +192,7 @@ class Strategy(Evaluating):
         accepted: list[int] = []
         try:
             found = self.rule.aggregate(run.state, list(messages.items()), draws)
+            _check_finite(found.state)
         except ValueError as error:
             log.warning("aggregate_train: round %s is lost: %s", server_round, short(str(error)))
             faults = {**dict.fromkeys(messages, "the round was lost"), **faults}
@@ -245,6 +246,13 @@ class Strategy(Evaluating):
             name = type(self.rule).__name__
             log.warning("nodes reply with weights alone: what %s mixes into local steps has no effect there", name)
         self.rounds.append(found)
+
+
+def _check_finite(state: State) -> None:
+    """Refuse a state that finite replies have made infinite: they were too large to be meant."""
+    for name, tensors in state.sets.items():
+        if fault := fault_of(tensors, tensors):
+            raise ValueError(f"the new {name} {fault}")
 
 
 def _check_rule(rule: FederatedRule, fraction_train: float | None) -> None:
