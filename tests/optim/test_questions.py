@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from polyak.optim import Context, Flow, Optimizer, Rule, Slot, chain, factory, rules
 from polyak.optim.engine.context import Question
 from polyak.optim.engine.keeping import Keeping
-from polyak.optim.engine.kernels import source
+from polyak.optim.engine.kernels import _Once, source
 from polyak.optim.engine.member import Member
 from polyak.optim.engine.units import form_of
 from tests.optim.moves import random
@@ -101,3 +101,31 @@ def test_steps_are_the_optimizers_and_not_the_tensors(execution: Any) -> None:
         p.grad = None if t == 1 else torch.ones(3)
         optimizer.step()
     assert optimizer.param_groups[0]["steps"] == 4 and seen[-1] == 3
+
+
+def in_place(x: Tensor, e: Tensor) -> Tensor:
+    s = x.sum().double() * 1e-3
+    y = x * s
+    s.mul_(2)
+    return y + x * s
+
+
+AT_ONCE = {
+    "a number": lambda x, e: x * e,
+    "a number of a place": lambda x, e: torch.where(x > 0, e, x),
+    "a row": lambda x, e: x * (x.sum(1, keepdim=True).sqrt() + e),
+    "a number that is the dtype": lambda x, e: x.type_as(e) + e.expand_as(x),
+    "a number between wider ones": lambda x, e: torch.addcmul(x.double().mean(1, keepdim=True), x, e),
+    "a number written in place": in_place,
+}
+
+
+@pytest.mark.parametrize("name", AT_ONCE)
+def test_what_is_found_once_while_a_kernel_is_traced_changes_nothing(name: str) -> None:
+    x = torch.rand(4, 3, generator=torch.Generator().manual_seed(0))
+    third = torch.tensor(1 / 3, dtype=torch.float64)
+    expected = AT_ONCE[name](x, third)
+    with _Once([third], [third.float()], torch.float32, stores=True):
+        found = AT_ONCE[name](x, third)
+    assert found.dtype is expected.dtype
+    assert torch.equal(found, expected)
