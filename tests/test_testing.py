@@ -29,6 +29,7 @@ WITHOUT_EFFECT = {
     "smmf-novec-growth_rate": "there is no average whose rate it moves",
     "stable-spam-eta_min": "nothing falls where total_T is None",
     "spam-density-density": "the masks are recorded",
+    **dict.fromkeys(("mt-dao-sgdm-m1-b2", "mt-dao-sgdm-m1-eps"), "the variant has no second moment"),
 }
 """Hyperparameters that the method reads and that change nothing in that vector."""
 

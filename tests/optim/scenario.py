@@ -11,6 +11,7 @@ import math
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -137,9 +138,7 @@ class Run:
         for group, initial in zip(self.optimizer.param_groups, self.initial, strict=True):
             group["lr"] = initial["lr"] * (1 - t / 60)
             for name in {"betas", "momentum"} & set(group):
-                value = initial[name]
-                keep = 1 - 0.004 * t
-                group[name] = tuple(b * keep for b in value) if isinstance(value, tuple) else value * keep
+                group[name] = _times(initial[name], 1 - 0.004 * t)
         scale = self.scaler.get_scale()
         for name, p in self.params.items():
             p.requires_grad_(t >= UNFROZEN.get(name, 0))
@@ -197,3 +196,8 @@ def go_on(path: Path) -> dict[str, Tensor] | str:
 if __name__ == "__main__":
     for half in sorted(Path(sys.argv[1]).glob("*.half")):
         torch.save(go_on(half), half.with_suffix(".whole"))
+
+
+def _times(value: Any, factor: float) -> Any:
+    """Numbers, in tuples of tuples too, times a factor."""
+    return tuple(_times(one, factor) for one in value) if isinstance(value, tuple) else value * factor
