@@ -1,6 +1,7 @@
 """DP-BREM: against a transcription of its equations, what one record changes, privacy, and the masked sum."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,8 +160,8 @@ def test_privacy():
     more = [rule.epsilon(n, 1e-5) for n in (20, 50, 200, 1000)]
     assert more == sorted(more, reverse=True)
     assert rule.epsilon(50, 1e-5, accounting="per_round") < rule.epsilon(50, 1e-5)
-    want = privacy.epsilon_of(privacy.rdp_gaussian(10.0, 1.0, 8), 1e-5).epsilon
-    assert rule.epsilon(50, 1e-5) == want
+    at_clients = DPBREM(**H, noise_multiplier=0.5, placement="ldp")
+    assert at_clients.epsilon(50, 1e-5) == privacy.epsilon_of(privacy.rdp_gaussian(10.0, 1.0, 8), 1e-5).epsilon
     plain = DPBREM(**{**H, "momentum": 0.0}, noise_multiplier=0.5, client_rate=0.5)
     rates = privacy.rdp_gaussian(plain.noise_to_record(50), 0.2, 8)
     assert plain.epsilon(50, 1e-5) == privacy.epsilon_of(rates, 1e-5).epsilon
@@ -169,6 +170,35 @@ def test_privacy():
     for delta in (0.0, 1.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="delta"):
             rule.epsilon(50, delta)
+
+
+class Pulling:
+    """Gradients of records all of which are zero, or of which the first is far above any bound."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def per_record(self, weights, buffers, batch):
+        found = torch.zeros(batch, 4, dtype=torch.float64)
+        found[0] = self.size
+        return {"w": found}
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.3, 0.01])
+def test_the_worst_case_is_what_a_record_in_every_round_changes(ratio):
+    """Two clients that differ by a record, with noise that falls as its bound does: their distances, as Gaussians."""
+    h = {"rounds": 60, "momentum": 0.9, "final_norm_ratio": ratio, "max_grad_norm": 2.0, "client_clip": None}
+    rule, n, order = DPBREM(**h, sample_rate=1.0, noise_multiplier=0.8), 10, [4.0]
+    state = rule.server_state({"w": torch.zeros(4, dtype=torch.float64)}, 1)
+    held, spent = [rule.client_state(state.sets["arrays"]) for _ in range(2)], 0.0
+    for t in range(60):
+        message = rule.broadcast(replace(state, counters={**state.counters, "round": t}))
+        for i, size in enumerate((0.0, 1e6)):
+            _, held[i] = rule.client_update(Pulling(size), held[i], message, [n], n)
+        moved = float((held[1].sets["momentum"]["w"] - held[0].sets["momentum"]["w"]).norm())
+        spent += order[0] * (moved / (0.8 * message.scalars["record_norm"])) ** 2 / 2
+    assert rule.rdp(n, 60, "worst_case", order)[0] == pytest.approx(spent, rel=1e-9)
+    assert rule.rdp(n, 60, "per_round", order)[0] >= spent
 
 
 @given(clients=st.integers(2, 7), gone=st.integers(0, 2), size=st.integers(1, 20), seed=st.integers(0, 9))

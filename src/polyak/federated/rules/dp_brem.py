@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -181,10 +183,28 @@ class DPBREM(FederatedRule):
 
     def _sent(self, state: State) -> dict[str, float]:
         past = state.counters["round"] / self.rounds
-        norms = 1 - (1 - self.final_norm_ratio) * past
+        norms = self._norms(state.counters["round"])
         bounds = {"record_norm": self.max_grad_norm, "client_norm": self.client_clip}
         lr = self.lr * ((self.final_lr_ratio - 1) * past + 1)
         return {"lr": lr, **{name: bound * norms for name, bound in bounds.items() if bound is not None}}
+
+    def _norms(self, round: int) -> float:
+        """What R and C of a round are over the first ones."""
+        return 1 - (1 - self.final_norm_ratio) * round / self.rounds
+
+    @property
+    def norm_ratio(self) -> float:
+        """The largest R_t / R_{t + 1}, for :func:`polyak.federated.privacy.rdp_limited_participation`."""
+        return max((self._norms(t) / self._norms(t + 1) for t in range(self.rounds - 1)), default=1.0)
+
+    def _changes(self, rounds: int) -> list[float]:
+        """What a record drawn in every round changes in each, over R_t / B.
+
+        Noise that a client adds to its gradient is as large as what a record changes of it, and all else follows from
+        the sum; noise of the server meets what is left in the momentum of rounds with larger bounds.
+        """
+        momentum = self.momentum if self._noisy_place == "server" else 0.0
+        return privacy.echoes(momentum, [self._norms(t) for t in range(rounds)])
 
     def noise_to_record(self, examples: int) -> float:
         """The noise multiplier that a client's records enjoy: the noise over R / B, ``sigma p |D_i|``.
@@ -206,13 +226,17 @@ class DPBREM(FederatedRule):
     ) -> list[float]:  # fmt: skip
         """The Renyi divergences that a record of a client with so many has spent.
 
+        A memory still holds gradients clipped at the larger R of earlier rounds, under noise as small as R_t. So the
+        server's noise meets a change of ``w_t R_t / B`` (:func:`polyak.federated.privacy.echoes`); R cancels without
+        momentum alone. Noise at the clients comes before the memory, and is met by R_t / B.
+
         Args:
             examples: records of the client.
             rounds: that were run; None: all.
             accounting: ``"worst_case"``, which holds for any sampling, or ``"per_round"``, as if rounds were
-                independent subsampled Gaussians: exact without momentum, then the default, and a heuristic with it,
-                since a draw echoes in the momentum. For a record that is drawn at known distances there is
-                :func:`polyak.federated.privacy.rdp_limited_participation`.
+                independent subsampled Gaussians, w_t rounded up to hundredths: exact without momentum, then the
+                default, and a heuristic with it, since a draw echoes in the momentum. For a record that is drawn at
+                known distances there is :func:`polyak.federated.privacy.rdp_limited_participation`.
             orders: of the divergences.
 
         Raises:
@@ -222,11 +246,15 @@ class DPBREM(FederatedRule):
         how, count = accounting or usual, self.rounds if rounds is None else rounds
         noise = self.noise_to_record(examples)
         if how == "worst_case":
-            return privacy.rdp_worst_case(noise, count, orders)
+            return privacy.rdp_worst_case(noise, self._changes(count), orders)
         if how != "per_round":
             raise ValueError(f"{type(self).__name__}: accounting must be 'worst_case' or 'per_round', got {how!r}")
         rate = self.sample_rate * (1.0 if self.everyone else self.client_rate)
-        return privacy.rdp_gaussian(noise, rate, count, orders)
+        total = [0.0] * len(orders)
+        for change, times in Counter(math.ceil(w * 100) / 100 for w in self._changes(count)).items():
+            some = privacy.rdp_gaussian(noise / change, rate, times, orders)
+            total = [a + b for a, b in zip(total, some, strict=True)]
+        return total
 
     def epsilon(
         self, examples: int, delta: float, rounds: int | None = None, accounting: Accounting | None = None
