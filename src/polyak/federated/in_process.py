@@ -119,7 +119,7 @@ class InProcess:
         if intercept is not None:
             replies = {c: m for c, one in replies.items() if (m := intercept(c, one)) is not None}
         found = self.rule.aggregate(state, list(replies.items()), draws)
-        kept = set(found.accepted) | (set(workers) - set(chosen))
+        kept = set(found.accepted) | {c for c in workers if c not in chosen and _finite(done[c][1])}
         self.state = found.state
         self.states = {c: done[c][1] if c in kept and c in done else held[c] for c in held}
         lost = [c for c in chosen if c not in replies]
@@ -232,6 +232,10 @@ class InProcess:
         if self.mode == "loop":
             return each(self.rule, self.gradient, message, held, work)
         return together(self.rule, self.gradient, message, held, work, self.chunk)
+
+
+def _finite(state: State) -> bool:
+    return not any(fault_of(tensors, tensors) for tensors in state.sets.values())
 
 
 def _check_data(clients: Data, name: str) -> None:

@@ -105,6 +105,44 @@ def test_batches_of_expected_or_actual_size():
         actual.epsilon(100, 1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_record_that_is_not_finite_counts_as_zero(dtype, value):
+    by_record = {"w": torch.ones(3, 2, 2, dtype=dtype), "b": torch.ones(3, dtype=dtype)}
+    by_record["w"][1, 0, 1] = value
+    found = DPBREM(**H).record_mean(by_record, 0.7, 10)
+    for name, g in by_record.items():
+        assert found[name].dtype == dtype
+        want = torch.full(g.shape[1:], 2 * 0.7 / math.sqrt(5) / 4, dtype=dtype)
+        torch.testing.assert_close(found[name], want)
+
+
+def test_gradients_whose_squares_half_precision_does_not_hold_are_clipped():
+    for value in (1e-4, 6e4):
+        by_record = {"w": torch.full((1, 400), value, dtype=torch.float16)}
+        found = DPBREM(**H).record_mean(by_record, 5e-4, 1)["w"].double() * 0.4
+        assert float(found.norm()) == pytest.approx(5e-4, rel=0.02)
+
+
+def test_a_client_that_was_not_selected_keeps_no_momentum_that_is_not_finite():
+    run = federation(DPBREM(**H, noise_multiplier=0.0))
+    run.round()
+    kept, client_update = run.states[1], DPBREM.client_update
+
+    class Spoiled(DPBREM):
+        def client_update(self, gradient, state, *arguments):
+            reply, new = client_update(self, gradient, state, *arguments)
+            if state is kept:
+                new = replace(new, sets={"momentum": {n: t * math.inf for n, t in new.sets["momentum"].items()}})
+            return reply, new
+
+    run.rule = Spoiled(**H, noise_multiplier=0.0)
+    others = {c: state for c, state in run.states.items() if c != 1}
+    run.round(selected=[0, 2])
+    assert run.states[1] is kept
+    assert all(run.states[c] is not state for c, state in others.items())
+
+
 def test_a_client_that_is_not_finite_counts_as_a_difference_of_zero():
     rule = DPBREM(**H, noise_multiplier=0.0)
     run, center = federation(rule), federation(rule)

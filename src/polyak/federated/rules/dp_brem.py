@@ -17,6 +17,7 @@ from polyak.federated.rules.base import FederatedRule, Gradient, Place, stacked
 from polyak.federated.rules.local_sgd import SHARE
 from polyak.federated.rules.messages import ClientId, Message, Reply, Sets, State
 from polyak.federated.rules.tensors import CLIP_EPS, Tensors, added, mixed, scaled, unrowed
+from polyak.memory._dtype import at_least_float32
 
 MIXING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """Modules by which a record changes the gradients of others."""
@@ -137,14 +138,21 @@ class DPBREM(FederatedRule):
         return {"momentum": phi, "buffers": dict(buffers)}, {"momentum": phi}
 
     def record_mean(self, by_record: Tensors, bound: float | None, examples: int) -> Tensors:
-        """The clipped gradients of the records of a batch, summed, over B; zeros of an empty batch."""
+        """The clipped gradients of the records of a batch, summed, over B; zeros of an empty batch.
+
+        Lengths are taken in float32 at least. Where there is a bound, a record whose length is not finite counts as
+        zero, so that it changes no more than any other.
+        """
         count = len(next(iter(by_record.values())))
         size = self.sample_rate * examples if self.batch_divisor == "expected" else max(count, 1)
-        factors = next(iter(by_record.values())).new_ones(count)
+        found = {n: at_least_float32(g) for n, g in by_record.items()}
+        factors = next(iter(found.values())).new_ones(count)
         if bound is not None:
-            squares = torch.stack([g.flatten(1).square().sum(1) for g in by_record.values()])
-            factors = (bound / (squares.sum(0).sqrt() + CLIP_EPS)).clamp(max=1.0)
-        return {n: torch.tensordot(factors, g, 1) / size for n, g in by_record.items()}
+            lengths = torch.stack([g[:, None].flatten(1).square().sum(1) for g in found.values()]).sum(0).sqrt()
+            finite = lengths.isfinite()
+            factors = (bound / (lengths + CLIP_EPS)).clamp(max=1.0).where(finite, 0.0)
+            found = {n: g.where(_beside(finite, g), 0.0) for n, g in found.items()}  # 0 * inf is NaN
+        return {n: (torch.tensordot(factors, g, 1) / size).to(by_record[n].dtype) for n, g in found.items()}
 
     def differences(self, vectors: Tensor, center: Tensor, bound: float | None) -> Tensor:
         """What each client adds to the sum, as the mean over clients: clipped as ``client_clipping`` says."""
@@ -261,6 +269,11 @@ class DPBREM(FederatedRule):
     ) -> float:
         """The privacy loss at delta of a record of a client with so many; infinite without noise. As :meth:`rdp`."""
         return privacy.epsilon_of(self.rdp(examples, rounds, accounting), delta).epsilon
+
+
+def _beside(of_records: Tensor, gradients: Tensor) -> Tensor:
+    """One number a record in the shape that spreads over its gradient."""
+    return of_records.reshape(-1, *[1] * (gradients.dim() - 1))
 
 
 def standard_normal(like: Tensors, generator: torch.Generator) -> Tensors:
