@@ -244,7 +244,9 @@ class DPBREM(FederatedRule):
             accounting: ``"worst_case"``, which holds for any sampling, or ``"per_round"``, as if rounds were
                 independent subsampled Gaussians, w_t rounded up to hundredths: exact without momentum, then the
                 default, and a heuristic with it, since a draw echoes in the momentum. For a record that is drawn at
-                known distances there is :func:`polyak.federated.privacy.rdp_limited_participation`.
+                known distances there is :func:`polyak.federated.privacy.rdp_limited_participation`. The rate is
+                ``sample_rate``: that clients are drawn too hides nothing, since a drawing without any is repeated and
+                the sum is divided by the number of the drawn.
             orders: of the divergences.
 
         Raises:
@@ -257,10 +259,9 @@ class DPBREM(FederatedRule):
             return privacy.rdp_worst_case(noise, self._changes(count), orders)
         if how != "per_round":
             raise ValueError(f"{type(self).__name__}: accounting must be 'worst_case' or 'per_round', got {how!r}")
-        rate = self.sample_rate * (1.0 if self.everyone else self.client_rate)
         total = [0.0] * len(orders)
         for change, times in Counter(math.ceil(w * 100) / 100 for w in self._changes(count)).items():
-            some = privacy.rdp_gaussian(noise / change, rate, times, orders)
+            some = privacy.rdp_gaussian(noise / change, self.sample_rate, times, orders)
             total = [a + b for a, b in zip(total, some, strict=True)]
         return total
 
