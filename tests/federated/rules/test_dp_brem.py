@@ -102,7 +102,7 @@ def test_batches_of_expected_or_actual_size():
     actual = DPBREM(**H, batch_divisor="actual")
     assert torch.allclose(actual.record_mean(by_record, None, 10)["w"], torch.tensor(1.0).double())
     with pytest.raises(ValueError, match="batch_divisor"):
-        actual.epsilon(100, 1e-5)
+        actual.epsilon(100, 1e-5, 8)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
@@ -193,21 +193,38 @@ def test_noise_at_clients(placement, share):
 
 def test_privacy():
     silent, rule = DPBREM(**H, noise_multiplier=0.0), DPBREM(**H, noise_multiplier=0.5)
-    assert silent.epsilon(100, 1e-5) == math.inf
+    assert silent.epsilon(100, 1e-5, 8) == math.inf
     assert rule.noise_to_record(50) == pytest.approx(0.5 * 0.4 * 50)
-    more = [rule.epsilon(n, 1e-5) for n in (20, 50, 200, 1000)]
+    more = [rule.epsilon(n, 1e-5, 8) for n in (20, 50, 200, 1000)]
     assert more == sorted(more, reverse=True)
-    assert rule.epsilon(50, 1e-5, accounting="per_round") < rule.epsilon(50, 1e-5)
+    assert rule.epsilon(50, 1e-5, 8, accounting="per_round") < rule.epsilon(50, 1e-5, 8)
     at_clients = DPBREM(**H, noise_multiplier=0.5, placement="ldp")
-    assert at_clients.epsilon(50, 1e-5) == privacy.epsilon_of(privacy.rdp_gaussian(10.0, 1.0, 8), 1e-5).epsilon
+    assert at_clients.epsilon(50, 1e-5, 8) == privacy.epsilon_of(privacy.rdp_gaussian(10.0, 1.0, 8), 1e-5).epsilon
     plain = DPBREM(**{**H, "momentum": 0.0}, noise_multiplier=0.5, client_rate=0.5)
     rates = privacy.rdp_gaussian(plain.noise_to_record(50), 0.4, 8)
-    assert plain.epsilon(50, 1e-5) == privacy.epsilon_of(rates, 1e-5).epsilon
+    assert plain.epsilon(50, 1e-5, 8) == privacy.epsilon_of(rates, 1e-5).epsilon
     with pytest.raises(ValueError, match="accounting"):
-        rule.epsilon(50, 1e-5, accounting="guess")
+        rule.epsilon(50, 1e-5, 8, accounting="guess")
     for delta in (0.0, 1.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="delta"):
-            rule.epsilon(50, delta)
+            rule.epsilon(50, delta, 8)
+
+
+def test_behind_the_last_round_norms_and_rate_stay_and_what_is_run_counts():
+    rule = DPBREM(**H, noise_multiplier=0.5)
+    run = federation(rule)
+    run.run(10)
+    last = {"lr": 0.2 * 0.1, "record_norm": 0.7 * 0.3, "client_norm": 0.3 * 0.3}
+    for t in (8, 9, 10, 1000):
+        sent = rule.broadcast(replace(run.state, counters={**run.state.counters, "round": t})).scalars
+        assert dict(sent) == pytest.approx(last, rel=1e-14)
+    spent = [rule.rdp(50, t) for t in (0, 8, 10, 20)]
+    assert spent[0] == [0.0] * len(spent[0])
+    assert all(a < b < c for a, b, c in zip(*spent[1:], strict=True))
+    assert rule.rdp(50, run.state) == spent[2]
+    for bad in (-1, 2.5, None):
+        with pytest.raises((TypeError, ValueError), match="rounds"):
+            rule.rdp(50, bad)
 
 
 class Pulling:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from polyak.declare import COUNT, NON_NEGATIVE, POSITIVE, Choice, Lr, Momentum, Paper, Range
+from polyak.declare import COUNT, NON_NEGATIVE, POSITIVE, Choice, Interval, Lr, Momentum, Paper, Range, whole
 from polyak.federated import privacy
 from polyak.federated.aggregators import CenteredClipping, Mean
 from polyak.federated.rules.base import FederatedRule, Gradient, Place, stacked
@@ -38,12 +38,12 @@ class DPBREM(FederatedRule):
         server: phi <- phi + (sum_i (phi_i - phi) min(1, C_t / ||phi_i - phi||) + N) / |S|,  N ~ sigma R_t Normal(0, 1)
                 x <- x - eta_t phi
 
-    R_t and C_t fall linearly to ``final_norm_ratio``, eta_t to ``final_lr_ratio`` over ``rounds``. Norms are over all
-    tensors. All clients keep their momentum up to date, selected or not (without momentum the selected alone). Records
-    are drawn with the rate p ``sample_rate``, clients with ``client_rate``. B is the expected size of a batch: the
-    authors' code divides by the actual one (``batch_divisor="actual"``), for which no bound R / B holds. A reply that
-    cannot be used counts as a difference of zero. Accounting is in :meth:`rdp` and :meth:`epsilon`; the paper's own
-    theorem was not at hand, and the bounds are derived here.
+    R_t and C_t fall linearly to ``final_norm_ratio``, eta_t to ``final_lr_ratio`` over ``rounds``, and stay there.
+    Norms are over all tensors. All clients keep their momentum up to date, selected or not (without momentum the
+    selected alone). Records are drawn with the rate p ``sample_rate``, clients with ``client_rate``. B is the expected
+    size of a batch: the authors' code divides by the actual one (``batch_divisor="actual"``), for which no bound R / B
+    holds. A reply that cannot be used counts as a difference of zero. Accounting is in :meth:`rdp` and :meth:`epsilon`;
+    the paper's own theorem was not at hand, and the bounds are derived here.
     """
 
     slug = "dp_brem"
@@ -190,7 +190,7 @@ class DPBREM(FederatedRule):
         return self.noise_multiplier * (DISTRIBUTED if self.placement == "ddp" else 1.0)
 
     def _sent(self, state: State) -> dict[str, float]:
-        past = state.counters["round"] / self.rounds
+        past = self._past(state.counters["round"])
         norms = self._norms(state.counters["round"])
         bounds = {"record_norm": self.max_grad_norm, "client_norm": self.client_clip}
         lr = self.lr * ((self.final_lr_ratio - 1) * past + 1)
@@ -198,7 +198,11 @@ class DPBREM(FederatedRule):
 
     def _norms(self, round: int) -> float:
         """What R and C of a round are over the first ones."""
-        return 1 - (1 - self.final_norm_ratio) * round / self.rounds
+        return 1 - (1 - self.final_norm_ratio) * self._past(round)
+
+    def _past(self, round: int) -> float:
+        """The share of ``rounds`` that is over; behind them all the last values stay."""
+        return min(round / self.rounds, 1.0)
 
     @property
     def norm_ratio(self) -> float:
@@ -229,7 +233,7 @@ class DPBREM(FederatedRule):
         return self._noise_share() * self.sample_rate * examples
 
     def rdp(
-        self, examples: int, rounds: int | None = None, accounting: Accounting | None = None,
+        self, examples: int, rounds: int | State, accounting: Accounting | None = None,
         orders: Sequence[float] = privacy.ORDERS,
     ) -> list[float]:  # fmt: skip
         """The Renyi divergences that a record of a client with so many has spent.
@@ -240,7 +244,7 @@ class DPBREM(FederatedRule):
 
         Args:
             examples: records of the client.
-            rounds: that were run; None: all.
+            rounds: that were run, or are planned; or the server's state, which has counted them.
             accounting: ``"worst_case"``, which holds for any sampling, or ``"per_round"``, as if rounds were
                 independent subsampled Gaussians, w_t rounded up to hundredths: exact without momentum, then the
                 default, and a heuristic with it, since a draw echoes in the momentum. For a record that is drawn at
@@ -250,10 +254,11 @@ class DPBREM(FederatedRule):
             orders: of the divergences.
 
         Raises:
-            ValueError: another accounting, or no bound.
+            ValueError: another accounting, a number of rounds that is none, or no bound.
         """
         usual = "worst_case" if self.momentum else "per_round"
-        how, count = accounting or usual, self.rounds if rounds is None else rounds
+        ran = rounds.counters["round"] if isinstance(rounds, State) else rounds
+        how, count = accounting or usual, whole("rounds", ran, type(self).__name__, Interval(0))
         noise = self.noise_to_record(examples)
         if how == "worst_case":
             return privacy.rdp_worst_case(noise, self._changes(count), orders)
@@ -265,9 +270,7 @@ class DPBREM(FederatedRule):
             total = [a + b for a, b in zip(total, some, strict=True)]
         return total
 
-    def epsilon(
-        self, examples: int, delta: float, rounds: int | None = None, accounting: Accounting | None = None
-    ) -> float:
+    def epsilon(self, examples: int, delta: float, rounds: int | State, accounting: Accounting | None = None) -> float:
         """The privacy loss at delta of a record of a client with so many; infinite without noise. As :meth:`rdp`."""
         return privacy.epsilon_of(self.rdp(examples, rounds, accounting), delta).epsilon
 
