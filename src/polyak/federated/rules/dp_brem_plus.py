@@ -16,7 +16,7 @@ from polyak.federated.rules.messages import Message, Reply, Sets, State
 from polyak.federated.rules.tensors import Tensors, added, norm, scaled, unrowed
 
 ROUNDING = 1e-6
-"""Relative excess of a norm that rounding may make."""
+"""Relative excess of a norm that rounding may make, where the numbers are not coarser."""
 
 
 class DPBREMPlus(DPBREM):
@@ -86,8 +86,12 @@ class DPBREMPlus(DPBREM):
 
     def _fault(self, state: State, message: Message) -> str:
         """The check of the norm, and that the sum cannot leave the fixed point."""
-        bound, length = self._sent(state)["client_norm"], float(norm(message.sets["difference"]))
-        if length > bound * (1 + ROUNDING):
+        if fault := super()._fault(state, message):
+            return fault
+        difference = message.sets["difference"]
+        bound, length = self._sent(state)["client_norm"], float(norm(difference))
+        coarsest = max(torch.finfo(t.dtype).eps for t in difference.values())
+        if length > bound * (1 + max(ROUNDING, 4 * coarsest)):
             return f"the difference has norm {length:g}, above {bound:g}"
         both = added(message.sets["difference"], message.sets["noise"])
         largest, limit = max(float(t.abs().max()) for t in both.values()), limit_of(state.counters["clients"])
