@@ -177,6 +177,12 @@ class LocalSGD(FederatedRule):
     def _sent(self, state: State) -> dict[str, float]:
         return {"lr": self._lr(state.counters["round"])}
 
+    def _fault(self, state: State, message: Message) -> str:
+        """Besides, a reply without the number that it would be weighed by."""
+        if self.weighting == "examples" and "examples" not in message.scalars:
+            return f"the reply has {sorted(map(str, message.scalars))}, without the 'examples' that it is weighed by"
+        return super()._fault(state, message)
+
     def _combined(self, replies: Sequence[Reply], name: str) -> Tensors:
         """One set of the replies' ones, by the aggregator or by numbers of records."""
         if self.weighting == "uniform":

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -132,9 +133,11 @@ def _fault(message: object, like: Mapping[str, Tensors], round: int) -> str:
         return f"the reply is of round {message.round}, not {round}"
     if set(message.sets) != set(like):
         return f"the reply has the sets {sorted(map(str, message.sets))}, not {sorted(like)}"
+    if not isinstance(message.scalars, Mapping):
+        return f"the scalars are {type(message.scalars).__name__}, not a dictionary"
     for name, value in message.scalars.items():
-        if not math.isfinite(value) or value <= 0:
-            return f"{name} is {value}, not a positive number"
+        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
+            return f"{name} is {value!r}, not a positive number"
     for name, want in like.items():
         if fault := fault_of(message.sets[name], want):
             return f"{name} {fault}"
