@@ -32,6 +32,16 @@ def test_limits():
     assert privacy.rdp_gaussian(0.0, 0.1, 1, [3.0]) == [math.inf]
     assert privacy.epsilon_of(privacy.rdp_gaussian(0.0, 0.1, 1), 1e-5).epsilon == math.inf
     assert privacy.RDPAccountant().spent(1e-5).epsilon == 0
+    for nothing in (privacy.rdp_gaussian(2.0, 0.3, 0), privacy.rdp_gaussian(2.0, 0.0, 5)):
+        assert privacy.epsilon_of(nothing, 1e-12).epsilon == 0
+
+
+@pytest.mark.parametrize(("noise", "rate"), [(0.03, 0.5), (0.02, 0.01), (0.05, 1.0)])
+def test_noise_so_small_that_a_release_gives_a_record_away(noise, rate):
+    """The losses are almost always those of the record seen, log q p_1 / (1 - q) p_0: known but for their spread."""
+    found, delta = numerical_epsilon(noise, rate, 1, 1e-5), 1e-5
+    z = stats.norm.isf(delta / rate)  # this far out the density of the record alone has mass delta / q
+    assert found == pytest.approx(math.log(rate) + 1 / (2 * noise**2) + z / noise, rel=0.02)
 
 
 def test_full_batches_as_the_exact_gaussian():

@@ -1,8 +1,10 @@
 """What a run has cost in privacy: Renyi accounting of the Gaussian mechanism, sampled or not, and its conversion.
 
-Neighbours differ by one record, added or taken away. A noise multiplier is the standard deviation of the noise over
-what one record can change. An own implementation of the formulas of Mironov, Talwar and Zhang (arXiv:1908.10530) for
-Poisson sampling, in logarithms. The tighter PRV accountant is Opacus', where that is installed.
+Neighbours differ by one record, added or taken away. For the rules of ``polyak.federated.rules`` that is a record
+replaced by an empty one, whose gradient is zero: the number of a client's records is public. A noise multiplier is the
+standard deviation of the noise over what one record can change. An own implementation of the formulas of Mironov,
+Talwar and Zhang (arXiv:1908.10530) for Poisson sampling, in logarithms. The tighter PRV accountant is Opacus', where
+that is installed.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def epsilon_of(rdp: Sequence[float], delta: float, orders: Sequence[float] = ORD
 
     ::
 
-        epsilon = min_a RDP(a) + log((a - 1) / a) - (log delta + log a) / (a - 1)
+        epsilon = min_a RDP(a) + log((a - 1) / a) - (log delta + log a) / (a - 1);   0 where some RDP(a) is 0
 
     Args:
         rdp: a divergence for each order; those of several releases are added.
@@ -81,6 +83,8 @@ def epsilon_of(rdp: Sequence[float], delta: float, orders: Sequence[float] = ORD
     number("delta", delta, OPEN_UNIT)
     if len(rdp) != len(orders) or not len(orders):
         raise ValueError(f"rdp must be one for each of the {len(orders)} orders, got {len(rdp)}")
+    if 0.0 in rdp:  # the two are the same, of which the conversion knows nothing
+        return Spent(0.0, orders[list(rdp).index(0.0)])
     found = [
         Spent(r + math.log((a - 1) / a) - (math.log(delta) + math.log(a)) / (a - 1), a)
         for r, a in zip(rdp, orders, strict=True)
@@ -117,7 +121,7 @@ class RDPAccountant:
         total = [0.0] * len(orders)
         for noise, rate, steps in self.history:
             total = [a + b for a, b in zip(total, rdp_gaussian(noise, rate, steps, orders), strict=True)]
-        return epsilon_of(total, delta, orders) if self.history else Spent(0.0, orders[0])
+        return epsilon_of(total, delta, orders)
 
 
 def noise_multiplier_for(

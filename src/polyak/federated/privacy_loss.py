@@ -58,9 +58,8 @@ def _losses(noise: float, rate: float, away: bool) -> tuple[Tensor, Tensor]:
     if away:  # drawn from the mixture
         cumulated = (1 - rate) * cumulated + rate * torch.special.ndtr((edges - 1) / noise)
     middle = (edges[1:] + edges[:-1]) / 2
-    inside = torch.log1p(rate * torch.expm1((2 * middle - 1) / (2 * noise**2)))
-    if rate == 1:
-        inside = (2 * middle - 1) / (2 * noise**2)
+    ratio = (2 * middle - 1) / (2 * noise**2)
+    inside = ratio if rate == 1 else torch.logaddexp(ratio.new_tensor(math.log1p(-rate)), math.log(rate) + ratio)
     return (inside if away else -inside), cumulated.diff()
 
 

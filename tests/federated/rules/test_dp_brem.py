@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from polyak.federated import masking, privacy
@@ -294,6 +295,27 @@ def test_shares_of_noise_reach_what_is_asked_for():
     rule = DPBREMPlus(**H, noise_multiplier=50.0, num_honest=3)
     message = rule.broadcast(rule.server_state({"w": torch.zeros(2)}, 5))
     assert message.scalars["noise_share"] == pytest.approx(50.0 * 0.7 / math.sqrt(3))
+
+
+def test_silent_clients_take_no_privacy_along():
+    """What is left of the noise on the sum has at least the asked for variance, or the round is lost."""
+    model = nn.Linear(40, 25).double()
+    clients = {i: (torch.zeros(3, 40).double(), torch.zeros(3).long()) for i in range(6)}
+    for honest in (1, 3):
+        rule = DPBREMPlus(**{**H, "momentum": 0.0, "max_grad_norm": 1.0}, noise_multiplier=2.0, num_honest=honest)
+        for silent in ([], [0, 1, 2]):
+            run = federation(rule, clients, model)
+            run.round(silent=silent)
+            left = 6 - len(silent)
+            noise = run.state.sets["momentum"]["weight"] * left
+            assert float(noise.std()) == pytest.approx(2.0 * math.sqrt(left / honest), rel=0.05)
+    run = federation(rule, clients, model)
+    before = run.state
+    with pytest.raises(ValueError, match="num_honest must be at most the number of replies that can be used, 2, got 3"):
+        run.round(silent=[0, 1, 2, 3])
+    assert run.state is before
+    quiet = federation(DPBREMPlus(**H, noise_multiplier=0.0, num_honest=3), clients, model)
+    assert quiet.round(silent=[0, 1, 2, 3]).accepted == [4, 5]
 
 
 def test_a_difference_above_the_bound_is_dropped_and_named():
