@@ -133,12 +133,18 @@ def _fault(message: object, like: Mapping[str, Tensors], round: int) -> str:
         return f"the reply is of round {message.round}, not {round}"
     if set(message.sets) != set(like):
         return f"the reply has the sets {sorted(map(str, message.sets))}, not {sorted(like)}"
-    if not isinstance(message.scalars, Mapping):
-        return f"the scalars are {type(message.scalars).__name__}, not a dictionary"
-    for name, value in message.scalars.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value <= 0:
-            return f"{name} is {value!r}, not a positive number"
+    if fault := _scalars_fault(message.scalars):
+        return fault
     for name, want in like.items():
         if fault := fault_of(message.sets[name], want):
             return f"{name} {fault}"
+    return ""
+
+
+def _scalars_fault(scalars: object) -> str:
+    if not isinstance(scalars, Mapping):
+        return f"the scalars are {type(scalars).__name__}, not a dictionary"
+    for name, value in scalars.items():
+        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+            return f"{name} is {value!r}, not a positive number"
     return ""
