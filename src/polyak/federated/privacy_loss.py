@@ -12,11 +12,10 @@ import math
 import torch
 from torch import Tensor
 
-from polyak.declare import NON_NEGATIVE, OPEN_UNIT, POSITIVE, Interval, whole
+from polyak.declare import NON_NEGATIVE, OPEN_UNIT, POSITIVE, SHARE, whole
 from polyak.federated.privacy import number
 
 POINTS = 1 << 17
-RATE = Interval(0.0, 1.0, low_open=True)
 TAIL = 12.0
 """Standard deviations of the noise beyond which a release is not looked at."""
 
@@ -41,7 +40,7 @@ def numerical_epsilon(
         ValueError: an argument outside what is allowed.
     """
     number("noise_multiplier", noise_multiplier, POSITIVE)
-    number("sample_rate", sample_rate, RATE)
+    number("sample_rate", sample_rate, SHARE)
     number("delta", delta, OPEN_UNIT)
     number("margin", margin, NON_NEGATIVE)
     count = whole("steps", steps, "numerical_epsilon")

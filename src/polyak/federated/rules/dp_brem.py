@@ -10,11 +10,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from polyak.declare import COUNT, NON_NEGATIVE, POSITIVE, Choice, Interval, Lr, Momentum, Paper, Range, whole
+from polyak.declare import COUNT, NON_NEGATIVE, POSITIVE, SHARE, Choice, Interval, Lr, Momentum, Paper, Range, whole
 from polyak.federated import privacy
 from polyak.federated.aggregators import CenteredClipping, Mean
 from polyak.federated.rules.base import FederatedRule, Gradient, Place, stacked
-from polyak.federated.rules.local_sgd import SHARE
 from polyak.federated.rules.messages import ClientId, Message, Reply, Sets, State
 from polyak.federated.rules.tensors import CLIP_EPS, Tensors, added, mixed, scaled, unrowed
 from polyak.memory._dtype import at_least_float32

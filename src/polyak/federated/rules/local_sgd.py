@@ -13,14 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyak.declare import COUNT, POSITIVE, Argument, Interval, Lr, Range, WeightDecay
+from polyak.declare import COUNT, POSITIVE, SHARE, Argument, Lr, Range, WeightDecay
 from polyak.federated.aggregators import Aggregator, Mean
 from polyak.federated.rules.base import FederatedRule, Gradient, stacked
 from polyak.federated.rules.messages import ClientId, Message, Reply, Sets, State
 from polyak.federated.rules.tensors import Tensors, added, clipped, mean, rows, scaled, unrowed
 from polyak.memory._dtype import at_least_float32
 
-SHARE = Interval(0.0, 1.0, low_open=True)
 LocalLr = Annotated[Lr, POSITIVE, Range(1e-3, 1.0), "learning rate eta of the local steps"]
 
 
