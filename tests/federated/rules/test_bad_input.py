@@ -62,6 +62,7 @@ SCALARS = {
     "examples is 'x', not a positive number": {"examples": "x"},
     "examples is None, not a positive number": {"examples": None},
     "examples is True, not a positive number": {"examples": True},
+    f"examples is {10**400}, not a positive number": {"examples": 10**400},
     "examples is nan, not a positive number": {"examples": math.nan},
     "the scalars are list, not a dictionary": ["examples"],
 }

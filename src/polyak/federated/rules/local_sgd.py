@@ -187,7 +187,7 @@ class LocalSGD(FederatedRule):
         if self.weighting == "uniform":
             return self._uniform(replies, name)
         like, vectors = replies[0][1].sets[name], stacked(replies, name)
-        weights = torch.tensor([m.scalars["examples"] for _, m in replies], dtype=torch.float64)
+        weights = torch.tensor([float(m.scalars["examples"]) for _, m in replies], dtype=torch.float64)
         vectors = at_least_float32(vectors)
         return unrowed((weights / weights.sum()).to(vectors) @ vectors, like)
 

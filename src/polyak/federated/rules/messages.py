@@ -6,9 +6,9 @@ The one place where replies of clients are checked before anything is done with 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +18,7 @@ from polyak.federated.rules.tensors import Tensors
 ClientId = int | str
 Sets = Mapping[str, Tensors]
 Reply = tuple[ClientId, "Message"]
+LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,6 @@ def _scalars_fault(scalars: object) -> str:
     if not isinstance(scalars, Mapping):
         return f"the scalars are {type(scalars).__name__}, not a dictionary"
     for name, value in scalars.items():
-        if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= LARGEST:
             return f"{name} is {value!r}, not a positive number"
     return ""
