@@ -148,7 +148,7 @@ def brem_privacy() -> dict[str, Any]:
         run.run(rule.rounds)
         found[f"noise {sigma}"] = {"accuracy": accuracy(run)}
         for how in ("worst_case", "per_round") if sigma else ():
-            found[f"noise {sigma}"] |= {f"epsilon {how}, {n}": rule.epsilon(n, 1e-3, accounting=how) for n in (65, 650)}
+            found[f"noise {sigma}"] |= {f"epsilon {how}, {n}": rule.epsilon(n, 1e-3, run.state, how) for n in (65, 650)}
     return found
 
 

@@ -201,6 +201,19 @@ def test_vectors_that_are_refused(name):
             rule(vectors)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["geometric_median", "centered_clipping", "nna", "cge"])
+def test_rows_whose_squares_do_not_fit_are_like_others(name, dtype):
+    """Powers of two, so that the arithmetic is the same; lengths that count are given in the same unit."""
+    small, unit = rows(dtype=dtype), 2.0**80
+    h = {"geometric_median": "nu", "centered_clipping": "tau"}.get(name)
+    kind = aggregators.get(name)
+    want = kind(**{h: 1.0})(small) if h else kind()(small)
+    found = kind(**{h: unit})(small * unit) if h else kind()(small * unit)
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found / unit, want, rtol=1e-2 if dtype == torch.bfloat16 else 1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("name", ["trimmed_mean", "meamed", "phocas", "krum", "multi_krum", "nna", "mda", "mva", "arc"])
 def test_too_many_byzantine(name):
     with pytest.raises(ValueError, match="num_byzantine must be below half of the vectors, at most 4, got 5 for 9"):

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from polyak.federated import rules
+from polyak.federated import aggregators, rules
+from polyak.federated.rules import Message
 from tests.federated.problems import apart, data, federation, network
 
 BATCHED = [n for n in rules.names() if rules.get(n).batched]
@@ -98,6 +99,38 @@ def test_buffers_are_averaged_and_whole_numbers_kept():
     torch.testing.assert_close(held["1.running_mean"], mean, rtol=0, atol=1e-15)
     assert int(held["1.num_batches_tracked"]) == 0
     assert all(int(b["1.num_batches_tracked"]) == 3 for b in sent), "the second gradient must not count"
+
+
+@pytest.mark.parametrize("name", ["fedavg", "fedavg_m", "scaffold", "fedswa", "fedmoswa"])
+def test_a_robust_aggregator_guards_buffers_too(name):
+    """Five clients, one lies in its statistics alone: each entry is the median of what was sent."""
+    rule = rules.get(name)(local_steps=2, participation=1.0, aggregator=aggregators.Median())
+    run = federation(rule, model=network(norm=True), batch_size=3)
+    sent = []
+
+    def lie(c, m):
+        buffers = {n: b + 1e6 if c == 3 and b.is_floating_point() else b for n, b in m.sets["buffers"].items()}
+        sent.append(buffers)
+        return Message(m.round, {**m.sets, "buffers": buffers}, m.scalars)
+
+    assert not run.round(intercept=lie).dropped
+    for n in ("1.running_mean", "1.running_var"):
+        want = torch.stack([b[n] for b in sent]).median(0).values
+        assert torch.equal(run.state.sets["buffers"][n], want)
+        assert float(want.abs().max()) < 100
+
+
+@pytest.mark.parametrize("rule", [rules.FedAvg(local_steps=1), rules.SCAFFOLD(local_steps=1)])
+def test_a_negative_variance_drops_the_reply(rule):
+    run = federation(rule, model=network(norm=True))
+
+    def lie(c, m):
+        buffers = {n: -b if n == "1.running_var" else b for n, b in m.sets["buffers"].items()}
+        return Message(m.round, {**m.sets, "buffers": buffers}, m.scalars) if c == 3 else m
+
+    found = run.round(intercept=lie)
+    assert found.dropped.keys() == {3}
+    assert "1.running_var" in found.dropped[3]
 
 
 def test_the_model_is_left_alone_and_can_take_the_result():

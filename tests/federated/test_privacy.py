@@ -32,6 +32,16 @@ def test_limits():
     assert privacy.rdp_gaussian(0.0, 0.1, 1, [3.0]) == [math.inf]
     assert privacy.epsilon_of(privacy.rdp_gaussian(0.0, 0.1, 1), 1e-5).epsilon == math.inf
     assert privacy.RDPAccountant().spent(1e-5).epsilon == 0
+    for nothing in (privacy.rdp_gaussian(2.0, 0.3, 0), privacy.rdp_gaussian(2.0, 0.0, 5)):
+        assert privacy.epsilon_of(nothing, 1e-12).epsilon == 0
+
+
+@pytest.mark.parametrize(("noise", "rate"), [(0.03, 0.5), (0.02, 0.01), (0.05, 1.0)])
+def test_noise_so_small_that_a_release_gives_a_record_away(noise, rate):
+    """The losses are almost always those of the record seen, log q p_1 / (1 - q) p_0: known but for their spread."""
+    found, delta = numerical_epsilon(noise, rate, 1, 1e-5), 1e-5
+    z = stats.norm.isf(delta / rate)  # this far out the density of the record alone has mass delta / q
+    assert found == pytest.approx(math.log(rate) + 1 / (2 * noise**2) + z / noise, rel=0.02)
 
 
 def test_full_batches_as_the_exact_gaussian():
@@ -93,10 +103,37 @@ def test_limited_participation_is_the_norm_of_columns():
     assert privacy.rdp_limited_participation(0.0, momentum, 3, 1, 1, [6.0]) == [math.inf]
 
 
+@pytest.mark.parametrize(("k", "separation"), [(1, 1), (3, 7), (5, 1)])
+def test_limited_participation_bounds_every_draw_where_norms_fall(k, separation):
+    momentum, rounds, noise = 0.8, 30, 2.0
+    norms = 1 - 0.7 * np.arange(rounds) / rounds
+    t = np.arange(rounds)
+    echo = np.where(t[:, None] >= t, (1 - momentum) * momentum ** np.maximum(t[:, None] - t, 0), 0.0)
+    echo = echo * norms / norms[:, None]
+    ratio = float((norms[:-1] / norms[1:]).max())
+    bound = privacy.rdp_limited_participation(noise, momentum, rounds, k, separation, [6.0], ratio)[0]
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        steps = separation + generator.integers(0, 3, k)
+        drawn = generator.integers(0, rounds) + np.cumsum(steps) - steps[0]
+        marks = np.zeros(rounds)
+        marks[drawn[drawn < rounds]] = 1
+        assert 6.0 * float(np.sum((echo @ marks) ** 2)) / (2 * noise**2) <= bound
+
+
+def test_echoes_are_sums_over_earlier_rounds():
+    norms = [3.0, 2.0, 2.5, 0.5]
+    want = [sum(0.3 * 0.7 ** (t - s) * norms[s] for s in range(t + 1)) / norms[t] for t in range(4)]
+    assert privacy.echoes(0.7, norms) == pytest.approx(want, rel=1e-14)
+    assert privacy.echoes(0.0, norms) == [1.0] * 4
+    assert privacy.rdp_worst_case(2.0, want, [3.0]) == pytest.approx([3 * sum(w * w for w in want) / 8], rel=1e-14)
+    assert privacy.rdp_worst_case(0.0, [], [3.0]) == [0.0]
+
+
 def test_a_record_in_every_round_costs_at_most_the_worst_case():
     for momentum in (0.0, 0.5, 0.9):
         often = privacy.rdp_limited_participation(2.0, momentum, 40, 40, 1, [5.0])[0]
-        assert often <= privacy.rdp_worst_case(2.0, 40, [5.0])[0] * (1 + 1e-12)
+        assert often <= privacy.rdp_worst_case(2.0, [1.0] * 40, [5.0])[0] * (1 + 1e-12)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +153,11 @@ def test_a_record_in_every_round_costs_at_most_the_worst_case():
         (lambda: privacy.rdp_limited_participation(1.0, 1.0, 5, 1, 1), "momentum"),
         (lambda: privacy.rdp_limited_participation(1.0, 0.5, 5, 0, 1), "participations"),
         (lambda: privacy.rdp_limited_participation(1.0, 0.5, 5, 1, 0), "separation"),
+        (lambda: privacy.rdp_limited_participation(1.0, 0.5, 5, 1, 1, norm_ratio=2.0), "norm_ratio"),
+        (lambda: privacy.rdp_limited_participation(1.0, 0.5, 5, 1, 1, norm_ratio=0.9), "norm_ratio"),
+        (lambda: privacy.echoes(1.0, [1.0]), "momentum"),
+        (lambda: privacy.echoes(0.5, [1.0, 0.0]), "norms"),
+        (lambda: privacy.rdp_worst_case(-1.0, [1.0]), "noise_multiplier"),
         (lambda: privacy.RDPAccountant().step(1.0, 0.1, 0), "steps"),
         (lambda: numerical_epsilon(0.0, 0.1, 1, 1e-5), "noise_multiplier"),
         (lambda: numerical_epsilon(1.0, 0.1, 1, 1.0), "delta"),

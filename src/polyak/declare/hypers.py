@@ -53,6 +53,7 @@ POSITIVE = Interval(0.0, math.inf, low_open=True, high_open=True)
 UNIT = Interval(0.0, 1.0)
 HALF_OPEN_UNIT = Interval(0.0, 1.0, high_open=True)
 OPEN_UNIT = Interval(0.0, 1.0, low_open=True, high_open=True)
+SHARE = Interval(0.0, 1.0, low_open=True)
 COUNT = Interval(1, math.inf, high_open=True)
 
 

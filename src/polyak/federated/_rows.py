@@ -89,14 +89,25 @@ def mean_of(rows: Tensor, chosen: Sequence[int]) -> Tensor:
 
 
 def squared_lengths(rows: Tensor, center: Tensor | None = None) -> Tensor:
-    """Squared distances of the rows to a point, or to zero: ``(n,)`` in float64 on the CPU, by differences."""
+    """Squared distances of the rows to a point, or to zero: ``(n,)`` in float64 on the CPU, by differences.
+
+    In the rows' precision, float32 at least; in float64 again where a square is too large for that.
+    """
+    found = _squared_lengths(rows, center, torch.float32)
+    if not bool(found.isfinite().all()) and rows.dtype != torch.float64:
+        return _squared_lengths(rows, center, torch.float64)
+    return found
+
+
+def _squared_lengths(rows: Tensor, center: Tensor | None, least: torch.dtype) -> Tensor:
+    dtype = torch.promote_types(rows.dtype, least)
     found = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
     off = None
     for place in _places(rows, BYTES // rows.element_size()):
-        at = None if center is None else at_least_float32(center[place])
+        at = None if center is None else center[place].to(dtype)
         parts = []
         for row in rows[:, place]:
-            part = at_least_float32(row)
+            part = row.to(dtype)
             if at is not None:
                 off = _space(off, part, at.dtype)
                 part = torch.sub(part, at, out=off)

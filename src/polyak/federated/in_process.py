@@ -101,7 +101,7 @@ class InProcess:
             steps: for stragglers, how many local steps they come to.
             silent: clients that never answer; they keep their old states.
             batches: for each client that does an update its batches, instead of drawn ones.
-            intercept: what becomes of a reply on its way, ``f(client, message)``; None: it is lost.
+            intercept: what becomes of a reply on its way, ``f(client, message)``, of a copy; None: it is lost.
 
         Raises:
             ValueError: a client that there is not, no clients, a number of steps out of range, or no usable reply.
@@ -117,9 +117,9 @@ class InProcess:
         done = self._computed(self.rule.broadcast(state), {c: held[c] for c in workers}, work)
         replies = {c: done[c][0] for c in chosen if c not in silent}
         if intercept is not None:
-            replies = {c: m for c, one in replies.items() if (m := intercept(c, one)) is not None}
+            replies = {c: m for c, one in replies.items() if (m := intercept(c, _copied(one))) is not None}
         found = self.rule.aggregate(state, list(replies.items()), draws)
-        kept = set(found.accepted) | (set(workers) - set(chosen))
+        kept = set(found.accepted) | {c for c in workers if c not in chosen and _finite(done[c][1])}
         self.state = found.state
         self.states = {c: done[c][1] if c in kept and c in done else held[c] for c in held}
         lost = [c for c in chosen if c not in replies]
@@ -232,6 +232,16 @@ class InProcess:
         if self.mode == "loop":
             return each(self.rule, self.gradient, message, held, work)
         return together(self.rule, self.gradient, message, held, work, self.chunk)
+
+
+def _copied(message: Message) -> Message:
+    """A reply of its own tensors: a client may keep those that it sends."""
+    sets = {s: {n: t.clone() for n, t in tensors.items()} for s, tensors in message.sets.items()}
+    return Message(message.round, sets, dict(message.scalars))
+
+
+def _finite(state: State) -> bool:
+    return not any(fault_of(tensors, tensors) for tensors in state.sets.values())
 
 
 def _check_data(clients: Data, name: str) -> None:

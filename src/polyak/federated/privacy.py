@@ -1,8 +1,10 @@
 """What a run has cost in privacy: Renyi accounting of the Gaussian mechanism, sampled or not, and its conversion.
 
-Neighbours differ by one record, added or taken away. A noise multiplier is the standard deviation of the noise over
-what one record can change. An own implementation of the formulas of Mironov, Talwar and Zhang (arXiv:1908.10530) for
-Poisson sampling, in logarithms. The tighter PRV accountant is Opacus', where that is installed.
+Neighbours differ by one record, added or taken away. For the rules of ``polyak.federated.rules`` that is a record
+replaced by an empty one, whose gradient is zero: the number of a client's records is public. A noise multiplier is the
+standard deviation of the noise over what one record can change. An own implementation of the formulas of Mironov,
+Talwar and Zhang (arXiv:1908.10530) for Poisson sampling, in logarithms. The tighter PRV accountant is Opacus', where
+that is installed.
 """
 
 from __future__ import annotations
@@ -68,7 +70,7 @@ def epsilon_of(rdp: Sequence[float], delta: float, orders: Sequence[float] = ORD
 
     ::
 
-        epsilon = min_a RDP(a) + log((a - 1) / a) - (log delta + log a) / (a - 1)
+        epsilon = min_a RDP(a) + log((a - 1) / a) - (log delta + log a) / (a - 1);   0 where some RDP(a) is 0
 
     Args:
         rdp: a divergence for each order; those of several releases are added.
@@ -81,6 +83,8 @@ def epsilon_of(rdp: Sequence[float], delta: float, orders: Sequence[float] = ORD
     number("delta", delta, OPEN_UNIT)
     if len(rdp) != len(orders) or not len(orders):
         raise ValueError(f"rdp must be one for each of the {len(orders)} orders, got {len(rdp)}")
+    if 0.0 in rdp:  # the two are the same, of which the conversion knows nothing
+        return Spent(0.0, orders[list(rdp).index(0.0)])
     found = [
         Spent(r + math.log((a - 1) / a) - (math.log(delta) + math.log(a)) / (a - 1), a)
         for r, a in zip(rdp, orders, strict=True)
@@ -117,7 +121,7 @@ class RDPAccountant:
         total = [0.0] * len(orders)
         for noise, rate, steps in self.history:
             total = [a + b for a, b in zip(total, rdp_gaussian(noise, rate, steps, orders), strict=True)]
-        return epsilon_of(total, delta, orders) if self.history else Spent(0.0, orders[0])
+        return epsilon_of(total, delta, orders)
 
 
 def noise_multiplier_for(
@@ -170,44 +174,78 @@ def prv_epsilon(noise_multiplier: float, sample_rate: float, steps: int, delta: 
     return float(accountant.get_epsilon(delta=delta))
 
 
-def rdp_worst_case(noise_multiplier: float, rounds: int, orders: Sequence[float] = ORDERS) -> list[float]:
+def echoes(momentum: float, norms: Sequence[float]) -> list[float]:
+    """What a record that is drawn in every round changes of a client's momentum, over the round's own bound R_t / B.
+
+    ::
+
+        w_t = (1 - momentum) sum_{s <= t} momentum^(t - s) R_s / R_t
+
+    Below 1 at first, since a memory starts empty; above 1 where the bounds fall, since it still holds what was
+    clipped at larger ones. Without momentum 1, whatever the bounds.
+
+    Args:
+        momentum: weight of the memory, in [0, 1).
+        norms: R_t of each round, above 0; only their ratios count.
+
+    Raises:
+        ValueError: an argument outside what is allowed.
+    """
+    number("momentum", momentum, HALF_OPEN_UNIT)
+    found, memory = [], 0.0
+    for bound in norms:
+        number("norms", bound, POSITIVE)
+        memory = momentum * memory + (1 - momentum) * bound
+        found.append(memory / bound)
+    return found
+
+
+def rdp_worst_case(noise_multiplier: float, changes: Sequence[float], orders: Sequence[float] = ORDERS) -> list[float]:
     """Rounds of client momentum in each of which a record may count in full: holds for any sampling.
 
     ::
 
-        RDP(a) = a T / (2 z^2)
+        RDP(a) = a sum_t w_t^2 / (2 z^2)
+
+    Args:
+        noise_multiplier: z, in [0, inf); 0 is no privacy.
+        changes: w_t of each round, such as :func:`echoes` gives.
+        orders: a, each above 1.
+
+    Raises:
+        ValueError: an argument outside what is allowed.
     """
-    return rdp_gaussian(noise_multiplier, 1.0, rounds, orders)
+    squared = sum(w * w for w in changes)
+    return [squared * one if squared else 0.0 for one in rdp_gaussian(noise_multiplier, 1.0, 1, orders)]
 
 
 def rdp_limited_participation(
     noise_multiplier: float, momentum: float, rounds: int, participations: int, separation: int,
-    orders: Sequence[float] = ORDERS,
+    orders: Sequence[float] = ORDERS, norm_ratio: float = 1.0,
 ) -> list[float]:  # fmt: skip
     """Rounds of client momentum where a record is drawn at most k times, at least ``separation`` rounds apart.
 
     ::
 
-        RDP(a) = a ||A v||^2 / (2 z^2),   A_ts = (1 - momentum) momentum^(t - s) for t >= s,   v marks k rounds
+        RDP(a) = a ||A v||^2 / (2 z^2),   A_ts = (1 - momentum) (momentum r)^(t - s) for t >= s,   v marks k rounds
 
-    One Gaussian release of all rounds together. Draws as early as they can be echo longest, so those are taken.
+    One Gaussian release of all rounds together. Draws as early as they can be echo longest, so those are taken. The
+    bounds R_t of rounds may fall: r bounds each R_t / R_{t + 1}, so that R_s / R_t <= r^(t - s).
 
     Raises:
-        ValueError: an argument outside what is allowed.
+        ValueError: an argument outside what is allowed, r among them where it is not in [1, 1 / momentum).
     """
     name = "rdp_limited_participation"
     number("momentum", momentum, HALF_OPEN_UNIT)
-    number("noise_multiplier", noise_multiplier, NON_NEGATIVE)
+    most = 1 / momentum if momentum else math.inf
+    number("norm_ratio", norm_ratio, Interval(1.0, most, high_open=True))
     rounds, k = whole("rounds", rounds, name), whole("participations", participations, name)
-    drawn = set(range(0, rounds, whole("separation", separation, name)))
-    drawn = {t for t in sorted(drawn)[:k]}
-    echo, squared = 0.0, 0.0
+    drawn = set(range(0, rounds, whole("separation", separation, name))[:k])
+    echo, changes = 0.0, []
     for t in range(rounds):
-        echo = momentum * echo + (1 - momentum) * (t in drawn)
-        squared += echo**2
-    if noise_multiplier == 0:
-        return [math.inf] * len(orders)
-    return [a * squared / (2 * noise_multiplier**2) for a in orders]
+        echo = momentum * norm_ratio * echo + (1 - momentum) * (t in drawn)
+        changes.append(echo)
+    return rdp_worst_case(noise_multiplier, changes, orders)
 
 
 def _log_moment(noise: float, rate: float, order: float) -> float:

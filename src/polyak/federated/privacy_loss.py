@@ -12,11 +12,10 @@ import math
 import torch
 from torch import Tensor
 
-from polyak.declare import NON_NEGATIVE, OPEN_UNIT, POSITIVE, Interval, whole
+from polyak.declare import NON_NEGATIVE, OPEN_UNIT, POSITIVE, SHARE, whole
 from polyak.federated.privacy import number
 
 POINTS = 1 << 17
-RATE = Interval(0.0, 1.0, low_open=True)
 TAIL = 12.0
 """Standard deviations of the noise beyond which a release is not looked at."""
 
@@ -41,7 +40,7 @@ def numerical_epsilon(
         ValueError: an argument outside what is allowed.
     """
     number("noise_multiplier", noise_multiplier, POSITIVE)
-    number("sample_rate", sample_rate, RATE)
+    number("sample_rate", sample_rate, SHARE)
     number("delta", delta, OPEN_UNIT)
     number("margin", margin, NON_NEGATIVE)
     count = whole("steps", steps, "numerical_epsilon")
@@ -58,9 +57,8 @@ def _losses(noise: float, rate: float, away: bool) -> tuple[Tensor, Tensor]:
     if away:  # drawn from the mixture
         cumulated = (1 - rate) * cumulated + rate * torch.special.ndtr((edges - 1) / noise)
     middle = (edges[1:] + edges[:-1]) / 2
-    inside = torch.log1p(rate * torch.expm1((2 * middle - 1) / (2 * noise**2)))
-    if rate == 1:
-        inside = (2 * middle - 1) / (2 * noise**2)
+    ratio = (2 * middle - 1) / (2 * noise**2)
+    inside = ratio if rate == 1 else torch.logaddexp(ratio.new_tensor(math.log1p(-rate)), math.log(rate) + ratio)
     return (inside if away else -inside), cumulated.diff()
 
 

@@ -23,7 +23,7 @@ from tests.federated.problems import data, federation, network
         ("dp_brem", {"sample_rate": 0.0}), ("dp_brem", {"client_rate": 1.1}), ("dp_brem", {"momentum": 1.0}),
         ("dp_brem", {"max_grad_norm": 0.0}), ("dp_brem", {"max_grad_norm": None}), ("dp_brem", {"client_clip": 0.0}),
         ("dp_brem", {"noise_multiplier": -1.0}), ("dp_brem_plus", {"client_clip": None}),
-        ("dp_brem_plus", {"placement": "ldp"}), ("dp_brem_plus", {"client_rate": 0.5}),
+        ("dp_brem_plus", {"placement": "ldp"}), ("dp_brem_plus", {"num_honest": 0}),
     ],
 )  # fmt: skip
 def test_arguments(kind, bad):
@@ -55,6 +55,51 @@ SPOILED = {
     "not a tensor": lambda m: Message(m.round, {**m.sets, "update": dict.fromkeys(m.sets["update"], 1.0)}),
     "not a dictionary": lambda m: Message(m.round, {**m.sets, "update": 3}),
 }
+
+
+SCALARS = {
+    "without the 'examples'": {},
+    "examples is 'x', not a positive number": {"examples": "x"},
+    "examples is None, not a positive number": {"examples": None},
+    "examples is True, not a positive number": {"examples": True},
+    f"examples is {10**400}, not a positive number": {"examples": 10**400},
+    "examples is nan, not a positive number": {"examples": math.nan},
+    "the scalars are list, not a dictionary": ["examples"],
+}
+
+
+@pytest.mark.parametrize("fault", SCALARS)
+def test_a_reply_that_cannot_be_weighed_is_dropped_and_named(fault):
+    rule = rules.FedAvg(local_steps=1, weighting="examples")
+    spoiled, without = federation(rule), federation(rule)
+    found = spoiled.round(intercept=lambda c, m: Message(m.round, m.sets, SCALARS[fault]) if c == 2 else m)
+    without.round(silent=[2])
+    assert fault in found.dropped[2]
+    assert all(torch.equal(t, without.state.sets["arrays"][n]) for n, t in spoiled.state.sets["arrays"].items())
+
+
+def test_replies_that_are_not_weighed_need_no_number_of_records():
+    run = federation(rules.FedAvg(local_steps=1))
+    assert not run.round(intercept=lambda c, m: Message(m.round, m.sets)).dropped
+
+
+@pytest.mark.parametrize("name", ["dp_brem", "scaffold", "fedmoswa"])
+def test_what_is_done_to_a_reply_on_its_way_does_not_reach_what_the_client_keeps(name):
+    rule = rules.get(name)()
+    touched, alone = federation(rule), federation(rule)
+
+    def spoil(c, m):
+        for tensors in m.sets.values():
+            for t in tensors.values():
+                t.fill_(1e3)
+        return m
+
+    touched.round(intercept=spoil)
+    alone.round()
+    assert touched.states.keys() == alone.states.keys()
+    for c, state in alone.states.items():
+        for s, tensors in state.sets.items():
+            assert all(torch.equal(t, touched.states[c].sets[s][n]) for n, t in tensors.items())
 
 
 def _with(message, value):

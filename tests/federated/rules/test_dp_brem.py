@@ -1,12 +1,14 @@
 """DP-BREM: against a transcription of its equations, what one record changes, privacy, and the masked sum."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from polyak.federated import masking, privacy
@@ -101,7 +103,45 @@ def test_batches_of_expected_or_actual_size():
     actual = DPBREM(**H, batch_divisor="actual")
     assert torch.allclose(actual.record_mean(by_record, None, 10)["w"], torch.tensor(1.0).double())
     with pytest.raises(ValueError, match="batch_divisor"):
-        actual.epsilon(100, 1e-5)
+        actual.epsilon(100, 1e-5, 8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+def test_a_record_that_is_not_finite_counts_as_zero(dtype, value):
+    by_record = {"w": torch.ones(3, 2, 2, dtype=dtype), "b": torch.ones(3, dtype=dtype)}
+    by_record["w"][1, 0, 1] = value
+    found = DPBREM(**H).record_mean(by_record, 0.7, 10)
+    for name, g in by_record.items():
+        assert found[name].dtype == dtype
+        want = torch.full(g.shape[1:], 2 * 0.7 / math.sqrt(5) / 4, dtype=dtype)
+        torch.testing.assert_close(found[name], want)
+
+
+def test_gradients_whose_squares_half_precision_does_not_hold_are_clipped():
+    for value in (1e-4, 6e4):
+        by_record = {"w": torch.full((1, 400), value, dtype=torch.float16)}
+        found = DPBREM(**H).record_mean(by_record, 5e-4, 1)["w"].double() * 0.4
+        assert float(found.norm()) == pytest.approx(5e-4, rel=0.02)
+
+
+def test_a_client_that_was_not_selected_keeps_no_momentum_that_is_not_finite():
+    run = federation(DPBREM(**H, noise_multiplier=0.0))
+    run.round()
+    kept, client_update = run.states[1], DPBREM.client_update
+
+    class Spoiled(DPBREM):
+        def client_update(self, gradient, state, *arguments):
+            reply, new = client_update(self, gradient, state, *arguments)
+            if state is kept:
+                new = replace(new, sets={"momentum": {n: t * math.inf for n, t in new.sets["momentum"].items()}})
+            return reply, new
+
+    run.rule = Spoiled(**H, noise_multiplier=0.0)
+    others = {c: state for c, state in run.states.items() if c != 1}
+    run.round(selected=[0, 2])
+    assert run.states[1] is kept
+    assert all(run.states[c] is not state for c, state in others.items())
 
 
 def test_a_client_that_is_not_finite_counts_as_a_difference_of_zero():
@@ -154,21 +194,67 @@ def test_noise_at_clients(placement, share):
 
 def test_privacy():
     silent, rule = DPBREM(**H, noise_multiplier=0.0), DPBREM(**H, noise_multiplier=0.5)
-    assert silent.epsilon(100, 1e-5) == math.inf
+    assert silent.epsilon(100, 1e-5, 8) == math.inf
     assert rule.noise_to_record(50) == pytest.approx(0.5 * 0.4 * 50)
-    more = [rule.epsilon(n, 1e-5) for n in (20, 50, 200, 1000)]
+    more = [rule.epsilon(n, 1e-5, 8) for n in (20, 50, 200, 1000)]
     assert more == sorted(more, reverse=True)
-    assert rule.epsilon(50, 1e-5, accounting="per_round") < rule.epsilon(50, 1e-5)
-    want = privacy.epsilon_of(privacy.rdp_gaussian(10.0, 1.0, 8), 1e-5).epsilon
-    assert rule.epsilon(50, 1e-5) == want
+    assert rule.epsilon(50, 1e-5, 8, accounting="per_round") < rule.epsilon(50, 1e-5, 8)
+    at_clients = DPBREM(**H, noise_multiplier=0.5, placement="ldp")
+    assert at_clients.epsilon(50, 1e-5, 8) == privacy.epsilon_of(privacy.rdp_gaussian(10.0, 1.0, 8), 1e-5).epsilon
     plain = DPBREM(**{**H, "momentum": 0.0}, noise_multiplier=0.5, client_rate=0.5)
-    rates = privacy.rdp_gaussian(plain.noise_to_record(50), 0.2, 8)
-    assert plain.epsilon(50, 1e-5) == privacy.epsilon_of(rates, 1e-5).epsilon
+    rates = privacy.rdp_gaussian(plain.noise_to_record(50), 0.4, 8)
+    assert plain.epsilon(50, 1e-5, 8) == privacy.epsilon_of(rates, 1e-5).epsilon
     with pytest.raises(ValueError, match="accounting"):
-        rule.epsilon(50, 1e-5, accounting="guess")
+        rule.epsilon(50, 1e-5, 8, accounting="guess")
     for delta in (0.0, 1.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="delta"):
-            rule.epsilon(50, delta)
+            rule.epsilon(50, delta, 8)
+
+
+def test_behind_the_last_round_norms_and_rate_stay_and_what_is_run_counts():
+    rule = DPBREM(**H, noise_multiplier=0.5)
+    run = federation(rule)
+    run.run(10)
+    last = {"lr": 0.2 * 0.1, "record_norm": 0.7 * 0.3, "client_norm": 0.3 * 0.3}
+    for t in (8, 9, 10, 1000):
+        sent = rule.broadcast(replace(run.state, counters={**run.state.counters, "round": t})).scalars
+        assert dict(sent) == pytest.approx(last, rel=1e-14)
+    spent = [rule.rdp(50, t) for t in (0, 8, 10, 20)]
+    assert spent[0] == [0.0] * len(spent[0])
+    assert all(a < b < c for a, b, c in zip(*spent[1:], strict=True))
+    assert rule.rdp(50, run.state) == spent[2]
+    for bad in (-1, 2.5, None):
+        with pytest.raises((TypeError, ValueError), match="rounds"):
+            rule.rdp(50, bad)
+
+
+class Pulling:
+    """Gradients of records all of which are zero, or of which the first is far above any bound."""
+
+    def __init__(self, size):
+        self.size = size
+
+    def per_record(self, weights, buffers, batch):
+        found = torch.zeros(batch, 4, dtype=torch.float64)
+        found[0] = self.size
+        return {"w": found}
+
+
+@pytest.mark.parametrize("ratio", [1.0, 0.3, 0.01])
+def test_the_worst_case_is_what_a_record_in_every_round_changes(ratio):
+    """Two clients that differ by a record, with noise that falls as its bound does: their distances, as Gaussians."""
+    h = {"rounds": 60, "momentum": 0.9, "final_norm_ratio": ratio, "max_grad_norm": 2.0, "client_clip": None}
+    rule, n, order = DPBREM(**h, sample_rate=1.0, noise_multiplier=0.8), 10, [4.0]
+    state = rule.server_state({"w": torch.zeros(4, dtype=torch.float64)}, 1)
+    held, spent = [rule.client_state(state.sets["arrays"]) for _ in range(2)], 0.0
+    for t in range(60):
+        message = rule.broadcast(replace(state, counters={**state.counters, "round": t}))
+        for i, size in enumerate((0.0, 1e6)):
+            _, held[i] = rule.client_update(Pulling(size), held[i], message, [n], n)
+        moved = float((held[1].sets["momentum"]["w"] - held[0].sets["momentum"]["w"]).norm())
+        spent += order[0] * (moved / (0.8 * message.scalars["record_norm"])) ** 2 / 2
+    assert rule.rdp(n, 60, "worst_case", order)[0] == pytest.approx(spent, rel=1e-9)
+    assert rule.rdp(n, 60, "per_round", order)[0] >= spent
 
 
 @given(clients=st.integers(2, 7), gone=st.integers(0, 2), size=st.integers(1, 20), seed=st.integers(0, 9))
@@ -209,6 +295,27 @@ def test_shares_of_noise_reach_what_is_asked_for():
     rule = DPBREMPlus(**H, noise_multiplier=50.0, num_honest=3)
     message = rule.broadcast(rule.server_state({"w": torch.zeros(2)}, 5))
     assert message.scalars["noise_share"] == pytest.approx(50.0 * 0.7 / math.sqrt(3))
+
+
+def test_silent_clients_take_no_privacy_along():
+    """What is left of the noise on the sum has at least the asked for variance, or the round is lost."""
+    model = nn.Linear(40, 25).double()
+    clients = {i: (torch.zeros(3, 40).double(), torch.zeros(3).long()) for i in range(6)}
+    for honest in (1, 3):
+        rule = DPBREMPlus(**{**H, "momentum": 0.0, "max_grad_norm": 1.0}, noise_multiplier=2.0, num_honest=honest)
+        for silent in ([], [0, 1, 2]):
+            run = federation(rule, clients, model)
+            run.round(silent=silent)
+            left = 6 - len(silent)
+            noise = run.state.sets["momentum"]["weight"] * left
+            assert float(noise.std()) == pytest.approx(2.0 * math.sqrt(left / honest), rel=0.05)
+    run = federation(rule, clients, model)
+    before = run.state
+    with pytest.raises(ValueError, match="num_honest must be at most the number of replies that can be used, 2, got 3"):
+        run.round(silent=[0, 1, 2, 3])
+    assert run.state is before
+    quiet = federation(DPBREMPlus(**H, noise_multiplier=0.0, num_honest=3), clients, model)
+    assert quiet.round(silent=[0, 1, 2, 3]).accepted == [4, 5]
 
 
 def test_a_difference_above_the_bound_is_dropped_and_named():

@@ -8,13 +8,12 @@ from fractions import Fraction
 from math import floor, inf
 from typing import Annotated, Any, Literal
 
-from polyak.declare import COUNT, HALF_OPEN_UNIT, NON_NEGATIVE, OPEN_UNIT, UNIT, Interval, whole
+from polyak.declare import COUNT, HALF_OPEN_UNIT, NON_NEGATIVE, OPEN_UNIT, SHARE, UNIT, Interval, whole
 from polyak.federated._methods import Frozen
 from polyak.federated.ledger.contribution import PAPER
 from polyak.federated.ledger.exact import decimal_text, exact, fixed, from_text
 
 AMOUNT = Interval(0, inf, high_open=True)
-SHARE = Interval(0.0, 1.0, low_open=True)
 
 
 @dataclass(frozen=True)

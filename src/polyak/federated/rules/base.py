@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from polyak.federated._methods import Frozen
 from polyak.federated.rules.messages import Aggregated, ClientId, Message, Reply, Sets, State, fault_of, sorted_out
-from polyak.federated.rules.tensors import Tensors, rows, zeros_like
+from polyak.federated.rules.tensors import Tensors, mean, rows, zeros_like
 
 Place = Literal["client", "server"]
 
@@ -185,6 +185,9 @@ class FederatedRule(Frozen):
 
     def _fault(self, state: State, message: Message) -> str:
         """What a rule has against a reply that is otherwise in order; empty for nothing."""
+        for name, buffer in message.sets["buffers"].items():
+            if name.rpartition(".")[2] == "running_var" and bool((buffer < 0).any()):
+                return f"buffers has negative values in {name!r}, a variance"
         return ""
 
     def _expected(self, state: State) -> dict[str, Tensors]:
@@ -196,11 +199,14 @@ class FederatedRule(Frozen):
         raise NotImplementedError
 
     def _buffers(self, state: State, messages: Sequence[Message]) -> Tensors:
-        """Floating buffers are averaged over clients; the server keeps its whole numbers."""
+        """Floating buffers are those of the clients in one; the server keeps its whole numbers."""
         held = state.sets["buffers"]
-        moving = {n: b for n, b in held.items() if b.is_floating_point()}
-        means = {n: torch.stack([m.sets["buffers"][n] for m in messages]).mean(0) for n in moving}
-        return {**held, **means}
+        many = [{n: m.sets["buffers"][n] for n, b in held.items() if b.is_floating_point()} for m in messages]
+        return {**held, **(self._one_of(many) if many[0] else {})}
+
+    def _one_of(self, many: Sequence[Tensors]) -> Tensors:
+        """Named tensors of n clients as one: their mean."""
+        return mean(many)
 
 
 def stacked(replies: Sequence[Reply], name: str) -> Tensor:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from polyak.declare import COUNT, NON_NEGATIVE, POSITIVE, Choice, Lr, Momentum, Paper, Range
+from polyak.declare import COUNT, NON_NEGATIVE, POSITIVE, SHARE, Choice, Interval, Lr, Momentum, Paper, Range, whole
 from polyak.federated import privacy
 from polyak.federated.aggregators import CenteredClipping, Mean
 from polyak.federated.rules.base import FederatedRule, Gradient, Place, stacked
-from polyak.federated.rules.local_sgd import SHARE
 from polyak.federated.rules.messages import ClientId, Message, Reply, Sets, State
 from polyak.federated.rules.tensors import CLIP_EPS, Tensors, added, mixed, scaled, unrowed
+from polyak.memory._dtype import at_least_float32
 
 MIXING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """Modules by which a record changes the gradients of others."""
@@ -35,12 +37,12 @@ class DPBREM(FederatedRule):
         server: phi <- phi + (sum_i (phi_i - phi) min(1, C_t / ||phi_i - phi||) + N) / |S|,  N ~ sigma R_t Normal(0, 1)
                 x <- x - eta_t phi
 
-    R_t and C_t fall linearly to ``final_norm_ratio``, eta_t to ``final_lr_ratio`` over ``rounds``. Norms are over all
-    tensors. All clients keep their momentum up to date, selected or not (without momentum the selected alone). Records
-    are drawn with the rate p ``sample_rate``, clients with ``client_rate``. B is the expected size of a batch: the
-    authors' code divides by the actual one (``batch_divisor="actual"``), for which no bound R / B holds. A reply that
-    cannot be used counts as a difference of zero. Accounting is in :meth:`rdp` and :meth:`epsilon`; the paper's own
-    theorem was not at hand, and the bounds are derived here.
+    R_t and C_t fall linearly to ``final_norm_ratio``, eta_t to ``final_lr_ratio`` over ``rounds``, and stay there.
+    Norms are over all tensors. All clients keep their momentum up to date, selected or not (without momentum the
+    selected alone). Records are drawn with the rate p ``sample_rate``, clients with ``client_rate``. B is the expected
+    size of a batch: the authors' code divides by the actual one (``batch_divisor="actual"``), for which no bound R / B
+    holds. A reply that cannot be used counts as a difference of zero. Accounting is in :meth:`rdp` and :meth:`epsilon`;
+    the paper's own theorem was not at hand, and the bounds are derived here.
     """
 
     slug = "dp_brem"
@@ -135,14 +137,21 @@ class DPBREM(FederatedRule):
         return {"momentum": phi, "buffers": dict(buffers)}, {"momentum": phi}
 
     def record_mean(self, by_record: Tensors, bound: float | None, examples: int) -> Tensors:
-        """The clipped gradients of the records of a batch, summed, over B; zeros of an empty batch."""
+        """The clipped gradients of the records of a batch, summed, over B; zeros of an empty batch.
+
+        Lengths are taken in float32 at least. Where there is a bound, a record whose length is not finite counts as
+        zero, so that it changes no more than any other.
+        """
         count = len(next(iter(by_record.values())))
         size = self.sample_rate * examples if self.batch_divisor == "expected" else max(count, 1)
-        factors = next(iter(by_record.values())).new_ones(count)
+        found = {n: at_least_float32(g) for n, g in by_record.items()}
+        factors = next(iter(found.values())).new_ones(count)
         if bound is not None:
-            squares = torch.stack([g.flatten(1).square().sum(1) for g in by_record.values()])
-            factors = (bound / (squares.sum(0).sqrt() + CLIP_EPS)).clamp(max=1.0)
-        return {n: torch.tensordot(factors, g, 1) / size for n, g in by_record.items()}
+            lengths = torch.stack([g[:, None].flatten(1).square().sum(1) for g in found.values()]).sum(0).sqrt()
+            finite = lengths.isfinite()
+            factors = (bound / (lengths + CLIP_EPS)).clamp(max=1.0).where(finite, 0.0)
+            found = {n: g.where(_beside(finite, g), 0.0) for n, g in found.items()}  # 0 * inf is NaN
+        return {n: (torch.tensordot(factors, g, 1) / size).to(by_record[n].dtype) for n, g in found.items()}
 
     def differences(self, vectors: Tensor, center: Tensor, bound: float | None) -> Tensor:
         """What each client adds to the sum, as the mean over clients: clipped as ``client_clipping`` says."""
@@ -180,11 +189,33 @@ class DPBREM(FederatedRule):
         return self.noise_multiplier * (DISTRIBUTED if self.placement == "ddp" else 1.0)
 
     def _sent(self, state: State) -> dict[str, float]:
-        past = state.counters["round"] / self.rounds
-        norms = 1 - (1 - self.final_norm_ratio) * past
+        past = self._past(state.counters["round"])
+        norms = self._norms(state.counters["round"])
         bounds = {"record_norm": self.max_grad_norm, "client_norm": self.client_clip}
         lr = self.lr * ((self.final_lr_ratio - 1) * past + 1)
         return {"lr": lr, **{name: bound * norms for name, bound in bounds.items() if bound is not None}}
+
+    def _norms(self, round: int) -> float:
+        """What R and C of a round are over the first ones."""
+        return 1 - (1 - self.final_norm_ratio) * self._past(round)
+
+    def _past(self, round: int) -> float:
+        """The share of ``rounds`` that is over; behind them all the last values stay."""
+        return min(round / self.rounds, 1.0)
+
+    @property
+    def norm_ratio(self) -> float:
+        """The largest R_t / R_{t + 1}, for :func:`polyak.federated.privacy.rdp_limited_participation`."""
+        return max((self._norms(t) / self._norms(t + 1) for t in range(self.rounds - 1)), default=1.0)
+
+    def _changes(self, rounds: int) -> list[float]:
+        """What a record drawn in every round changes in each, over R_t / B.
+
+        Noise that a client adds to its gradient is as large as what a record changes of it, and all else follows from
+        the sum; noise of the server meets what is left in the momentum of rounds with larger bounds.
+        """
+        momentum = self.momentum if self._noisy_place == "server" else 0.0
+        return privacy.echoes(momentum, [self._norms(t) for t in range(rounds)])
 
     def noise_to_record(self, examples: int) -> float:
         """The noise multiplier that a client's records enjoy: the noise over R / B, ``sigma p |D_i|``.
@@ -201,38 +232,51 @@ class DPBREM(FederatedRule):
         return self._noise_share() * self.sample_rate * examples
 
     def rdp(
-        self, examples: int, rounds: int | None = None, accounting: Accounting | None = None,
+        self, examples: int, rounds: int | State, accounting: Accounting | None = None,
         orders: Sequence[float] = privacy.ORDERS,
     ) -> list[float]:  # fmt: skip
         """The Renyi divergences that a record of a client with so many has spent.
 
+        A memory still holds gradients clipped at the larger R of earlier rounds, under noise as small as R_t. So the
+        server's noise meets a change of ``w_t R_t / B`` (:func:`polyak.federated.privacy.echoes`); R cancels without
+        momentum alone. Noise at the clients comes before the memory, and is met by R_t / B.
+
         Args:
             examples: records of the client.
-            rounds: that were run; None: all.
+            rounds: that were run, or are planned; or the server's state, which has counted them.
             accounting: ``"worst_case"``, which holds for any sampling, or ``"per_round"``, as if rounds were
-                independent subsampled Gaussians: exact without momentum, then the default, and a heuristic with it,
-                since a draw echoes in the momentum. For a record that is drawn at known distances there is
-                :func:`polyak.federated.privacy.rdp_limited_participation`.
+                independent subsampled Gaussians, w_t rounded up to hundredths: exact without momentum, then the
+                default, and a heuristic with it, since a draw echoes in the momentum. For a record that is drawn at
+                known distances there is :func:`polyak.federated.privacy.rdp_limited_participation`. The rate is
+                ``sample_rate``: that clients are drawn too hides nothing, since a drawing without any is repeated and
+                the sum is divided by the number of the drawn.
             orders: of the divergences.
 
         Raises:
-            ValueError: another accounting, or no bound.
+            ValueError: another accounting, a number of rounds that is none, or no bound.
         """
         usual = "worst_case" if self.momentum else "per_round"
-        how, count = accounting or usual, self.rounds if rounds is None else rounds
+        ran = rounds.counters["round"] if isinstance(rounds, State) else rounds
+        how, count = accounting or usual, whole("rounds", ran, type(self).__name__, Interval(0))
         noise = self.noise_to_record(examples)
         if how == "worst_case":
-            return privacy.rdp_worst_case(noise, count, orders)
+            return privacy.rdp_worst_case(noise, self._changes(count), orders)
         if how != "per_round":
             raise ValueError(f"{type(self).__name__}: accounting must be 'worst_case' or 'per_round', got {how!r}")
-        rate = self.sample_rate * (1.0 if self.everyone else self.client_rate)
-        return privacy.rdp_gaussian(noise, rate, count, orders)
+        total = [0.0] * len(orders)
+        for change, times in Counter(math.ceil(w * 100) / 100 for w in self._changes(count)).items():
+            some = privacy.rdp_gaussian(noise / change, self.sample_rate, times, orders)
+            total = [a + b for a, b in zip(total, some, strict=True)]
+        return total
 
-    def epsilon(
-        self, examples: int, delta: float, rounds: int | None = None, accounting: Accounting | None = None
-    ) -> float:
+    def epsilon(self, examples: int, delta: float, rounds: int | State, accounting: Accounting | None = None) -> float:
         """The privacy loss at delta of a record of a client with so many; infinite without noise. As :meth:`rdp`."""
         return privacy.epsilon_of(self.rdp(examples, rounds, accounting), delta).epsilon
+
+
+def _beside(of_records: Tensor, gradients: Tensor) -> Tensor:
+    """One number a record in the shape that spreads over its gradient."""
+    return of_records.reshape(-1, *[1] * (gradients.dim() - 1))
 
 
 def standard_normal(like: Tensors, generator: torch.Generator) -> Tensors:

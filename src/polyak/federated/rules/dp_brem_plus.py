@@ -16,7 +16,7 @@ from polyak.federated.rules.messages import Message, Reply, Sets, State
 from polyak.federated.rules.tensors import Tensors, added, norm, scaled, unrowed
 
 ROUNDING = 1e-6
-"""Relative excess of a norm that rounding may make."""
+"""Relative excess of a norm that rounding may make, where the numbers are not coarser."""
 
 
 class DPBREMPlus(DPBREM):
@@ -30,17 +30,18 @@ class DPBREMPlus(DPBREM):
 
     What is simulated: the fixed point (2^-16, modulo 2^32), masks that cancel in pairs, masks of clients that vanish,
     the check of the norm, and each client's own share of the noise. What is not: the zero-knowledge proofs and joint
-    noise of the paper, which keep a malicious client from cheating. There is no cryptographic guarantee. With h
-    honest clients their shares reach the noise of DP-BREM; all shares together are a little more. The protocol is an
-    interpretation. Noise is drawn by each client for itself: protocols that scale noise which others have seen were
-    reported to leak membership.
+    noise of the paper, which keep a malicious client from cheating. There is no cryptographic guarantee. A client that
+    says nothing takes its noise along: h is how many honest replies there are at least, and a round with fewer that
+    can be used is lost. Their shares reach the noise of DP-BREM; all shares together are more, n / h times its
+    variance. The default h = 1 holds whoever is silent. The protocol is an interpretation. Noise is drawn by each
+    client for itself: protocols that scale noise which others have seen were reported to leak membership.
     """
 
     slug = "dp_brem_plus"
     paper = DPBREM.paper
     reply_sets = ("difference", "noise")
 
-    num_honest: Annotated[int | None, COUNT, "clients h of a round whose noise counts; None: all"] = None
+    num_honest: Annotated[int, COUNT, "clients h whose noise counts; a noisy round with fewer good replies is lost"] = 1
 
     def _begin(self, values: dict[str, Any]) -> None:
         name = type(self).__name__
@@ -51,11 +52,6 @@ class DPBREMPlus(DPBREM):
         for argument, only in (("client_clipping", "center"), ("placement", "cdp")):
             if values[argument] != only:
                 raise ValueError(f"{name}: {argument} must be {only!r}, got {values[argument]!r}")
-        if values["client_rate"] < 1 and values["num_honest"] is None:
-            raise ValueError(
-                f"{name}: num_honest must be a number where client_rate is below 1, got None: the noise is shared out "
-                "before it is known who is selected"
-            )
         super()._begin(values)
 
     def draws(self, place: Place, state: State, clients: int, generator: torch.Generator) -> Tensors | None:
@@ -81,13 +77,16 @@ class DPBREMPlus(DPBREM):
         scalars = super()._sent(state)
         if not self.noise_multiplier:
             return scalars
-        honest = self.num_honest or state.counters["clients"]
-        return {**scalars, "noise_share": self.noise_multiplier * scalars["record_norm"] / math.sqrt(honest)}
+        return {**scalars, "noise_share": self.noise_multiplier * scalars["record_norm"] / math.sqrt(self.num_honest)}
 
     def _fault(self, state: State, message: Message) -> str:
         """The check of the norm, and that the sum cannot leave the fixed point."""
-        bound, length = self._sent(state)["client_norm"], float(norm(message.sets["difference"]))
-        if length > bound * (1 + ROUNDING):
+        if fault := super()._fault(state, message):
+            return fault
+        difference = message.sets["difference"]
+        bound, length = self._sent(state)["client_norm"], float(norm(difference))
+        coarsest = max(torch.finfo(t.dtype).eps for t in difference.values())
+        if length > bound * (1 + max(ROUNDING, 4 * coarsest)):
             return f"the difference has norm {length:g}, above {bound:g}"
         both = added(message.sets["difference"], message.sets["noise"])
         largest, limit = max(float(t.abs().max()) for t in both.values()), limit_of(state.counters["clients"])
@@ -96,6 +95,11 @@ class DPBREMPlus(DPBREM):
     def _aggregated(self, state: State, good: Sequence[Reply], sent: int, draws: Tensors | None) -> dict[str, Tensors]:
         if draws is None or "seeds" not in draws or len(draws["seeds"]) < len(good):
             raise ValueError(f"{type(self).__name__}: draws must hold seeds for each pair of {len(good)} clients")
+        if self.noise_multiplier and len(good) < self.num_honest:
+            raise ValueError(
+                f"{type(self).__name__}: num_honest must be at most the number of replies that can be used, "
+                f"{len(good)}, got {self.num_honest}: their noise is too little, and the round is lost"
+            )
         seeds, phi = draws["seeds"], state.sets["momentum"]
         vectors = stacked(good, "difference") + stacked(good, "noise")
         hidden = {i: masked(encoded(v, len(seeds)), i, seeds) for i, v in enumerate(vectors)}

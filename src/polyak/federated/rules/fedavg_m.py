@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar
 
-from polyak.declare import HALF_OPEN_UNIT, Interval, Paper, Range
+from polyak.declare import HALF_OPEN_UNIT, SHARE, Paper, Range
 from polyak.federated.rules.local_sgd import LocalSGD, Step
 from polyak.federated.rules.messages import Reply, State
 from polyak.federated.rules.tensors import Tensors, mixed
 
 BENEFITS = Paper("Momentum Benefits Non-IID Federated Learning Simply and Provably", 2024, "2306.16504")
 Memory = Annotated[float | None, HALF_OPEN_UNIT, Range(0.5, 0.99), "weight of the memory; None: 1 - beta, or the usual"]
-Fresh = Annotated[float | None, Interval(0.0, 1.0, low_open=True), "weight of the fresh gradient, instead of momentum"]
+Fresh = Annotated[float | None, SHARE, "weight of the fresh gradient, instead of momentum"]
 
 
 class LocalMomentum(LocalSGD):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from typing import Annotated, Literal
 
-from polyak.declare import COUNT, POSITIVE, UNIT, Paper, Range
-from polyak.federated.rules.local_sgd import SHARE, LocalSGD
+from polyak.declare import COUNT, POSITIVE, SHARE, UNIT, Paper, Range
+from polyak.federated.rules.local_sgd import LocalSGD
 from polyak.federated.rules.messages import Message, State
 
 SWA = Paper(

@@ -13,13 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from polyak.declare import COUNT, POSITIVE, Argument, Interval, Lr, Range, WeightDecay
+from polyak.declare import COUNT, POSITIVE, SHARE, Argument, Lr, Range, WeightDecay
 from polyak.federated.aggregators import Aggregator, Mean
 from polyak.federated.rules.base import FederatedRule, Gradient, stacked
 from polyak.federated.rules.messages import ClientId, Message, Reply, Sets, State
 from polyak.federated.rules.tensors import Tensors, added, clipped, mean, rows, scaled, unrowed
+from polyak.memory._dtype import at_least_float32
 
-SHARE = Interval(0.0, 1.0, low_open=True)
 LocalLr = Annotated[Lr, POSITIVE, Range(1e-3, 1.0), "learning rate eta of the local steps"]
 
 
@@ -176,17 +176,27 @@ class LocalSGD(FederatedRule):
     def _sent(self, state: State) -> dict[str, float]:
         return {"lr": self._lr(state.counters["round"])}
 
+    def _fault(self, state: State, message: Message) -> str:
+        """Besides, a reply without the number that it would be weighed by."""
+        if self.weighting == "examples" and "examples" not in message.scalars:
+            return f"the reply has {sorted(map(str, message.scalars))}, without the 'examples' that it is weighed by"
+        return super()._fault(state, message)
+
     def _combined(self, replies: Sequence[Reply], name: str) -> Tensors:
         """One set of the replies' ones, by the aggregator or by numbers of records."""
         if self.weighting == "uniform":
             return self._uniform(replies, name)
         like, vectors = replies[0][1].sets[name], stacked(replies, name)
-        weights = torch.tensor([m.scalars["examples"] for _, m in replies], dtype=torch.float64)
+        weights = torch.tensor([float(m.scalars["examples"]) for _, m in replies], dtype=torch.float64)
+        vectors = at_least_float32(vectors)
         return unrowed((weights / weights.sum()).to(vectors) @ vectors, like)
 
     def _uniform(self, replies: Sequence[Reply], name: str) -> Tensors:
         """One set of the replies' ones, by the aggregator."""
-        many = [message.sets[name] for _, message in replies]
+        return self._one_of([message.sets[name] for _, message in replies])
+
+    def _one_of(self, many: Sequence[Tensors]) -> Tensors:
+        """Named tensors of n clients as one: by the aggregator."""
         if self.aggregator == Mean():
             found = mean(many)  # what the aggregator gives without a matrix of all, but where a sum overflows
             if all(math.isfinite(t.sum()) for t in found.values()):

@@ -6,6 +6,7 @@ The one place where replies of clients are checked before anything is done with 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +18,7 @@ from polyak.federated.rules.tensors import Tensors
 ClientId = int | str
 Sets = Mapping[str, Tensors]
 Reply = tuple[ClientId, "Message"]
+LARGEST = sys.float_info.max
 
 
 @dataclass(frozen=True)
@@ -132,10 +134,18 @@ def _fault(message: object, like: Mapping[str, Tensors], round: int) -> str:
         return f"the reply is of round {message.round}, not {round}"
     if set(message.sets) != set(like):
         return f"the reply has the sets {sorted(map(str, message.sets))}, not {sorted(like)}"
-    for name, value in message.scalars.items():
-        if not math.isfinite(value) or value <= 0:
-            return f"{name} is {value}, not a positive number"
+    if fault := _scalars_fault(message.scalars):
+        return fault
     for name, want in like.items():
         if fault := fault_of(message.sets[name], want):
             return f"{name} {fault}"
+    return ""
+
+
+def _scalars_fault(scalars: object) -> str:
+    if not isinstance(scalars, Mapping):
+        return f"the scalars are {type(scalars).__name__}, not a dictionary"
+    for name, value in scalars.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= LARGEST:
+            return f"{name} is {value!r}, not a positive number"
     return ""

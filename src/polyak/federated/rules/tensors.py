@@ -8,6 +8,7 @@ from functools import reduce
 import torch
 from torch import Tensor
 
+from polyak.memory._dtype import at_least_float32
 from polyak.memory.flat import unflat
 
 Tensors = dict[str, Tensor]
@@ -39,23 +40,23 @@ def mixed(fresh: Mapping[str, Tensor], memory: Mapping[str, Tensor], momentum: f
 
 
 def norm(a: Mapping[str, Tensor]) -> Tensor:
-    """The Euclidean norm over all entries of all tensors."""
-    return torch.stack([t.square().sum() for t in a.values()]).sum().sqrt()
+    """The Euclidean norm over all entries of all tensors, in float32 at least."""
+    return torch.stack([at_least_float32(t).square().sum() for t in a.values()]).sum().sqrt()
 
 
 def clipped(a: Mapping[str, Tensor], max_norm: float) -> Tensors:
     """``a * min(1, max_norm / (||a|| + 1e-6))`` with the norm over all tensors, as torch clips gradients."""
     factor = (max_norm / (norm(a) + CLIP_EPS)).clamp(max=1.0)
-    return {name: t * factor for name, t in a.items()}
+    return {name: (at_least_float32(t) * factor).to(t.dtype) for name, t in a.items()}
 
 
 def mean(many: Sequence[Mapping[str, Tensor]]) -> Tensors:
-    """The mean of named tensors of n workers; beside them nothing larger than one is held."""
-    found = scaled(many[0], 1.0)
+    """The mean of named tensors of n workers, added in float32 at least; beside them one is held."""
+    found = {name: at_least_float32(t).clone() for name, t in many[0].items()}
     for one in many[1:]:
         for name, total in found.items():
             total.add_(one[name])
-    return {name: total.div_(len(many)) for name, total in found.items()}
+    return {name: total.div_(len(many)).to(many[0][name].dtype) for name, total in found.items()}
 
 
 def rows(many: Sequence[Mapping[str, Tensor]]) -> Tensor:
