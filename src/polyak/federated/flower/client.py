@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from copy import deepcopy
@@ -17,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from polyak.declare import whole
+from polyak.federated.flower.draws import generator_of
 from polyak.federated.flower.kept import Kept, from_context, from_file, runs_in_context, to_context, to_file
 from polyak.federated.flower.records import RULE, SCALARS, Layout, Unusable, integer, named, run_of, short, to_record
 from polyak.federated.gradients import Batch, Loss, ModelGradient
@@ -95,10 +95,10 @@ class Client:
         self.gradient.model.load_state_dict(rest, strict=False)
         place = (kept.seed if self.seed is None else self.seed, _name(context), sent.round)
         digest = _digest(sent, rest, kept)
-        draws = self.rule.draws("client", State(sent.sets, {"round": sent.round}), 1, _generator(*place, digest))
+        draws = self.rule.draws("client", State(sent.sets, {"round": sent.round}), 1, generator_of(*place, digest))
         if draws is None or not self._answered(kept, digest, run, context):
             loader = self.loader(context)
-            batches = self.batches(loader, _generator(*place), steps)
+            batches = self.batches(loader, generator_of(*place), steps)
             kept = replace(self._worked(kept, sent, batches, len(loader.dataset), draws), digest=digest)  # type: ignore[arg-type]
             self._keep(kept if draws is not None else replace(kept, digest="", reply=None), run, context)
         return FlowerMessage(self._content(order, kept), reply_to=message)
@@ -213,8 +213,3 @@ def _name(context: Context) -> int | str:
     """A node's name, which is the same when it comes back."""
     partition = context.node_config.get("partition-id", context.node_id)
     return int(partition) if isinstance(partition, (int, float)) else str(partition)
-
-
-def _generator(*parts: object) -> torch.Generator:
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
