@@ -3,6 +3,7 @@
 import copy
 import io
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -48,6 +49,13 @@ def backward(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> None:
     F.cross_entropy(model(x), y).backward()
 
 
+def _saved(state: Any) -> Any:
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file)
+
+
 def _gathered(model: nn.Module) -> list[torch.Tensor]:
     flat = nn.utils.parameters_to_vector(model.parameters()).detach()
     found = [torch.empty_like(flat) for _ in range(WORLD)]
@@ -61,16 +69,18 @@ def attacked(folder: Path, name: str, cut: str = "") -> list[torch.Tensor]:
     heard = torch.load(folder / "heard.pt")
     if dist.get_rank() == WORLD - 1:
         liar = LyingPeer(model, attack_of(name), [WORLD - 1], generator=generator)
-        for _ in range(STEPS):
+        for t in range(STEPS):
+            if cut and t == STEPS // 2:
+                state, lied = _saved(liar.state_dict()), liar
+                liar = LyingPeer(net(), attack_of(name), [WORLD - 1], generator=torch.Generator())
+                liar.ranks = lied.ranks
+                liar.load_state_dict(state)
             liar.step()
         return _gathered(model)
     peer = Peer(model, method(), generator=generator)
     for t, (x, y) in enumerate(batches()):
         if cut and t == STEPS // 2:
-            file = io.BytesIO()
-            torch.save((model.state_dict(), peer.state_dict()), file)
-            file.seek(0)
-            weights, state = torch.load(file)
+            weights, state = _saved((model.state_dict(), peer.state_dict()))
             model, before = net(), peer
             peer = Peer(model, method(), generator=torch.Generator())
             peer.ranks = before.ranks
@@ -103,13 +113,22 @@ def refused(folder: Path) -> list[str]:
     """What ranks refuse before anything is sent."""
     model, rank = net(), dist.get_rank()
     peer, found = Peer(model, method(), generator=torch.Generator()), []
+    liar = LyingPeer(model, attacks.Mimic(steps=3), [rank], generator=torch.Generator())
+    meta, (x, y) = nn.Linear(2, 2, device="meta"), batches()[0]
     before = copy.deepcopy(peer.state_dict())
     for attempt in (
         lambda: peer.step(),
-        lambda: peer.step([rank, rank, 0]),
+        lambda: (backward(model, x[0], y[0]), peer.step([rank, rank, 0])),
         lambda: Peer(model, MoNNA(num_byzantine=2), generator=torch.Generator()),
         lambda: Peer(nn.ReLU(), method(), generator=torch.Generator()),
         lambda: LyingPeer(model, attacks.ALIE(), [rank + 1]),
+        lambda: LyingPeer(model, attacks.ALIE(), [rank, 99]),
+        lambda: LyingPeer(model, attacks.ALIE(), [rank, rank]),
+        lambda: LyingPeer(nn.ReLU(), attacks.ALIE(), [rank]),
+        lambda: LyingPeer(meta, attacks.ALIE(), [rank]),
+        lambda: Peer(meta, method(), generator=torch.Generator()),
+        lambda: liar.load_state_dict({**liar.state_dict(), "memory": {"mean": torch.zeros(3)}}),
+        lambda: liar.load_state_dict({**liar.state_dict(), "generator": None}),
         lambda: LyingPeer(model, attacks.LabelFlip(), [rank]),
         lambda: peer.load_state_dict({**before, "momentum": torch.zeros(3)}),
     ):
@@ -119,6 +138,7 @@ def refused(folder: Path) -> list[str]:
         except ValueError as error:
             found.append(str(error))
     assert torch.equal(before["momentum"], peer.momentum) and peer.steps == 0
+    assert torch.equal(before["generator"], peer.generator.get_state()), "a refused step draws nothing"
     return found
 
 

@@ -179,7 +179,8 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing():
     few = {**server, "counters": {**server["counters"], "clients": 3}}
     small = {**server, "sets": {**server["sets"], "control": {"w": torch.zeros(2)}}}
     cases = {
-        "must be of SCAFFOLD": {"rule": "FedAvg"},
+        "must be of SCAFFOLD": {"rule": repr(rules.FedAvg())},
+        r"local_steps=1.* got .*local_steps=2": {"rule": repr(rules.SCAFFOLD(local_steps=2))},
         r"\[2\] are missing": {"clients": lost},
         "none called": {"clients": {**saved["clients"], 77: saved["clients"][0]}},
         "5 clients, got 3": {"server": few},
@@ -189,6 +190,17 @@ def test_states_that_do_not_fit_are_refused_and_change_nothing():
         with pytest.raises(ValueError, match=words):
             run.load_state_dict({**saved, **change})
     assert run.state is before
+
+
+def test_a_loaded_state_is_a_copy():
+    run, other = (federation(rules.SCAFFOLD(local_steps=1)) for _ in range(2))
+    run.run(2)
+    saved = run.state_dict()
+    other.load_state_dict(saved)
+    for tensors in saved["server"]["sets"].values():
+        for tensor in tensors.values():
+            tensor.zero_()
+    assert any(tensor.any() for tensor in other.state.sets["arrays"].values())
 
 
 def test_nothing_of_a_message_is_changed():

@@ -210,6 +210,32 @@ def test_a_liar_may_tell_each_something_else():
     torch.testing.assert_close(method.mixed(half, heard, other)[3], want)
 
 
+def test_a_memory_of_another_length_is_refused():
+    ours, other = peers(attacks.Mimic(steps=4)), peers(attacks.Mimic(steps=4), norm=True)
+    for one in (ours, other):
+        one.step(*batches(9, 1)[0])
+    ours.load_state_dict(ours.state_dict())
+    with pytest.raises(ValueError, match="its memory has 'direction' as"):
+        ours.load_state_dict({**ours.state_dict(), "memory": other.state_dict()["memory"]})
+
+
+def test_dropout_goes_on_bit_for_bit_whatever_else_is_drawn():
+    def made() -> SimulatedPeers:
+        model = nn.Sequential(net()[:2], nn.Dropout(0.5), net()[2])
+        return SimulatedPeers(model, F.cross_entropy, N, MoNNA(num_byzantine=FALSE), attacks.ALIE(),
+                              generator=torch.Generator().manual_seed(5))  # fmt: skip
+
+    whole, cut = made(), made()
+    x, y = batches(9, 1)[0]
+    whole.step(x, y)
+    cut.load_state_dict(whole.state_dict())
+    before = torch.manual_seed(99).get_state()
+    first, second = whole.step(x, y), cut.step(x, y)
+    assert torch.equal(first, second) and torch.equal(whole.weights, cut.weights)
+    assert torch.equal(torch.get_rng_state(), before), "the global generator is left as it was"
+    assert not torch.equal(first, whole.step(x, y)), "a mask of its own in each step"
+
+
 def test_refused_and_nothing_changed():
     ours = peers(attacks.ALIE())
     before = copy.deepcopy(ours.state_dict())
@@ -226,11 +252,17 @@ def test_refused_and_nothing_changed():
     state = ours.state_dict()
     assert torch.equal(state["weights"], before["weights"]) and torch.equal(state["generator"], before["generator"])
     for change, words in [
-        ({"weights": state["weights"][:3]}, "the state must be of tensors"),
+        ({"weights": state["weights"][:3]}, "its tensors has 'weights' as"),
+        ({"momenta": 3}, "its tensors has int as 'momenta'"),
+        ({"weights": state["weights"] + 1, "memory": {"mean": torch.zeros(4)}}, "its memory has the names"),
+        ({"weights": state["weights"] + 1, "steps": -1}, "steps must be in"),
         ({"more": 1}, "missing or too many"),
     ]:
         with pytest.raises(ValueError, match=words):
             ours.load_state_dict({**state, **change})
+    with pytest.raises(RuntimeError):
+        ours.load_state_dict({**state, "weights": state["weights"] + 1, "generator": torch.zeros(3, dtype=torch.uint8)})
+    assert torch.equal(ours.weights, before["weights"]) and torch.equal(ours.generator.get_state(), before["generator"])
     made = torch.Generator()
     for build, words in [
         (lambda: SimulatedPeers(net(), F.cross_entropy, 6, MoNNA(num_byzantine=2), generator=made), "at most 1 of 6"),

@@ -36,12 +36,13 @@ def draws() -> list[torch.Tensor]:
 def test_ranks_do_what_the_simulator_does(tmp_path):
     torch.save(draws(), tmp_path / "heard.pt")
     cases = [f"attacked:{name}" for name in ATTACKS]
-    whole, cut = "otherwise:length", "attacked:alie:cut"
+    whole, cut, learnt = "otherwise:length", "attacked:alie:cut", "attacked:mimic:cut"
     launch(
         "federated.peer_ranks",
         tmp_path,
         *cases,
         cut,
+        learnt,
         whole,
         "otherwise:dtype",
         "refused",
@@ -53,12 +54,15 @@ def test_ranks_do_what_the_simulator_does(tmp_path):
             torch.testing.assert_close(found, simulated(name), rtol=1e-12, atol=1e-12)
         assert found.isfinite().all()
     assert torch.equal(torch.stack(result(tmp_path, cut)), torch.stack(result(tmp_path, "attacked:alie")))
+    assert torch.equal(torch.stack(result(tmp_path, learnt)), torch.stack(result(tmp_path, "attacked:mimic")))
     for what in ("length", "dtype"):
         found = torch.stack(result(tmp_path, f"otherwise:{what}"))
         assert found.isfinite().all() and found.abs().max() < 5
     words = [
         "every parameter must have a gradient", "heard must be different ranks below 4", "at most 1 of 4 workers",
-        "trainable parameters", "liars must be ranks, 0 among them", "must not flip labels", "momentum must be (57,)",
+        "trainable parameters", "different ranks below 4, 0 among them", "got [0, 99]", "got [0, 0]",
+        "LyingPeer: module must have trainable", "must be on the CPU", "must be on the CPU", "its memory has the names",
+        "with a generator just where", "must not flip labels", "momentum must be (57,)",
     ]  # fmt: skip
     for want, got in zip(words, result(tmp_path, "refused"), strict=True):
         assert want in got

@@ -132,7 +132,7 @@ class InProcess:
     def state_dict(self) -> dict[str, Any]:
         """All that a run goes on from; ``torch.load`` takes it with ``weights_only=True``."""
         return {
-            "rule": type(self.rule).__name__,
+            "rule": repr(self.rule),
             "server": self.state.state_dict(),
             "clients": {c: state.state_dict() for c, state in self.states.items()},
             "known": list(self.states),
@@ -143,12 +143,12 @@ class InProcess:
         """Go on from what :meth:`state_dict` gave.
 
         Raises:
-            ValueError: it is of another rule, model or set of clients, or states of clients are missing, without which
-                the server's memories would be wrong. Nothing has changed then.
+            ValueError: it is of another rule, other arguments, another model or set of clients, or states of clients
+                are missing, without which the server's memories would be wrong. Nothing has changed then.
         """
         name = type(self).__name__
-        if saved["rule"] != type(self.rule).__name__:
-            raise ValueError(f"{name}: the state must be of {type(self.rule).__name__}, got {saved['rule']}")
+        if saved["rule"] != repr(self.rule):
+            raise ValueError(f"{name}: the state must be of {self.rule!r}, got {saved['rule']}")
         server = State.from_state_dict(saved["server"])
         clients = {c: State.from_state_dict(one) for c, one in saved["clients"].items()}
         if missing := [c for c in saved["known"] if c not in clients]:
@@ -166,8 +166,10 @@ class InProcess:
                 raise ValueError(f"{name}: {s} of the state {fault}")
         for one in clients.values():
             self.rule.fits(one, self.state.sets["arrays"])
-        self.generator.set_state(saved["generator"])
-        self.state, self.states = server, clients
+        self.generator.set_state(saved["generator"].cpu())
+        arrays, buffers = self.gradient.weights(), self.gradient.buffers()
+        self.state = _placed(server, {**arrays, **buffers})
+        self.states = {c: _placed(one, arrays) for c, one in clients.items()}
 
     def _chosen(
         self, selected: Sequence[ClientId] | None, steps: Mapping[ClientId, int], silent: Iterable[ClientId]
@@ -234,6 +236,7 @@ class InProcess:
         return together(self.rule, self.gradient, message, held, work, self.chunk)
 
 
+<<<<<<< HEAD
 def _copied(message: Message) -> Message:
     """A reply of its own tensors: a client may keep those that it sends."""
     sets = {s: {n: t.clone() for n, t in tensors.items()} for s, tensors in message.sets.items()}
@@ -242,6 +245,12 @@ def _copied(message: Message) -> Message:
 
 def _finite(state: State) -> bool:
     return not any(fault_of(tensors, tensors) for tensors in state.sets.values())
+=======
+def _placed(state: State, like: Tensors) -> State:
+    """A state with copies of its tensors, on the devices of others of the same names."""
+    sets = {s: {n: t.to(like[n].device, copy=True) for n, t in one.items()} for s, one in state.sets.items()}
+    return State(sets, state.counters)
+>>>>>>> s18-fixb
 
 
 def _check_data(clients: Data, name: str) -> None:

@@ -4,8 +4,11 @@ A rank sends its half step to all others and waits for theirs. A message is a he
 number of entries, dtype) and, only if that is what is expected, a vector: what else a liar sends is never read, and
 counts as a vector that is not finite. Tags carry the step, so that unread messages meet no later one; two
 runs have two groups.
-Nobody waits until others have read: call ``torch.distributed.barrier()`` before leaving. A rank that sends nothing is
-waited for until the group's timeout, and gloo ends a connection on which a vector has another length than said.
+Nobody waits until others have read: call ``torch.distributed.barrier()`` before leaving.
+
+It stands ranks that send wrong numbers, not ranks that send nothing: every rank waits for all others, where the paper
+goes on with n - f of them. One that is silent ends the step of every rank with the error of the group's timeout, and
+one that sends a vector of another length than it said with that of gloo, which then closes the connection.
 """
 
 from __future__ import annotations
@@ -17,11 +20,26 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 
+from polyak.declare import NON_NEGATIVE, whole
 from polyak.federated.attacks import Attack
 from polyak.federated.monna import MoNNA
+from polyak.federated.rules.messages import fault_of
 
 MAGIC = 0x706F6C79
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def _parameters(module: nn.Module, owner: str) -> list[nn.Parameter]:
+    """The trainable parameters of a module, if their vector can be sent."""
+    found = [p for p in module.parameters() if p.requires_grad]
+    if len({(p.dtype, p.device) for p in found}) != 1 or found[0].dtype not in DTYPES:
+        raise ValueError(f"{owner}: module must have trainable parameters, all of one floating dtype on one device")
+    if found[0].device.type != "cpu":
+        raise ValueError(
+            f"{owner}: module must be on the CPU, since messages need tags, which gloo has and NCCL has not; "
+            f"got {found[0].device}"
+        )
+    return found
 
 
 class _Ranks:
@@ -69,21 +87,20 @@ class Peer:
     ones lie, an honest rank does not know: it hears itself and n - f - 1 others, drawn anew in each step.
 
     Args:
-        module: the model; its trainable parameters are of one floating dtype on one device and equal on all ranks.
+        module: the model; its trainable parameters are on the CPU, of one floating dtype, and equal on all ranks.
         method: learning rate, momentum, number of liars, the rule that mixes.
         generator: for who is heard; a part of the state.
         group: the process group; None for all ranks.
 
     Raises:
-        ValueError: too few ranks for the rule, a module without trainable parameters or of several dtypes.
+        ValueError: too few ranks for the rule, a module without trainable parameters, of several dtypes, or on another
+            device than the CPU.
     """
 
     def __init__(
         self, module: nn.Module, method: MoNNA, *, generator: torch.Generator, group: dist.ProcessGroup | None = None
     ) -> None:
-        self.parameters = [p for p in module.parameters() if p.requires_grad]
-        if len({(p.dtype, p.device) for p in self.parameters}) != 1 or self.parameters[0].dtype not in DTYPES:
-            raise ValueError("Peer: module must have trainable parameters, all of one floating dtype on one device")
+        self.parameters = _parameters(module, "Peer")
         size, first = sum(p.numel() for p in self.parameters), self.parameters[0]
         self.ranks = _Ranks(size, first.dtype, first.device, group)
         method.fits(self.ranks.count)
@@ -99,12 +116,20 @@ class Peer:
 
         Raises:
             ValueError: a parameter without gradient, a wrong ``heard``, or more vectors that are not finite than the
-                rule stands; parameters and momentum are not changed then.
+                rule stands; nothing of this rank is changed then. Of the first two nothing is sent either: the other
+                ranks wait until it calls again.
         """
-        chosen = self._chosen(heard)
         missing = [i for i, p in enumerate(self.parameters) if p.grad is None]
         if missing:
             raise ValueError(f"Peer: every parameter must have a gradient, those at {missing} have none")
+        before = self.generator.get_state()
+        try:
+            self._step(self._chosen(heard))
+        except BaseException:
+            self.generator.set_state(before)
+            raise
+
+    def _step(self, chosen: Sequence[int]) -> None:
         weights = torch.cat([p.detach().reshape(-1) for p in self.parameters])
         gradients = torch.cat([p.grad.detach().reshape(-1) for p in self.parameters if p.grad is not None])
         half, momentum = self.method.half_step(weights, self.momentum, gradients, self.steps)
@@ -161,7 +186,8 @@ class LyingPeer:
         group: the process group; None for all ranks.
 
     Raises:
-        ValueError: liars without this rank, or all ranks, or an attack that flips labels.
+        ValueError: a module that :class:`Peer` refuses, liars that are no ranks, without this rank, or all ranks, or an
+            attack that flips labels.
     """
 
     def __init__(
@@ -173,13 +199,15 @@ class LyingPeer:
         generator: torch.Generator | None = None,
         group: dist.ProcessGroup | None = None,
     ) -> None:
-        parameters = [p for p in module.parameters() if p.requires_grad]
+        parameters = _parameters(module, "LyingPeer")
         first, size = parameters[0], sum(p.numel() for p in parameters)
         self.ranks = _Ranks(size, first.dtype, first.device, group)
         self.honest = [rank for rank in range(self.ranks.count) if rank not in liars]
-        if self.ranks.rank not in liars or not self.honest:
+        known = len(set(liars)) == len(liars) and set(liars) <= set(range(self.ranks.count))
+        if not known or self.ranks.rank not in liars or not self.honest:
             raise ValueError(
-                f"LyingPeer: liars must be ranks, {self.ranks.rank} among them, not all {self.ranks.count}; got {liars}"
+                f"LyingPeer: liars must be different ranks below {self.ranks.count}, {self.ranks.rank} among them, "
+                f"not all; got {list(liars)}"
             )
         if attack.flips_labels:
             raise ValueError(f"LyingPeer: attack must not flip labels, got {attack}; be a Peer with flipped labels")
@@ -202,3 +230,31 @@ class LyingPeer:
         own = sent[self.liars.index(self.ranks.rank)]
         self.ranks.send(own, self.honest, self.steps)
         self.steps += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        """What changes; a run that loads it goes on bit for bit. The generator's state is None for the global one."""
+        return {
+            "memory": None if self.memory is None else {name: t.clone() for name, t in self.memory.items()},
+            "steps": self.steps,
+            "generator": None if self.generator is None else self.generator.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state_dict` was taken, with the same attack and kind of generator.
+
+        Raises:
+            ValueError: a memory of another attack or length, or the state of a generator where there is none, or none
+                where there is one; nothing is changed then.
+        """
+        memory = state["memory"]
+        if memory is not None:
+            like = self.attack.learn(None, torch.zeros(len(self.honest), self.ranks.size, dtype=self.ranks.dtype))
+            if fault := fault_of(memory, like, finite=False):
+                raise ValueError(f"LyingPeer: the state must be of {self.attack}, but its memory {fault}")
+        if (state["generator"] is None) != (self.generator is None):
+            raise ValueError("LyingPeer: the state must be of a peer with a generator just where this one has one")
+        steps = whole("steps", state["steps"], "LyingPeer", NON_NEGATIVE)
+        if self.generator is not None:
+            self.generator.set_state(state["generator"].cpu())
+        self.memory = None if memory is None else {name: t.clone() for name, t in memory.items()}
+        self.steps = steps

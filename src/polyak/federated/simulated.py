@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from polyak.declare import whole
+from polyak.declare import NON_NEGATIVE, whole
 from polyak.federated.attacks import Attack, flipped
+from polyak.federated.gradients import seeded
 from polyak.federated.monna import MoNNA, draw_heard
+from polyak.federated.rules.messages import fault_of
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -28,7 +30,8 @@ class SimulatedPeers:
         workers: the number of workers n, liars among them.
         method: learning rate, momentum, number of liars, the rule that mixes.
         attack: what the f liars send; None if all n are honest.
-        generator: for who hears whom and what liars draw; a part of the state.
+        generator: for who hears whom and what liars draw; a part of the state. What the model draws (dropout) goes by
+            its seed and the step.
         classes: the number of classes, for an attack that flips labels.
         mix_buffers: send and mix the buffers of the weights' dtype too (statistics of batch normalization);
             otherwise each worker keeps its own.
@@ -136,7 +139,8 @@ class SimulatedPeers:
             return value, (value.detach(), {name: named[name].detach() for name in buffers})
 
         each = vmap(grad(loss, has_aux=True), randomness="different", chunk_size=self.chunk_size)
-        found: tuple[Tensor, tuple[Tensor, dict[str, Tensor]]] = each(self.weights, self.buffers, inputs, targets)
+        with seeded((self.generator.initial_seed() + self.steps) % 2**63):
+            found: tuple[Tensor, tuple[Tensor, dict[str, Tensor]]] = each(self.weights, self.buffers, inputs, targets)
         return found
 
     def _named(self, vector: Tensor) -> dict[str, Tensor]:
@@ -191,17 +195,24 @@ class SimulatedPeers:
         own = self.state_dict()
         if missing := sorted(own.keys() ^ state.keys()):
             raise ValueError(f"SimulatedPeers: the state must hold {sorted(own)}; {missing} are missing or too many")
-        if (got := _shapes(state)) != (want := _shapes(own)):
-            raise ValueError(f"SimulatedPeers: the state must be of tensors {want}, got {got}")
-        memory = state["memory"]
-        self.generator.set_state(state["generator"].cpu())
-        self.weights = state["weights"].to(self.weights.device, copy=True)
-        self.momenta = state["momenta"].to(self.weights.device, copy=True)
+        memory, vectors = state["memory"], {"weights": self.weights, "momenta": self.momenta}
+        parts = (
+            ("tensors", {name: state[name] for name in vectors}, vectors),
+            ("buffers", state["buffers"], self.buffers),
+            ("memory", {} if memory is None else memory, {} if memory is None else self._memory_like()),
+        )
+        for part, tensors, like in parts:
+            if fault := fault_of(tensors, like, finite=False):
+                raise ValueError(f"SimulatedPeers: the state must be of this module and attack, but its {part} {fault}")
+        steps = whole("steps", state["steps"], "SimulatedPeers", NON_NEGATIVE)
+        self.generator.set_state(state["generator"].cpu())  # refuses what is no state, and is then as it was
+        device = self.weights.device
+        self.weights, self.momenta = (state[name].to(device, copy=True) for name in vectors)
         self.buffers = {k: b.to(self.buffers[k].device, copy=True) for k, b in state["buffers"].items()}
-        self.memory = None if memory is None else {k: t.to(self.weights.device, copy=True) for k, t in memory.items()}
-        self.steps = int(state["steps"])
+        self.memory = None if memory is None else {k: t.to(device, copy=True) for k, t in memory.items()}
+        self.steps = steps
 
-
-def _shapes(state: Mapping[str, Any]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
-    tensors = {"weights": state["weights"], "momenta": state["momenta"], **state["buffers"]}
-    return {name: (tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    def _memory_like(self) -> Mapping[str, Tensor]:
+        """Tensors such as the attack remembers of the vectors that workers send."""
+        sent = [self.weights, *(self.buffers[name].flatten(1) for name in self._sent_too)]
+        return {} if self.attack is None else self.attack.learn(None, torch.zeros_like(torch.cat(sent, 1)))

@@ -77,6 +77,34 @@ def test_stakes_are_lost_by_a_failed_reveal_and_by_harm(tmp_path):
     assert ledger.state.members["bob"].stake == 20 and ledger.state.members["bob"].reputation.below == 0
 
 
+def show(ledger, agent, update, salt):
+    """One round in which an agent shows an update, and is paid."""
+    ledger.close()
+    ledger.commit(agent, commitment(update, salt))
+    ledger.close()
+    ledger.reveal(agent, update, salt)
+    ledger.close()
+    ledger.aggregate(MODEL, {agent: update})
+    ledger.evaluate("eve", {agent: 1})
+    ledger.close()
+    return int(ledger.reward().data[agent])
+
+
+def test_an_update_of_another_agent_is_not_paid_again(ledger):
+    for agent in AGENTS:
+        ledger.register(agent)
+    assert show(ledger, "ann", MODEL, salt_of("ann")) == 333
+    for salt in (salt_of("ann"), salt_of("bob")):
+        copy = Ledger.create(ledger.path.with_name(f"{salt[-4:]}.db"), terms())
+        for agent in AGENTS:
+            copy.register(agent)
+        show(copy, "ann", MODEL, salt_of("ann"))
+        with pytest.raises(Refused, match="'bob' must not repeat an update of another agent from an earlier round"):
+            show(copy, "bob", MODEL, salt)
+        assert verify(copy.path).state == copy.state
+    assert show(ledger, "ann", MODEL, salt_of("ann")) == 333, "one's own may stay as it was"
+
+
 def test_evaluators_that_disagree_are_recorded_and_their_median_counts(tmp_path):
     ledger = Ledger.create(tmp_path / "x.db", terms(rounds=1, evaluators=("e", "f", "g")))
     for agent in AGENTS:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from copy import deepcopy
@@ -17,14 +16,18 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from polyak.declare import whole
-from polyak.federated.flower.kept import Kept, from_context, from_file, to_context, to_file
-from polyak.federated.flower.records import RULE, SCALARS, Layout, Unusable, integer, named, short, to_record
+from polyak.federated.flower.draws import generator_of
+from polyak.federated.flower.kept import Kept, from_context, from_file, runs_in_context, to_context, to_file
+from polyak.federated.flower.records import RULE, SCALARS, Layout, Unusable, integer, named, run_of, short, to_record
 from polyak.federated.gradients import Batch, Loss, ModelGradient
+from polyak.federated.ledger.exact import canonical, hash_tensors, sha256
 from polyak.federated.rules.base import FederatedRule
-from polyak.federated.rules.messages import Message, State
+from polyak.federated.rules.messages import Message, Sets, State
 from polyak.federated.rules.tensors import Tensors
 
 Loader = Callable[[Context], "DataLoader[Any]"]
+SAME = 1e-9
+"""Relative difference of a server's number from the node's own that arithmetic of another machine may make."""
 
 
 class Client:
@@ -39,7 +42,10 @@ class Client:
             return client.train(message, context)
 
     What the rule keeps of the node is in ``context.state``, which Flower keeps as long as the run. Work that did not
-    count at the server (a lost or dropped reply, a round that is begun again) leaves no trace in it.
+    count at the server (a lost or dropped reply, a round that is begun again) leaves no trace in it. Each run has a
+    state of its own. Rates and bounds are those of the node's rule, and a message with others is refused. Where the
+    node adds noise (``placement="ldp"`` or ``"ddp"``), it answers one message a round, with the same reply if that
+    comes again, and one run a context or folder.
 
     Args:
         rule: the rule, with the arguments that the server has.
@@ -49,7 +55,7 @@ class Client:
             size and ``collate_fn`` are used, which must make pairs of inputs and targets. Which records come is drawn
             by the rule, as ``shuffle=True`` would or by a Poisson sample for private ones.
         seed: of what the node draws, together with its ``partition-id`` (or id) and the round; None: drawn once for
-            the node, and kept. Whoever knows it knows the node's noise.
+            the node and the run, and kept. Whoever knows it knows the node's noise.
         folder: where to keep the state instead, so that a later ``flwr run`` can go on with a server's checkpoint.
         device: to compute on.
 
@@ -83,15 +89,19 @@ class Client:
         if RULE not in message.content.config_records:
             raise Unusable("the message has no ConfigRecord 'polyak': the server must run polyak's Strategy")
         order = message.content.config_records[RULE]
-        sent = self._received(message.content, order)
-        kept = self._kept(context).before(order)
-        work, examples = self._work(message.content, order, sent, kept, context, steps)
-        reply, state = self.rule.client_update(
-            self.gradient, kept.state(self.rule.client_state(sent.sets["arrays"])), sent, work[0], examples, work[1]
-        )
-        last = {s: {n: t.cpu() for n, t in tensors.items()} for s, tensors in state.sets.items()}
-        self._keep(replace(kept, round=sent.round, last=last), context)
-        return FlowerMessage(self._content(order, reply, examples), reply_to=message)
+        sent, rest = self._received(message.content, order)
+        run = run_of(order)
+        kept = self._kept(context, run).before(order)
+        self.gradient.model.load_state_dict(rest, strict=False)
+        place = (kept.seed if self.seed is None else self.seed, _name(context), sent.round)
+        digest = _digest(sent, rest, kept)
+        draws = self.rule.draws("client", State(sent.sets, {"round": sent.round}), 1, generator_of(*place, digest))
+        if draws is None or not self._answered(kept, digest, run, context):
+            loader = self.loader(context)
+            batches = self.batches(loader, generator_of(*place), steps)
+            kept = replace(self._worked(kept, sent, batches, len(loader.dataset), draws), digest=digest)  # type: ignore[arg-type]
+            self._keep(kept if draws is not None else replace(kept, digest="", reply=None), run, context)
+        return FlowerMessage(self._content(order, kept), reply_to=message)
 
     def batches(self, loader: DataLoader[Any], generator: torch.Generator, steps: int | None = None) -> list[Batch]:
         """The batches of a round, drawn as :class:`~polyak.federated.InProcess` draws them."""
@@ -112,71 +122,94 @@ class Client:
             made.append(Batch(inputs, targets, seed + k))
         return made
 
-    def _received(self, content: RecordDict, order: ConfigRecord) -> Message:
-        """The server's message, checked, with what is not trained put into the model."""
-        arrays, records = order.get("arrays"), content.array_records
+    def _received(self, content: RecordDict, order: ConfigRecord) -> tuple[Message, Tensors]:
+        """The server's message, checked, and the entries of the model that are neither trained nor buffers."""
+        arrays, records, round = order.get("arrays"), content.array_records, integer(order, "round")
         wanted = {arrays, *self.rule.server_sets}
         if set(records) != wanted:
             raise Unusable(short(f"the message has the arrays {sorted(records)}, not {sorted(map(str, wanted))}"))
+        if round < 0 or not isinstance(order.get("weight"), str):
+            raise Unusable(short(f"the message has {round!r} as 'round' and {order.get('weight')!r} as 'weight'"))
         whole_model = named("arrays", records[str(arrays)], self.layout.like, finite=True)
         weights, buffers, rest = self.layout.split(whole_model)
         sets = {s: named(s, records[s], weights, finite=True) for s in self.rule.server_sets}
-        self.gradient.model.load_state_dict(rest, strict=False)
-        sets = {"arrays": weights, "buffers": buffers, **sets}
-        scalars = {}
-        for key, value in content.config_records.get(SCALARS, ConfigRecord()).items():
-            if not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise Unusable(short(f"the message has {value!r} as {key!r}, not a finite number"))
-            scalars[key] = float(value)
-        there = {s: {n: t.to(self.device) for n, t in tensors.items()} for s, tensors in sets.items()}
-        return Message(integer(order, "round"), there, scalars)
+        there = _moved({"arrays": weights, "buffers": buffers, **sets}, self.device)
+        # What the node's own rule says, which a server that lies cannot change: noise goes by it.
+        own = self.rule.broadcast(State(there, {"round": round, "clients": 1, "warm": 0})).scalars
+        got = content.config_records.get(SCALARS, ConfigRecord())
+        if set(got) != set(own):
+            raise Unusable(short(f"the message has the numbers {sorted(got)}, not {sorted(own)}"))
+        for key, want in own.items():
+            value = got[key]
+            if not isinstance(value, (int, float)) or not math.isclose(value, want, rel_tol=SAME):
+                raise Unusable(short(f"the message has {value!r} as {key!r}, not {want!r} as the node's rule has it"))
+        return Message(round, there, own), rest
 
-    def _work(
-        self, content: RecordDict, order: ConfigRecord, sent: Message, kept: Kept, context: Context, steps: int | None
-    ) -> tuple[tuple[list[Batch], Tensors | None], int]:
-        """Batches and noise, which are those of the node and the round, and the number of records."""
-        loader = self.loader(context)
-        place = (kept.seed if self.seed is None else self.seed, _name(context), sent.round)
-        batches = self.batches(loader, _generator(*place), steps)
-        draws = None
-        if type(self.rule).draws is not FederatedRule.draws:
-            # Of the model too: noise that a server could get twice, with different models, would cancel out.
-            model = [array.data for record in content.array_records.values() for array in record.values()]
-            digest = hashlib.sha256(b"".join(hashlib.sha256(one).digest() for one in model)).hexdigest()
-            state = State(sent.sets, {"round": sent.round})
-            draws = self.rule.draws("client", state, 1, _generator(*place, digest))
-        return (batches, draws), len(loader.dataset)  # type: ignore[arg-type]
+    def _answered(self, kept: Kept, digest: str, run: str, context: Context) -> bool:
+        """Whether a reply with noise is there already; another of its round, or of another run, is refused.
 
-    def _content(self, order: ConfigRecord, reply: Message, examples: int) -> RecordDict:
-        about = ConfigRecord({"round": reply.round, "steps": int(reply.scalars["steps"])})
+        The difference of two replies with the same noise has none, and the mean of many with other noise hardly any.
+        """
+        if kept.reply is not None:
+            if kept.digest != digest:
+                raise Unusable(f"is of round {kept.round}, in which the node has answered another message")
+            return True
+        if others := [one for one in self._runs(context) if one != run]:
+            raise Unusable(short(f"is of run {run!r}, but the node has added its noise in run {others[0]!r}"))
+        return False
+
+    def _worked(self, kept: Kept, sent: Message, batches: list[Batch], examples: int, draws: Tensors | None) -> Kept:
+        """What is to be kept, and sent, after a round's work."""
+        fresh = self.rule.client_state(sent.sets["arrays"])
+        before = fresh if kept.counted is None else State(_moved(kept.counted, self.device))
+        reply, after = self.rule.client_update(self.gradient, before, sent, batches, examples, draws)
+        sets, last, steps = _moved(reply.sets, "cpu"), _moved(after.sets, "cpu"), int(reply.scalars["steps"])
+        return replace(kept, round=sent.round, last=last, reply=sets, steps=steps, examples=examples)
+
+    def _content(self, order: ConfigRecord, kept: Kept) -> RecordDict:
+        about = ConfigRecord({"round": kept.round, "steps": kept.steps})
         records: dict[str, ArrayRecord | ConfigRecord | MetricRecord] = {RULE: about}
-        records["metrics"] = MetricRecord({str(order["weight"]): examples})
+        records["metrics"] = MetricRecord({str(order["weight"]): kept.examples})
         if order.get("selected"):
-            records |= {s: to_record(tensors) for s, tensors in reply.sets.items() if tensors}
+            records |= {s: to_record(tensors) for s, tensors in (kept.reply or {}).items() if tensors}
         return RecordDict(records)
 
-    def _kept(self, context: Context) -> Kept:
+    def _kept(self, context: Context, run: str) -> Kept:
         if self.folder is not None:
-            return from_file(self._file(context))
-        return from_context(context, self.rule.client_sets, self.layout.split(self.layout.like)[0])
+            return from_file(self._file(context, run))
+        weights, buffers, _ = self.layout.split(self.layout.like)
+        reply = {**dict.fromkeys(self.rule.reply_sets, weights), "buffers": buffers}
+        return from_context(context, run, self.rule.client_sets, weights, reply)
 
-    def _keep(self, kept: Kept, context: Context) -> None:
+    def _keep(self, kept: Kept, run: str, context: Context) -> None:
         if self.folder is None:
-            to_context(kept, context)
+            to_context(kept, run, context)
         else:
-            to_file(kept, self._file(context))
+            to_file(kept, self._file(context, run))
 
-    def _file(self, context: Context) -> Path:
+    def _runs(self, context: Context) -> list[str]:
+        """The runs of which something is kept."""
+        if self.folder is None:
+            return runs_in_context(context)
+        return [path.stem.rpartition("-")[2] for path in self.folder.glob(self._file(context, "*").name)]
+
+    def _file(self, context: Context, run: str) -> Path:
         assert self.folder is not None
-        return self.folder / f"node-{_name(context)}.pt"
+        return self.folder / f"node-{_name(context)}-{run}.pt"
+
+
+def _moved(sets: Sets, device: str | torch.device) -> dict[str, Tensors]:
+    return {s: {n: t.to(device) for n, t in tensors.items()} for s, tensors in sets.items()}
+
+
+def _digest(sent: Message, rest: Tensors, kept: Kept) -> str:
+    """Of all that a reply is made from beside the data: numbers and tensors, not the bytes that they came as."""
+    places = {"sent": sent.sets, "rest": {"": rest}, "kept": kept.counted or {}}
+    tensors = [[place, s, hash_tensors(one)] for place, sets in places.items() for s, one in sorted(sets.items())]
+    return sha256(canonical([sent.round, sorted((n, v.hex()) for n, v in sent.scalars.items()), tensors]))
 
 
 def _name(context: Context) -> int | str:
     """A node's name, which is the same when it comes back."""
     partition = context.node_config.get("partition-id", context.node_id)
     return int(partition) if isinstance(partition, (int, float)) else str(partition)
-
-
-def _generator(*parts: object) -> torch.Generator:
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

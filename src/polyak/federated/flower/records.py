@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,6 +23,7 @@ STYPE = "numpy.ndarray"
 HEADER = 1024
 """Bytes that the header of an array may have; numpy's own are of 128 up to some thirty dimensions."""
 SHOWN = 200
+RUN = re.compile("[0-9A-Za-z]{1,64}")
 
 
 class Unusable(ValueError):
@@ -129,6 +131,14 @@ def integer(record: ConfigRecord, key: str) -> int:
     value = record.get(key)
     if not isinstance(value, int) or isinstance(value, bool):
         raise Unusable(short(f"has {value!r} as {key!r}, not a whole number"))
+    return value
+
+
+def run_of(order: ConfigRecord) -> str:
+    """The name of a server's run, which becomes a part of names of files and records."""
+    value = order.get("run")
+    if not isinstance(value, str) or not RUN.fullmatch(value):
+        raise Unusable(short(f"has {value!r} as 'run', not 1 to 64 letters and digits"))
     return value
 
 

@@ -11,6 +11,7 @@ import torch
 from flwr.app import ArrayRecord
 
 from polyak.federated.flower.checkpoint import load, save
+from polyak.federated.flower.draws import generator_of
 from polyak.federated.flower.records import Layout, Unusable, from_record, to_record
 from polyak.federated.rules.base import FederatedRule
 from polyak.federated.rules.messages import State, fault_of
@@ -48,7 +49,7 @@ class Run:
     _record: ArrayRecord | None = None
 
     def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = generator_of(self.seed)
 
     @classmethod
     def begin(

@@ -141,6 +141,8 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 def commitment(update: str, salt: str) -> str:
     """What an agent posts before it shows the hash of its update: SHA-256 of both, so that nobody can copy it.
 
+    In that round: what was shown is known, and a later reveal of it by another agent is refused.
+
     Args:
         update: of :func:`hash_tensors`.
         salt: 64 hexadecimal digits that nobody can guess: ``secrets.token_hex(32)``.

@@ -79,6 +79,8 @@ def _reveal(terms: Terms, state: State, entry: Entry) -> State:
     _holds(entry, payload=True, data={"salt": salt})
     if _asked(commitment, entry.payload, salt) != state.commitments[entry.agent]:
         raise Refused(f"reveal: update and salt of {entry.agent!r} are not what it committed to")
+    if entry.agent not in state.shown.get(entry.payload, {entry.agent}):
+        raise Refused(f"reveal: {entry.agent!r} must not repeat an update of another agent from an earlier round")
     return replace(state, revealed={**state.revealed, entry.agent: entry.payload})
 
 
@@ -133,6 +135,9 @@ def settled(terms: Terms, state: State) -> State:
         kept = replace(memory[name], below=0) if struck else memory[name]
         members[name] = Member(member.stake - lost, member.balance + paid.get(name, 0), kept)
         slashed += lost
+    shown = dict(state.shown)
+    for name, update in state.revealed.items():
+        shown[update] = shown.get(update, frozenset()) | {name}
     over = state.round + 1 == terms.rounds
     return State(
         round=state.round + 1,
@@ -140,6 +145,7 @@ def settled(terms: Terms, state: State) -> State:
         members=members,
         model=state.model,
         carried=budget - sum(paid.values()) + slashed,
+        shown=shown,
         disputed=state.disputed + disputed,
     )
 

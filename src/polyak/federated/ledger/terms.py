@@ -121,6 +121,7 @@ class State:
         scalars: what each evaluator has posted, an agent's contribution by name.
         model: the hash of the last model.
         carried: whole units that roll over into the budget of this round.
+        shown: the updates that were revealed in earlier rounds, with the agents that did.
         disputed: rounds and agents about whom evaluators differed by more than the tolerance.
     """
 
@@ -133,6 +134,7 @@ class State:
     scalars: Mapping[str, Mapping[str, Fraction]] = field(default_factory=dict)
     model: str = ""
     carried: int = 0
+    shown: Mapping[str, frozenset[str]] = field(default_factory=dict)
     disputed: tuple[tuple[int, str], ...] = ()
 
     @property
