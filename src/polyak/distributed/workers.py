@@ -14,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from polyak.memory.flat import flat, unflat
+from polyak.optim.engine.kernels import high
 from polyak.optim.engine.member import local
 from polyak.optim.engine.sharding import added_over_ranks
 
@@ -66,7 +67,7 @@ class Workers:
 
     @torch.no_grad()
     def mean_(self, tensors: Sequence[Tensor], takes_part: bool, count: int) -> None:
-        """Put the mean over those that take part in the place of each tensor, on all workers.
+        """Put the mean over those that take part in the place of each tensor, on all workers; of halves in float32.
 
         Args:
             tensors: as many, of the same shapes and dtypes, on every worker; of shards the local part is meant.
@@ -74,7 +75,8 @@ class Workers:
             count: how many workers take part, at least one.
         """
         for bucket in _buckets([local(t) for t in tensors]):
-            whole = flat(bucket) if takes_part else torch.zeros_like(flat(bucket))
+            whole = flat([t.to(high(t.dtype)) for t in bucket])
+            whole = whole if takes_part else torch.zeros_like(whole)
             if self.size > 1:
                 dist.all_reduce(whole, group=self.group)
             for t, mean in zip(bucket, unflat(whole.div_(count), bucket), strict=True):
@@ -84,12 +86,16 @@ class Workers:
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Tensors of one dtype and device, in order, up to :data:`BUCKET` elements."""
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    counts: dict[tuple[torch.dtype, torch.device], int] = {}
     for t in tensors:
-        bucket = kinds.setdefault((t.dtype, t.device), [])
-        if bucket and sum(b.numel() for b in bucket) + t.numel() > BUCKET:
+        kind = (t.dtype, t.device)
+        bucket = kinds.setdefault(kind, [])
+        if bucket and counts[kind] + t.numel() > BUCKET:
             yield list(bucket)
             bucket.clear()
+            counts[kind] = 0
         bucket.append(t)
+        counts[kind] = counts.get(kind, 0) + t.numel()
     yield from kinds.values()
 
 
