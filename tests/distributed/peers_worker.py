@@ -105,6 +105,15 @@ def masha_seeds(folder: Path) -> Any:
     return everyone("")
 
 
+def masha_kinds(folder: Path) -> Any:
+    """Compressors of two classes and the same arguments."""
+    try:
+        polyak.distributed.MASHA1(players(), Natural() if dist.get_rank() else Identity())
+    except ValueError as error:
+        return everyone(str(error))
+    return everyone("")
+
+
 def train(
     model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int, missing: tuple[int, int] = (-1, -1)
 ) -> list[bool]:

@@ -22,7 +22,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes left what they did."""
     folder = tmp_path_factory.mktemp("two")
     cases = [f"masha:{case}" for case in SENT] + [f"hook:{case}" for case in HOOKS]
-    others = ["masha_resumed", "masha_spoiled", "masha_seeds", "hook_resumed", "hook_registered"]
+    others = ["masha_resumed", "masha_spoiled", "masha_seeds", "masha_kinds", "hook_resumed", "hook_registered"]
     others += ["hook_missing:top", "hook_missing:rand", "hook_halves"]
     ranks.launch("distributed.peers_worker", folder, *cases, *others)
     return folder
@@ -79,8 +79,9 @@ def test_a_worker_that_cannot_compute_stops_all_and_changes_nothing(two: Path) -
         assert same
 
 
-def test_workers_whose_coins_would_differ_are_refused(two: Path) -> None:
-    said = ranks.result(two, "masha_seeds")
+@pytest.mark.parametrize("case", ["masha_seeds", "masha_kinds"])
+def test_workers_whose_coins_or_compressors_would_differ_are_refused(two: Path, case: str) -> None:
+    said = ranks.result(two, case)
     assert all("must be the same on all workers; those of [1] differ" in words for words in said)
 
 

@@ -39,9 +39,9 @@ class MomentumHook:
     that communicates, enters, with the sum. Memories of half precision are kept in float32, and means are found in it.
 
     A worker's gradient that is not finite enters none of its memories and no count; it is sent uncompressed, so that
-    no worker's mean is finite and all can leave out the step, as ``torch.amp.GradScaler`` does. Momenta are of the gradients that
-    arrive: under a GradScaler of the scaled ones, so that each change of the scale weighs older gradients otherwise;
-    keep the scale fixed (``growth_interval`` beyond the run), or train in bfloat16, which needs none.
+    no worker's mean is finite and all can leave out the step, as ``torch.amp.GradScaler`` does. Momenta are of the
+    gradients that arrive, under a GradScaler of the scaled ones, so that each change of the scale weighs older
+    gradients otherwise: keep the scale fixed, or train in bfloat16, which needs none.
 
     Args:
         module: the module inside.

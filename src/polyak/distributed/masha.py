@@ -13,10 +13,17 @@ from polyak.declare import Argument
 from polyak.distributed.workers import ProcessGroup, Workers, described, words
 from polyak.optim.solvers import masha
 from polyak.optim.solvers.closures import Closure
+from polyak.optim.solvers.compressors import Compressor
 from polyak.optim.solvers.variational import MASHA, _Draws
 
 Found = TypeVar("Found")
 Group = Annotated[ProcessGroup | None, Argument("the workers; None: the default group, or this process alone")]
+
+
+def _said(compressor: Compressor) -> tuple[str, str, str]:
+    """A compressor's class and arguments."""
+    kind = type(compressor)
+    return kind.__module__, kind.__qualname__, repr(vars(compressor))
 
 
 class _AmongProcesses(MASHA):
@@ -31,12 +38,11 @@ class _AmongProcesses(MASHA):
         self.workers = Workers(values.pop("process_group"))
         super()._begin(values)
         options = [[group[h.name] for h in self.hypers] for group in self.param_groups]
-        asked = [described(self.param_groups), options, repr(vars(self.compressor)), repr(vars(self.server_compressor))]
+        asked = [described(self.param_groups), options, _said(self.compressor), _said(self.server_compressor)]
         self.workers.check_alike("parameters and arguments", asked, self._params()[0], type(self).__name__)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.workers = Workers()  # a process group cannot be copied
-        super().__setstate__(state)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "workers": self.workers}
 
     @torch.no_grad()
     def step(self, loss: Closure, full: Closure | None = None) -> Tensor:  # type: ignore[override]
