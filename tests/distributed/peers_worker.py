@@ -1,5 +1,6 @@
 """MASHA and momentum hooks, one rank of them; each case is for `ranks.launch`."""
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,23 @@ def masha_spoiled(folder: Path) -> Any:
     return everyone((said, same))
 
 
+def masha_apart(folder: Path) -> Any:
+    """The second worker goes back a step; then the first gives what cannot be called."""
+    params = players()
+    one, loss, said = solver(polyak.distributed, "rand", params), loss_of(dist.get_rank(), params), []
+    one.step(loss)
+    before = copy.deepcopy(one.state_dict())
+    one.step(loss)
+    after = copy.deepcopy(one.state_dict())
+    for state, own in ((before if dist.get_rank() else after, loss), (after, loss if dist.get_rank() else "loss")):
+        one.load_state_dict(state)
+        try:
+            one.step(own)
+        except RuntimeError as error:
+            said.append(str(error))
+    return everyone(said)
+
+
 def masha_seeds(folder: Path) -> Any:
     try:
         polyak.distributed.MASHA1(players(), RandK(3), seed=dist.get_rank())
@@ -105,10 +123,14 @@ def masha_seeds(folder: Path) -> Any:
     return everyone("")
 
 
+class Renamed(Natural):
+    """Another class with the same arguments."""
+
+
 def masha_kinds(folder: Path) -> Any:
     """Compressors of two classes and the same arguments."""
     try:
-        polyak.distributed.MASHA1(players(), Natural() if dist.get_rank() else Identity())
+        polyak.distributed.MASHA1(players(), Natural() if dist.get_rank() else Renamed())
     except ValueError as error:
         return everyone(str(error))
     return everyone("")

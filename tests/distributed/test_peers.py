@@ -22,7 +22,15 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes left what they did."""
     folder = tmp_path_factory.mktemp("two")
     cases = [f"masha:{case}" for case in SENT] + [f"hook:{case}" for case in HOOKS]
-    others = ["masha_resumed", "masha_spoiled", "masha_seeds", "masha_kinds", "hook_resumed", "hook_registered"]
+    others = [
+        "masha_resumed",
+        "masha_spoiled",
+        "masha_seeds",
+        "masha_kinds",
+        "masha_apart",
+        "hook_resumed",
+        "hook_registered",
+    ]
     others += ["hook_missing:top", "hook_missing:rand", "hook_halves"]
     ranks.launch("distributed.peers_worker", folder, *cases, *others)
     return folder
@@ -79,7 +87,13 @@ def test_a_worker_that_cannot_compute_stops_all_and_changes_nothing(two: Path) -
         assert same
 
 
-@pytest.mark.parametrize("case", ["masha_seeds", "masha_kinds"])
+def test_workers_at_other_steps_or_without_a_closure_stop_all(two: Path) -> None:
+    for steps, closure in ranks.result(two, "masha_apart"):
+        assert steps == "MASHA1: worker 1 is at step 1, others at 2; they must meet at one"
+        assert closure == "MASHA1: worker 0 could not compute its part"
+
+
+@pytest.mark.parametrize("case", ["masha_seeds", "masha_kinds", "masha_apart"])
 def test_workers_whose_coins_or_compressors_would_differ_are_refused(two: Path, case: str) -> None:
     said = ranks.result(two, case)
     assert all("must be the same on all workers; those of [1] differ" in words for words in said)

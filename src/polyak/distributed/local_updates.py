@@ -59,9 +59,9 @@ class LocalUpdates:
     step.
 
     Learning rates may differ between workers; other options may not. The inner memories are a worker's own: each saves
-    its own state. All must step as often: ``torch.amp.GradScaler`` leaves out the step of the worker with an inf
-    alone, and the others wait; train in bfloat16, which needs none, or have all leave out the step. Parameters that
-    are frozen (``requires_grad=False``) are left as they are.
+    its own state, as ``{f"worker{rank}": local.state_dict()}``. All must step as often: ``torch.amp.GradScaler`` leaves
+    out the step of the worker with an inf alone, and the others wait; train in bfloat16, which needs none, or have all
+    leave out the step. Parameters that are frozen (``requires_grad=False``) are left as they are.
 
     Args:
         inner: any ``torch.optim.Optimizer``.

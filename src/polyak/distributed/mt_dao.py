@@ -57,9 +57,9 @@ class MTDAO(OfOneWorker):
     weights are not finite. With the second moment goes a weight's own count of steps, for one that has none yet too.
 
     Learning rates may differ between workers; all other arguments may not. Between averages workers have memories of
-    their own: each saves its own state, or all save right after a :meth:`sync`. All must call ``step`` as often:
-    ``torch.amp.GradScaler`` leaves out the step of the worker with an inf alone, and the others wait; use bfloat16,
-    which needs none, or unscale and let the step be: a gradient that is not finite moves nothing.
+    their own: each saves its own state, as ``{f"worker{rank}": optimizer.state_dict()}``, or all save right after a
+    :meth:`sync`. All must call ``step`` as often: ``torch.amp.GradScaler`` leaves out the step of the worker with an
+    inf alone, and the others wait; use bfloat16, which needs none, or have all leave out the step.
 
     Raises:
         TypeError: a period that is no integer.
