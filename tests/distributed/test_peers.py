@@ -93,7 +93,7 @@ def test_workers_at_other_steps_or_without_a_closure_stop_all(two: Path) -> None
         assert closure == "MASHA1: worker 0 could not compute its part"
 
 
-@pytest.mark.parametrize("case", ["masha_seeds", "masha_kinds", "masha_apart"])
+@pytest.mark.parametrize("case", ["masha_seeds", "masha_kinds"])
 def test_workers_whose_coins_or_compressors_would_differ_are_refused(two: Path, case: str) -> None:
     said = ranks.result(two, case)
     assert all("must be the same on all workers; those of [1] differ" in words for words in said)
