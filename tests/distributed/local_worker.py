@@ -27,7 +27,7 @@ def weights(model: nn.Module) -> list[Tensor]:
     return [p.full_tensor() if hasattr(p, "full_tensor") else p.clone() for p in found]
 
 
-def everyone(said: str) -> list[str]:
+def everyone(said: Any) -> list[Any]:
     heard: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(heard, said)
     return heard
@@ -67,6 +67,47 @@ def spoiled() -> Any:
         learn(model, inner, 0, PERIOD, dist.get_rank(), spoil=dist.get_rank() == 1)
     learn(model, inner, PERIOD, STEPS, dist.get_rank())
     return weights(model), everyone(str(heard[-1].message))
+
+
+def buffered() -> Any:
+    """A buffer of the second worker is NaN at the first sync point."""
+    mine = torch.full((2,), torch.nan if dist.get_rank() else 3.0)
+    model, inner, _ = made(buffers=[mine])
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        learn(model, inner, 0, PERIOD, dist.get_rank())
+    heard_all, buffers = everyone(str(heard[-1].message)), everyone(mine.tolist())
+    return weights(model), buffers, heard_all
+
+
+def unlike() -> Any:
+    """What is said where buffers, trained parameters, arguments, or parameters added on the way differ."""
+    rank, said = dist.get_rank(), []
+
+    def first() -> None:
+        made(buffers=[torch.ones(3 + rank)])
+
+    def second() -> None:
+        model = net()
+        model.first.weight.requires_grad = rank == 0
+        LocalUpdates(*inner_and_outer(model), PERIOD)
+
+    def third() -> None:
+        made(max_delta_norm=1.0 + rank)
+
+    def fourth() -> None:
+        _, inner, local = made()
+        if rank == 0:
+            inner.add_param_group({"params": [nn.Parameter(torch.zeros(2))]})
+        local.sync()
+
+    for refused in (first, second, third, fourth):
+        try:
+            refused()
+            said.append("")
+        except ValueError as error:
+            said.append(str(error))
+    return everyone(said)
 
 
 def spoiled_all() -> Any:
@@ -137,7 +178,21 @@ def replicas() -> Any:
     return weights(model)
 
 
-CASES = (diloco, delayed, clipped, absent, spoiled, spoiled_all, apart, alike, resumed, sharded, replicas)
+CASES = (
+    diloco,
+    delayed,
+    clipped,
+    absent,
+    spoiled,
+    buffered,
+    unlike,
+    spoiled_all,
+    apart,
+    alike,
+    resumed,
+    sharded,
+    replicas,
+)
 
 
 def local(folder: Path, case: str) -> Any:

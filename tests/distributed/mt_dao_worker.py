@@ -1,6 +1,8 @@
 """MT-DAO, one rank of it; each case of ``run:...`` is for `ranks.launch`."""
 
+import copy
 import io
+import pickle
 import warnings
 from pathlib import Path
 from typing import Any
@@ -74,6 +76,51 @@ def missing() -> Any:
     return everyone(p.detach()), everyone([str(w.message) for w in heard if "not finite" in str(w.message)])
 
 
+def late() -> Any:
+    """The second worker's first gradient is NaN; second moments are not averaged before its own is there."""
+    p, optimizer = made("adopt")
+    warnings.simplefilter("ignore")
+    go(p, optimizer, 0, STEPS, missing=0 if dist.get_rank() == 1 else -1)
+    return everyone(p.detach())
+
+
+def lost() -> Any:
+    """The second worker's weights are NaN before the sync of the third step."""
+    p, optimizer = made("adopt")
+    go(p, optimizer, 0, 2)
+    if dist.get_rank() == 1:
+        p.data.fill_(torch.nan)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        go(p, optimizer, 2, 3)
+    return everyone(p.detach()), everyone([str(w.message) for w in heard if "weights" in str(w.message)])
+
+
+def grown() -> Any:
+    """The first worker adds a group on the way."""
+    p, optimizer = made("adopt")
+    if dist.get_rank() == 0:
+        optimizer.add_param_group({"params": [Parameter(torch.zeros(2, dtype=torch.float64))]})
+    return refused(lambda: go(p, optimizer, 0, 3))
+
+
+def frozen() -> Any:
+    p = Parameter(start(), requires_grad=dist.get_rank() == 0)
+    return refused(lambda: MTDAO([p], period=2))
+
+
+def decayed() -> Any:
+    return refused(lambda: made(weight_decay=0.1 * dist.get_rank()))
+
+
+def grouped() -> Any:
+    """Copies share the group; what was pickled with it is refused."""
+    group = dist.new_group([0, 1])
+    _, optimizer = made(process_group=group)
+    shares = copy.deepcopy(optimizer).workers.group is group
+    return shares, refused(lambda: pickle.loads(pickle.dumps(optimizer)))
+
+
 def apart() -> Any:
     p, optimizer = made(period=6, periods=None)
     if dist.get_rank() == 0:
@@ -118,7 +165,9 @@ def resumed() -> Any:
     return p.detach(), q.detach()
 
 
-OTHERS = {f.__name__: f for f in (missing, alike, arguments, joined, resumed)} | {"meeting": apart}
+OTHERS = {
+    f.__name__: f for f in (missing, alike, arguments, joined, resumed, late, lost, grown, frozen, decayed, grouped)
+} | {"meeting": apart}
 
 
 def run(folder: Path, case: str) -> Any:

@@ -1,5 +1,6 @@
 """MASHA and momentum hooks, one rank of them; each case is for `ranks.launch`."""
 
+import copy
 import io
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ SENT: dict[str, tuple[str, Compressor, dict[str, Any]]] = {
 HOOKS: dict[str, tuple[float, Compressor]] = {
     "plain": (0.9, Identity()), "top": (0.9, TopK(5)), "rand": (0.8, RandK(4)), "alone": (0.0, TopK(3)),
 }  # fmt: skip
-STEPS = 12
+STEPS, MISSING = 12, (1, 2)
 
 
 def players() -> list[nn.Parameter]:
@@ -97,6 +98,23 @@ def masha_spoiled(folder: Path) -> Any:
     return everyone((said, same))
 
 
+def masha_apart(folder: Path) -> Any:
+    """The second worker goes back a step; then the first gives what cannot be called."""
+    params = players()
+    one, loss, said = solver(polyak.distributed, "rand", params), loss_of(dist.get_rank(), params), []
+    one.step(loss)
+    before = copy.deepcopy(one.state_dict())
+    one.step(loss)
+    after = copy.deepcopy(one.state_dict())
+    for state, own in ((before if dist.get_rank() else after, loss), (after, loss if dist.get_rank() else "loss")):
+        one.load_state_dict(state)
+        try:
+            one.step(own)
+        except RuntimeError as error:
+            said.append(str(error))
+    return everyone(said)
+
+
 def masha_seeds(folder: Path) -> Any:
     try:
         polyak.distributed.MASHA1(players(), RandK(3), seed=dist.get_rank())
@@ -105,12 +123,33 @@ def masha_seeds(folder: Path) -> Any:
     return everyone("")
 
 
-def train(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
+class Renamed(Natural):
+    """Another class with the same arguments."""
+
+
+def masha_kinds(folder: Path) -> Any:
+    """Compressors of two classes and the same arguments."""
+    try:
+        polyak.distributed.MASHA1(players(), Natural() if dist.get_rank() else Renamed())
+    except ValueError as error:
+        return everyone(str(error))
+    return everyone("")
+
+
+def train(
+    model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int, missing: tuple[int, int] = (-1, -1)
+) -> list[bool]:
+    """Steps, but for those whose gradient is not finite; whether each was. ``missing``: worker and step of a NaN."""
+    found = []
     for t in range(first, last):
         optimizer.zero_grad()
         x, y = batch(dist.get_rank(), t)
+        x = x * torch.nan if (dist.get_rank(), t) == missing else x
         nn.functional.mse_loss(model(x), y).backward()
-        optimizer.step()
+        found.append(all(bool(p.grad.isfinite().all()) for p in model.parameters()))
+        if found[-1]:
+            optimizer.step()
+    return found
 
 
 def hooked(case: str) -> tuple[nn.Module, nn.Module, torch.optim.Optimizer, MomentumHook]:
@@ -127,6 +166,37 @@ def hook(folder: Path, case: str) -> list[Tensor]:
     module, model, optimizer, _ = hooked(case)
     train(model, optimizer, 0, STEPS)
     return [p.detach() for p in module.parameters()]
+
+
+def hook_missing(folder: Path, case: str) -> Any:
+    """The second worker's gradient of the third step is NaN."""
+    module, model, optimizer, own = hooked(case)
+    finite = train(model, optimizer, 0, STEPS, MISSING)
+    return [p.detach() for p in module.parameters()], everyone((finite, own.steps))
+
+
+def hook_registered(folder: Path) -> Any:
+    """What the hook says of another group and of another model, and the group that it takes."""
+    both, module, said = dist.new_group([0, 1]), net(), []
+    model = DistributedDataParallel(module, process_group=both)
+    for hook in (MomentumHook(module, process_group=dist.group.WORLD), MomentumHook(net())):
+        try:
+            hook.register(model)
+        except ValueError as error:
+            said.append(str(error))
+    taken = MomentumHook(module)
+    taken.register(model)
+    return said, taken.workers.group is both
+
+
+def hook_halves(folder: Path) -> Any:
+    """What arrives of 1 and 2^-8 in bfloat16, which adds them to 1; and the dtype of the momenta."""
+    module = nn.Linear(1, 1, bias=False).bfloat16()
+    model = DistributedDataParallel(module)
+    own = MomentumHook(module, 0.0)
+    own.register(model)
+    (model(torch.ones(1, 1, dtype=torch.bfloat16)) * (1 - 2 * dist.get_rank()) * 256 ** -dist.get_rank()).backward()
+    return float(module.weight.grad), own.momenta["weight"].dtype
 
 
 def hook_resumed(folder: Path) -> Any:

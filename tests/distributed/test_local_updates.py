@@ -16,12 +16,15 @@ from tests.distributed.jobs import batch, inner_and_outer, learn, net, reference
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
 
+DROPPED = "LocalUpdates: the pseudo-gradient or a buffer of worker 1 at step 3 is not finite; it is dropped"
+
 
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes left what they did."""
     folder = tmp_path_factory.mktemp("done")
     cases = ["diloco", "delayed", "absent", "spoiled", "spoiled_all", "apart", "alike", "clipped", "resumed", "sharded"]
+    cases += ["buffered", "unlike"]
     ranks.launch("distributed.local_worker", folder, *(f"local:{case}" for case in cases))
     return folder
 
@@ -50,7 +53,28 @@ def test_an_absent_worker_takes_what_the_others_made(done: Path) -> None:
 def test_a_pseudo_gradient_that_is_nan_is_dropped_and_named(done: Path) -> None:
     found, said = ranks.result(done, "local:spoiled")
     same(found, reference(2, taking=lambda sync: [0] if sync == 0 else [0, 1], forgets=1))
-    assert said == ["LocalUpdates: the pseudo-gradient of worker 1 at step 3 is not finite and is dropped"] * 2
+    assert said == [DROPPED] * 2
+
+
+def test_a_buffer_that_is_nan_drops_its_worker(done: Path) -> None:
+    found, buffers, said = ranks.result(done, "local:buffered")
+    server = net()
+    _, outside = inner_and_outer(server)
+    model = net()
+    learn(model, inner_and_outer(model)[0], 0, 3)
+    for p, q in zip(server.parameters(), model.parameters(), strict=True):
+        p.grad = p.detach() - q.detach()
+    outside.step()
+    same(found, weights(server))
+    assert buffers == [[3.0, 3.0]] * 2
+    assert said == [DROPPED] * 2
+
+
+def test_whatever_differs_between_workers_is_refused_on_all(done: Path) -> None:
+    first, second = ranks.result(done, "local:unlike")
+    assert first == second
+    assert all("must be the same on all workers; those of [1] differ from worker 0's" in words for words in first)
+    assert "LocalUpdates: parameters and buffers must" in first[3]
 
 
 def test_if_none_takes_part_all_go_back(done: Path) -> None:
@@ -66,7 +90,8 @@ def test_workers_that_meet_at_different_steps_are_told(done: Path) -> None:
 
 def test_other_models_are_refused_on_all_workers(done: Path) -> None:
     said = ranks.result(done, "local:alike")
-    assert all("parameters must be the same on all workers; those of [1] differ" in words for words in said)
+    words = "parameters, buffers and arguments must be the same on all workers; those of [1] differ"
+    assert all(words in one for one in said)
 
 
 def test_deltas_are_shortened(done: Path) -> None:
@@ -190,6 +215,48 @@ def test_a_worker_alone_whose_gradients_are_nan_goes_back() -> None:
     same(weights(model), weights(net()))
     learn(model, inner, 0, 2)
     assert all(p.isfinite().all() for p in model.parameters())
+
+
+def test_frozen_weights_stay_whatever_the_outer_optimizer_decays() -> None:
+    p, q = nn.Parameter(torch.ones(1)), nn.Parameter(torch.ones(1), requires_grad=False)
+    inner, outer = torch.optim.SGD([p, q], lr=0.1), torch.optim.SGD([p, q], lr=1.0, weight_decay=0.1)
+    LocalUpdates(inner, outer, 1)
+    p.grad = torch.ones(1)
+    inner.step()
+    torch.testing.assert_close(p.detach(), torch.tensor([1 - 0.1 - 0.1]))
+    assert q.item() == 1.0
+
+
+def test_steps_at_a_rate_of_zero_count_once_there_is_a_state() -> None:
+    p = nn.Parameter(torch.ones(1))
+    inner = torch.optim.SGD([p], lr=0.1, momentum=0.9)
+    local = LocalUpdates(inner, torch.optim.SGD([p], lr=1.0), 10)
+    for rate, g in ((0.0, 1.0), (0.0, 0.0), (0.0, 0.0)):
+        inner.param_groups[0]["lr"] = rate
+        p.grad = torch.full((1,), g)
+        inner.step()
+    assert local.steps == 3
+
+
+def test_unfit_parameters_and_roundings_are_refused() -> None:
+    z = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
+    refused(lambda: LocalUpdates(torch.optim.SGD([z]), torch.optim.SGD([z]), 1), "a parameter is complex", TypeError)
+    p = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    refused(lambda: LocalUpdates(SGD([p], rounding="kahan"), SGD([p]), 1), "inner must not have rounding='kahan'")
+    LocalUpdates(SGD([p]), SGD([p], rounding="kahan"), 1)
+
+
+def test_a_state_that_the_outer_optimizer_refuses_changes_nothing() -> None:
+    p, q = (nn.Parameter(torch.zeros(2)) for _ in range(2))
+    local = LocalUpdates(AdamW([p], lr=0.1), SGD([p], lr=0.7), 2)
+    theirs = LocalUpdates(AdamW([q], lr=0.3), AdamW([q], lr=0.7), 2)
+    q.grad = torch.ones(2)
+    theirs.inner.step()
+    with pytest.raises(ValueError, match="method"):
+        local.load_state_dict(theirs.state_dict())
+    assert local.steps == 0
+    assert local.inner.param_groups[0]["lr"] == 0.1
+    assert not local.inner.state
 
 
 def test_inside_torchft() -> None:

@@ -46,8 +46,9 @@ def transcribed(
         sound = [m for m in range(workers) if (m, t) != missing]
         g = [clipped(grads[m][t].numpy(), max_grad_norm) for m in range(workers)]
         h = list(g)
+        made = [t - (m == missing[0] and t > missing[1]) for m in range(workers)]
         if variant == "adopt":
-            h = [np.clip(g[m] / np.maximum(np.sqrt(v[m]), eps), -(t**0.25), t**0.25) for m in range(workers)]
+            h = [np.clip(g[m] / np.maximum(np.sqrt(v[m]), eps), -(k**0.25), k**0.25) for m, k in enumerate(made)]
         for m in sound:
             u[m] = [b * a + (1 - b) * h[m] for a, b in zip(u[m], slow, strict=True)]
             if variant == "adam":
@@ -60,7 +61,7 @@ def transcribed(
         if variant == "adam" and due(every["exp_avg_sq"], t):
             v = [sum(v) / workers] * workers
         for m in sound:
-            if variant == "adopt" and t == 0:
+            if variant == "adopt" and made[m] == 0:
                 v[m] = g[m] ** 2
                 continue
             reads = [a / (1 - b ** (t + 1)) if bias_correction else a for a, b in zip(u[m], slow, strict=True)]
@@ -83,6 +84,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes left what they did."""
     folder = tmp_path_factory.mktemp("done")
     others = ["missing", "meeting", "alike", "arguments", "joined", "resumed"]
+    others += ["late", "lost", "grown", "frozen", "decayed", "grouped"]
     ranks.launch("distributed.mt_dao_worker", folder, *(f"run:{name}" for name in CASES), *(f"run:{o}" for o in others))
     return folder
 
@@ -107,7 +109,48 @@ def test_workers_that_meet_at_different_steps_are_told(done: Path) -> None:
     assert "others at" in said[0]
 
 
-@pytest.mark.parametrize("case", ["alike", "arguments"])
+def test_a_first_gradient_that_is_nan_leaves_the_start_to_the_next(done: Path) -> None:
+    for got, want in zip(
+        ranks.result(done, "run:late"), transcribed(2, STEPS, **CASES["adopt"], missing=(1, 0)), strict=True
+    ):
+        np.testing.assert_allclose(got.numpy(), want, rtol=1e-11, atol=1e-13)
+
+
+def test_weights_that_are_nan_enter_no_mean(done: Path) -> None:
+    found, heard = ranks.result(done, "run:lost")
+    own = {name: value for name, value in CASES["adopt"].items() if name != "period"}
+    p = Parameter(start())
+    optimizer = polyak.optim.MTDAO([p], lr=0.05, **own)
+    for g in gradients(0, STEPS)[:3]:
+        p.grad = g
+        optimizer.step()
+    for got in found:
+        torch.testing.assert_close(got, p.detach(), rtol=1e-11, atol=1e-13)
+    assert heard == [["MTDAO: weights of worker 1 are not finite: they take the others' at step 3"]] * 2
+
+
+def test_a_copy_shares_the_process_group_and_a_pickle_of_it_is_refused(done: Path) -> None:
+    shares, said = ranks.result(done, "run:grouped")
+    assert shares
+    assert all("what was made with a group of its own cannot be unpickled" in words for words in said)
+
+
+@pytest.mark.parametrize("kind", [polyak.optim.MTDAO, MTDAO])
+def test_a_weight_that_comes_later_starts_from_its_own_gradient(kind: Any) -> None:
+    first, late = Parameter(torch.zeros(2)), Parameter(torch.zeros(2))
+    optimizer = kind([first], lr=0.01, weight=0.0, max_grad_norm=0.0)
+    for t in range(12):
+        if t == 7:
+            optimizer.add_param_group({"params": [late]})
+        for p in (first, late)[: 1 + (t >= 7)]:
+            p.grad = torch.tensor([1.0, -2.0])
+        optimizer.step()
+    # every step but the first is lr * sign(g) where g does not change
+    torch.testing.assert_close(first.detach(), torch.tensor([-0.11, 0.11]))
+    torch.testing.assert_close(late.detach(), torch.tensor([-0.04, 0.04]))
+
+
+@pytest.mark.parametrize("case", ["alike", "arguments", "grown", "frozen", "decayed"])
 def test_other_workers_are_refused_at_the_start(done: Path, case: str) -> None:
     assert all("must be the same on all workers; those of [1] differ" in s for s in ranks.result(done, f"run:{case}"))
 
@@ -187,6 +230,8 @@ def test_a_moment_that_forgets_a_period_is_warned_of() -> None:
         ({"periods": {"exp_avg_1": 0}}, r"periods\['exp_avg_1'\] must be in"),
         ({"periods": {"exp_avg_2": 3}}, r"periods must be of \['exp_avg_1', 'exp_avg_sq'\], got 'exp_avg_2'"),
         ({"bias_correction": True}, "bias_correction is of 'adam' and 'sgdm'"),
+        ({"check_finite": True}, "check_finite must be False"),
+        ({"rounding": "kahan"}, "rounding must be 'nearest' or 'stochastic', got 'kahan'"),
         ({"state_storage": "int8"}, "state_storage must be 'float32'"),
         ({"variant": "lion"}, "variant must be one of"),
     ],

@@ -12,7 +12,7 @@ from polyak.distributed import MomentumHook
 from polyak.optim.solvers.compressors import Compressor, Contractive, Identity, TopK
 from tests import ranks
 from tests.distributed.jobs import batch, net
-from tests.distributed.peers_worker import HOOKS, SENT, STEPS, loss_of, players, solver
+from tests.distributed.peers_worker import HOOKS, MISSING, SENT, STEPS, loss_of, players, solver
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch is built without distributed")
 
@@ -22,7 +22,16 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes left what they did."""
     folder = tmp_path_factory.mktemp("two")
     cases = [f"masha:{case}" for case in SENT] + [f"hook:{case}" for case in HOOKS]
-    others = ["masha_resumed", "masha_spoiled", "masha_seeds", "hook_resumed"]
+    others = [
+        "masha_resumed",
+        "masha_spoiled",
+        "masha_seeds",
+        "masha_kinds",
+        "masha_apart",
+        "hook_resumed",
+        "hook_registered",
+    ]
+    others += ["hook_missing:top", "hook_missing:rand", "hook_halves"]
     ranks.launch("distributed.peers_worker", folder, *cases, *others)
     return folder
 
@@ -78,8 +87,15 @@ def test_a_worker_that_cannot_compute_stops_all_and_changes_nothing(two: Path) -
         assert same
 
 
-def test_workers_whose_coins_would_differ_are_refused(two: Path) -> None:
-    said = ranks.result(two, "masha_seeds")
+def test_workers_at_other_steps_or_without_a_closure_stop_all(two: Path) -> None:
+    for steps, closure in ranks.result(two, "masha_apart"):
+        assert steps == "MASHA1: worker 1 is at step 1, others at 2; they must meet at one"
+        assert closure == "MASHA1: worker 0 could not compute its part"
+
+
+@pytest.mark.parametrize("case", ["masha_seeds", "masha_kinds"])
+def test_workers_whose_coins_or_compressors_would_differ_are_refused(two: Path, case: str) -> None:
+    said = ranks.result(two, case)
     assert all("must be the same on all workers; those of [1] differ" in words for words in said)
 
 
@@ -96,8 +112,12 @@ def test_biased_compressors_are_for_masha2() -> None:
         polyak.distributed.MASHA1(players(), TopK(3))
 
 
-def hook_alone(case: str, workers: int) -> list[Tensor]:
-    """By plain loops: momenta, residuals and what is sent of each worker and parameter."""
+def hook_alone(case: str, workers: int, missing: tuple[int, int] = (-1, -1)) -> list[Tensor]:
+    """By plain loops: momenta, residuals and what is sent of each worker and parameter.
+
+    ``missing`` is worker and step of a gradient that is NaN: the worker's memories and draws leave it out, and all
+    leave out the step.
+    """
     momentum, compressor = HOOKS[case]
     model = net()
     hooks = [MomentumHook(model, momentum, compressor, seed=3) for _ in range(workers)]
@@ -111,15 +131,18 @@ def hook_alone(case: str, workers: int) -> list[Tensor]:
             x, y = batch(i, t)
             nn.functional.mse_loss(model(x), y).backward()
             for name, p in model.named_parameters():
+                if (i, t) == missing:
+                    continue
                 m, e = memories.get((i, name), (torch.zeros_like(p.grad), torch.zeros_like(p.grad)))
                 m = momentum * m + (1 - momentum) * p.grad
                 u = m + e
-                q = compressor(u.reshape(-1), hooks[i]._generator(name, t + 1)).view(p.shape)
+                step = t + 1 - (i == missing[0] and t > missing[1])
+                q = compressor(u.reshape(-1), hooks[i]._generator(name, step)).view(p.shape)
                 kept = u - q if isinstance(compressor, Contractive) else torch.zeros_like(q)
                 memories[i, name] = (m, kept)
                 sent[name].append(q)
         with torch.no_grad():
-            for name, p in model.named_parameters():
+            for name, p in model.named_parameters() if t != missing[1] else ():
                 p -= 0.1 * torch.stack(sent[name]).mean(0)
     return [p.detach() for p in model.parameters()]
 
@@ -131,6 +154,48 @@ def test_momentum_before_the_average(two: Path, case: str) -> None:
 
 def test_momentum_of_three(three: Path) -> None:
     close(ranks.result(three, "hook:rand"), hook_alone("rand", 3))
+
+
+@pytest.mark.parametrize("case", ["top", "rand"])
+def test_a_gradient_that_is_nan_enters_no_memory_and_holds_up_no_one(two: Path, case: str) -> None:
+    found, told = ranks.result(two, f"hook_missing:{case}")
+    close(found, hook_alone(case, 2, MISSING))
+    for worker, (finite, steps) in enumerate(told):
+        assert finite == [t != MISSING[1] for t in range(STEPS)]
+        assert set(steps.values()) == {STEPS - (worker == MISSING[0])}
+
+
+def test_a_compressor_that_fails_changes_nothing() -> None:
+    class Failing(Identity):
+        def compress(self, u: Tensor, generator: torch.Generator) -> Tensor:
+            return u * (torch.nan if fails else 1)
+
+    fails = False
+    hook = MomentumHook(nn.Linear(2, 1), compressor=Failing())
+    fails = True
+    with pytest.raises(RuntimeError, match="not finite"):
+        hook.encoded("weight", torch.ones(1, 2))
+    assert hook.state_dict() == {"momenta": {}, "residuals": {}, "steps": {}}
+
+
+def test_a_hook_belongs_to_one_group_and_module(two: Path) -> None:
+    said, takes = ranks.result(two, "hook_registered")
+    assert takes
+    assert "process_group must be that of the DistributedDataParallel module" in said[0]
+    assert "the model has parameters that are not the hook's module's: ['module.first.weight'," in said[1]
+
+
+def test_memories_and_means_of_halves_are_float32(two: Path) -> None:
+    got, dtype = ranks.result(two, "hook_halves")
+    assert dtype == torch.float32
+    assert got == (1 - 2**-8) / 2  # bfloat16 has this mean
+    hook = MomentumHook(nn.Linear(4, 1).bfloat16(), 0.99)
+    for _ in range(400):
+        sent = hook.encoded("weight", torch.ones(1, 4, dtype=torch.bfloat16))
+    assert sent.dtype == torch.bfloat16
+    torch.testing.assert_close(hook.momenta["weight"], torch.full((1, 4), 1 - 0.99**400), rtol=1e-4, atol=0)
+    hook.load_state_dict({"momenta": {"weight": torch.ones(1, 4).bfloat16()}, "residuals": {}, "steps": {}})
+    assert hook.momenta["weight"].dtype == torch.float32
 
 
 def test_a_hook_is_resumed_bit_for_bit(two: Path) -> None:

@@ -148,6 +148,54 @@ def test_a_delta_that_is_not_finite_is_dropped() -> None:
     assert simulation.server.params[0].isfinite().all()
 
 
+def test_a_train_that_raises_loses_no_worker_and_no_step() -> None:
+    calls: list[int] = []
+
+    def flaky(job: Job) -> list[Tensor]:
+        calls.append(job.worker)
+        if len(calls) == 4:
+            raise OSError("flaky")
+        return [w - rate for w in job.weights for rate in job.rates[:1]]
+
+    def made(function: Any) -> Simulation:
+        return Simulation(server("mean"), function, SPEEDS, 2, shards=Shards(4, 40, 0.1), max_wait=math.inf)
+
+    broken, sound = made(flaky), made(lambda job: [w - rate for w in job.weights for rate in job.rates[:1]])
+    with pytest.raises(OSError, match="flaky"):
+        broken.advance()
+    assert broken.shards is not None
+    assert broken.shards.steps == [0] * 4
+    for _ in range(3):
+        assert broken.advance() == sound.advance()
+    assert torch.equal(broken.server.params[0], sound.server.params[0])
+    broken.die(0)
+    broken.join(0, 1.0, 2)
+
+
+def test_a_state_of_another_model_leaves_the_shards_as_they_are() -> None:
+    def made(size: int) -> Simulation:
+        outer = SGD([Parameter(torch.zeros(size))], lr=1.0)
+        return Simulation(Server(outer, 2), lambda job: [w - 0.1 for w in job.weights], [1.0, 2.0], 5,
+                          shards=Shards(2, 100, 0.1))  # fmt: skip
+
+    here, there = made(2), made(3)
+    there.run(50)
+    assert here.shards is not None
+    before = here.shards.state_dict()
+    with pytest.raises(ValueError, match="weights of shapes"):
+        here.load_state_dict(there.state_dict())
+    assert here.shards.visits == before["visits"]
+    assert here.shards.steps == before["steps"]
+
+
+@pytest.mark.parametrize("rule", ["buffered", "mean"])
+def test_sums_of_bfloat16_are_float32(rule: Any) -> None:
+    p = Parameter(torch.zeros(1, dtype=torch.bfloat16))
+    one = Server(torch.optim.SGD([p], lr=1.0), 1000, rule=rule)
+    one.receive_all([[torch.ones(1, dtype=torch.bfloat16)]] * 1000, [0] * 1000)
+    assert p.item() == -1.0
+
+
 def test_what_is_too_stale_is_dropped() -> None:
     simulation = Simulation(server(max_staleness=1), train, SPEEDS, 2)
     outcomes = {a.worker: a.outcome for _ in range(4) for a in simulation.advance()}

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from polyak.declare import HALF_OPEN_UNIT, NON_NEGATIVE, Hyper, whole
 from polyak.distributed.workers import ProcessGroup, Workers
 from polyak.memory.averages import ema
+from polyak.optim.engine.kernels import high
 from polyak.optim.solvers.compressors import Compressor, Contractive, Identity
 
 OWNER = "MomentumHook"
@@ -35,13 +36,18 @@ class MomentumHook:
         hook.register(model)
 
     With ``momentum=0`` gradients are compressed alone. Under gradient accumulation only the last backward pass, the one
-    that communicates, enters, with the sum.
+    that communicates, enters, with the sum. Memories of half precision are kept in float32, and means are found in it.
+
+    A worker's gradient that is not finite enters none of its memories and no count; it is sent uncompressed, so that
+    no worker's mean is finite and all can leave out the step, as ``torch.amp.GradScaler`` does. Momenta are of the
+    gradients that arrive, under a GradScaler of the scaled ones, so that each change of the scale weighs older
+    gradients otherwise: keep the scale fixed, or train in bfloat16, which needs none.
 
     Args:
         module: the module inside.
         momentum: retention of the average, in [0, 1).
         compressor: one of :mod:`polyak.optim.solvers.compressors`; a contractive one gets error feedback.
-        process_group: that of the DistributedDataParallel module.
+        process_group: that of the DistributedDataParallel module; None: taken from it by :meth:`register`.
         seed: of the compressor, at least 0.
 
     Raises:
@@ -61,8 +67,8 @@ class MomentumHook:
         Hyper("momentum", 0.9, HALF_OPEN_UNIT).check(momentum, OWNER)
         self.seed = whole("seed", seed, OWNER, NON_NEGATIVE)
         self.momentum, self.compressor, self.workers = momentum, compressor, Workers(process_group)
-        self._names = {id(p): name for name, p in module.named_parameters()}
-        self._shapes = {name: tuple(p.shape) for name, p in module.named_parameters()}
+        self._params = dict(module.named_parameters())
+        self._names = {id(p): name for name, p in self._params.items()}
         compressor.verify(max(p.numel() for p in module.parameters()))
         self._has_feedback = isinstance(compressor, Contractive) and not isinstance(compressor, Identity)
         self.momenta: dict[str, Tensor] = {}
@@ -70,7 +76,16 @@ class MomentumHook:
         self.steps: dict[str, int] = {}
 
     def register(self, model: nn.parallel.DistributedDataParallel) -> None:
-        """Have a DistributedDataParallel module average through this hook; once, before its first backward pass."""
+        """Have a DistributedDataParallel module average through this hook; once, before its first backward pass.
+
+        Raises:
+            ValueError: a module of another process group, or with parameters that the hook's module has not.
+        """
+        if self.workers.group not in (None, model.process_group):
+            raise ValueError(f"{OWNER}: process_group must be that of the DistributedDataParallel module, or None")
+        if unknown := [name for name, p in model.named_parameters() if id(p) not in self._names]:
+            raise ValueError(f"{OWNER}: the model has parameters that are not the hook's module's: {unknown}")
+        self.workers = Workers(model.process_group)
 
         # the annotations are read, and must be no strings
         def average(hook: MomentumHook, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
@@ -82,21 +97,26 @@ class MomentumHook:
     def _averaged(self, bucket: Any) -> torch.futures.Future[Tensor]:
         for p, g in zip(bucket.parameters(), bucket.gradients(), strict=True):
             g.copy_(self.encoded(self._names[id(p)], g))
-        work = dist.all_reduce(bucket.buffer(), group=self.workers.group, async_op=True)
+        buffer = bucket.buffer()
+        work = dist.all_reduce(buffer.to(high(buffer.dtype)), group=self.workers.group, async_op=True)
         mean: torch.futures.Future[Tensor] = work.get_future().then(
-            lambda done: done.value()[0].div_(self.workers.size)
+            lambda done: buffer.copy_(done.value()[0].div_(self.workers.size))
         )
         return mean
 
     def encoded(self, name: str, g: Tensor) -> Tensor:
-        """What this worker sends of a parameter's gradient; its memories take it in."""
-        m = self.momenta.get(name)
-        m = self.momenta[name] = ema(torch.zeros_like(g) if m is None else m, g, 1 - self.momentum)
-        step = self.steps[name] = self.steps.get(name, 0) + 1
+        """What this worker sends of a parameter's gradient; its memories take it in, if all is finite."""
+        precise = g.to(high(g.dtype))
+        m = ema(self.momenta.get(name, torch.zeros_like(precise)), precise, 1 - self.momentum)
         u = m + self.residuals[name] if name in self.residuals else m
-        sent = self.compressor(u.reshape(-1), self._generator(name, step)).view(g.shape)
-        if self._has_feedback:
-            self.residuals[name] = u - sent
+        if not bool(u.isfinite().all()):
+            return u.to(g.dtype)
+        step = self.steps.get(name, 0) + 1
+        sent = self.compressor(u.reshape(-1), self._generator(name, step)).view(g.shape).to(g.dtype)
+        if bool(sent.isfinite().all()):  # a half precision may have no room for it
+            self.momenta[name], self.steps[name] = m, step
+            if self._has_feedback:
+                self.residuals[name] = u - sent
         return sent
 
     def _generator(self, name: str, step: int) -> torch.Generator:
@@ -116,9 +136,13 @@ class MomentumHook:
         """
         for key in ("momenta", "residuals"):
             for name, t in state_dict[key].items():
-                own = self._shapes.get(name)
+                own = tuple(self._params[name].shape) if name in self._params else None
                 if own != tuple(t.shape):
                     raise ValueError(f"{OWNER}: {key} of {name!r} must have the shape {own}, got {tuple(t.shape)}")
-        self.momenta = {name: t.clone() for name, t in state_dict["momenta"].items()}
-        self.residuals = {name: t.clone() for name, t in state_dict["residuals"].items()}
+        self.momenta = {name: self._placed(name, t) for name, t in state_dict["momenta"].items()}
+        self.residuals = {name: self._placed(name, t) for name, t in state_dict["residuals"].items()}
         self.steps = dict(state_dict["steps"])
+
+    def _placed(self, name: str, saved: Tensor) -> Tensor:
+        p = self._params[name]
+        return saved.to(p.device, high(p.dtype), copy=True)

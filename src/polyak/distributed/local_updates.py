@@ -5,13 +5,24 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from polyak.declare import COUNT, POSITIVE, Hyper, whole
-from polyak.distributed.workers import ProcessGroup, Workers, check_counts, described, squared_norm, words
+from polyak.distributed.workers import (
+    ProcessGroup,
+    Workers,
+    check_counts,
+    described,
+    mark_of,
+    options_of,
+    refuse_others,
+    squared_norm,
+    words,
+)
 from polyak.optim.engine.intake import is_request_for_state
 
 OWNER = "LocalUpdates"
@@ -41,10 +52,16 @@ class LocalUpdates:
     ``process_group`` is a worker; where a worker is several ranks that share a model by FSDP2, give the group of the
     other mesh dimension (``mesh["replica"].get_group()``): shards are averaged as they are.
 
-    A worker whose pseudo-gradient is not finite is dropped at that sync point, with a warning that names it on all
-    workers; so is one whose ``participates`` is False. It is in all collectives nonetheless, so that none waits for
-    ever, and goes on from the new weights; memories of its inner optimizer that are not finite start anew. If none
-    takes part, all go back to the last weights and the outer optimizer makes no step.
+    A worker whose pseudo-gradient, or one of whose ``buffers``, is not finite is dropped at that sync point, with a
+    warning that names it on all workers; so is one whose ``participates`` is False. It is in all collectives
+    nonetheless, so that none waits for ever, and goes on from the new weights; memories of its inner optimizer that
+    are not finite start anew. If none takes part, all go back to the last weights and the outer optimizer makes no
+    step.
+
+    Learning rates may differ between workers; other options may not. The inner memories are a worker's own: each saves
+    its own state, as ``{f"worker{rank}": local.state_dict()}``. All must step as often: ``torch.amp.GradScaler`` leaves
+    out the step of the worker with an inf alone, and the others wait; train in bfloat16, which needs none, or have all
+    leave out the step. Parameters that are frozen (``requires_grad=False``) are left as they are.
 
     Args:
         inner: any ``torch.optim.Optimizer``.
@@ -55,9 +72,10 @@ class LocalUpdates:
         buffers: tensors that are averaged too, such as a model's running statistics.
 
     Raises:
-        TypeError: what is no optimizer; a period that is no integer.
-        ValueError: a period below 1, optimizers of other parameters, workers with other models; at the start, on all
-            workers.
+        TypeError: what is no optimizer; a period that is no integer; a complex parameter.
+        ValueError: a period below 1, optimizers of other parameters, an inner ``rounding="kahan"``, whose compensation
+            would be of weights that a sync has replaced; on all workers, at the start and at a sync point, other
+            parameters or buffers, and at the start other arguments.
         RuntimeError: at a sync point, workers that have made different numbers of steps.
     """
 
@@ -83,9 +101,13 @@ class LocalUpdates:
         params = self._params(inner)
         if {id(p) for p in params} != {id(p) for p in self._params(outer)} or inner is outer:
             raise ValueError(f"{OWNER}: outer must be another optimizer with all parameters of inner, and no others")
+        self._refuse_unfit(params)
         self.workers = Workers(process_group)
-        self.workers.check_alike("parameters", described(inner.param_groups), params[0], OWNER)
+        options = [options_of(inner.param_groups), options_of(outer.param_groups), sync_every, max_delta_norm]
+        asked = [self._described(), options]
+        self.workers.check_alike("parameters, buffers and arguments", asked, params[0], OWNER)
         self.steps = 0
+        self._is_new = not inner.state
         self._start = [p.detach().clone() for p in params]
         self._hook = inner.register_step_post_hook(self._count)
 
@@ -93,9 +115,21 @@ class LocalUpdates:
     def _params(optimizer: torch.optim.Optimizer) -> list[Tensor]:
         return [p for group in optimizer.param_groups for p in group["params"]]
 
+    def _refuse_unfit(self, params: list[Tensor]) -> None:
+        if any(p.is_complex() for p in params):
+            raise TypeError(f"{OWNER}: a parameter is complex; pass torch.view_as_real(parameter) instead")
+        if any(group.get("rounding") == "kahan" for group in self.inner.param_groups):
+            raise ValueError(
+                f"{OWNER}: inner must not have rounding='kahan': its compensation is of weights that a sync replaces"
+            )
+
+    def _described(self) -> list[Any]:
+        return [described(self.inner.param_groups), [(tuple(b.shape), str(b.dtype)) for b in self.buffers]]
+
     def _count(self, *_: Any) -> None:
-        if is_request_for_state(self.inner.param_groups):  # of torch.distributed.checkpoint: no step
-            return
+        was_new, self._is_new = self._is_new, not self.inner.state
+        if was_new and not self.steps and is_request_for_state(self.inner.param_groups):
+            return  # torch.distributed.checkpoint's, which is no step
         self.steps += 1
         if self.steps % self.sync_every == 0:
             self.sync()
@@ -108,21 +142,24 @@ class LocalUpdates:
             RuntimeError: on all workers, if they have made different numbers of steps.
         """
         params = self._params(self.inner)
+        # all workers must hear of one that has other parameters now
+        deltas = [a - p for a, p in zip(self._start, params, strict=False)]
+        square = squared_norm(deltas)
+        finite = math.isfinite(square) and (not self.buffers or math.isfinite(squared_norm(self.buffers)))
+        said = self.workers.told([self.steps, self.participates, finite, mark_of(self._described())], deltas[0])
+        refuse_others("parameters and buffers", [mark for *_, mark in said], OWNER)
         if len(params) != len(self._start):
             raise RuntimeError(f"{OWNER}: inner has {len(params)} parameters, and had {len(self._start)}")
-        deltas = [a - p for a, p in zip(self._start, params, strict=True)]
-        square = squared_norm(deltas)
-        said = self.workers.told([self.steps, self.participates, math.isfinite(square)], deltas[0])
-        check_counts([steps for steps, _, _ in said], OWNER)
-        taking = [bool(here and finite) for _, here, finite in said]
-        self._warn([i for i, (_, here, finite) in enumerate(said) if here and not finite])
+        check_counts([steps for steps, *_ in said], OWNER)
+        taking = [bool(here and whole) for _, here, whole, _ in said]
+        self._warn([i for i, (_, here, whole, _) in enumerate(said) if here and not whole])
         for p, a in zip(params, self._start, strict=True):
             p.copy_(a)
         if any(taking):
             self._shorten(deltas, math.sqrt(square) if taking[self.workers.rank] else 0.0)
             self.workers.mean_([*deltas, *self.buffers], taking[self.workers.rank], sum(taking))
             self._step_outside(params, deltas)
-        if not math.isfinite(square):
+        if not finite:
             self._forget()
         for p, a in zip(params, self._start, strict=True):
             a.copy_(p)
@@ -135,7 +172,7 @@ class LocalUpdates:
         grads = [p.grad for p in params]
         try:
             for p, delta in zip(params, deltas, strict=True):
-                p.grad = delta
+                p.grad = delta if p.requires_grad else None
             self.outer.step()
         finally:
             for p, g in zip(params, grads, strict=True):
@@ -150,7 +187,8 @@ class LocalUpdates:
     def _warn(self, dropped: list[int]) -> None:
         if dropped:
             warnings.warn(
-                f"{OWNER}: the pseudo-gradient of {words(dropped)} at step {self.steps} is not finite and is dropped",
+                f"{OWNER}: the pseudo-gradient or a buffer of {words(dropped)} at step {self.steps} is not finite; it "
+                "is dropped",
                 UserWarning,
                 stacklevel=2,
             )
@@ -173,14 +211,19 @@ class LocalUpdates:
         """Go on as the run that saved it.
 
         Raises:
-            ValueError: weights of other shapes, or what the optimizers refuse; of the former nothing has changed.
+            ValueError: weights of other shapes, or what the optimizers refuse; nothing has changed then.
         """
         shapes = [tuple(a.shape) for a in state_dict["start"]]
         own = [tuple(a.shape) for a in self._start]
         if shapes != own:
             raise ValueError(f"{OWNER}: the state_dict has parameters of shapes {shapes}, here {own}")
+        before = deepcopy(self.inner.state_dict())
         self.inner.load_state_dict(state_dict["inner"])
-        self.outer.load_state_dict(state_dict["outer"])
-        self.steps = int(state_dict["steps"])
+        try:
+            self.outer.load_state_dict(state_dict["outer"])
+        except Exception:
+            self.inner.load_state_dict(before)
+            raise
+        self.steps, self._is_new = int(state_dict["steps"]), not self.inner.state
         for a, saved in zip(self._start, state_dict["start"], strict=True):
             a.copy_(saved)

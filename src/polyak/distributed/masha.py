@@ -10,13 +10,20 @@ import torch
 from torch import Tensor
 
 from polyak.declare import Argument
-from polyak.distributed.workers import ProcessGroup, Workers, described, words
+from polyak.distributed.workers import ProcessGroup, Workers, check_counts, described, words
 from polyak.optim.solvers import masha
 from polyak.optim.solvers.closures import Closure
+from polyak.optim.solvers.compressors import Compressor
 from polyak.optim.solvers.variational import MASHA, _Draws
 
 Found = TypeVar("Found")
 Group = Annotated[ProcessGroup | None, Argument("the workers; None: the default group, or this process alone")]
+
+
+def _said(compressor: Compressor) -> tuple[str, str, str]:
+    """A compressor's class and arguments."""
+    kind = type(compressor)
+    return kind.__module__, kind.__qualname__, repr(vars(compressor))
 
 
 class _AmongProcesses(MASHA):
@@ -31,12 +38,11 @@ class _AmongProcesses(MASHA):
         self.workers = Workers(values.pop("process_group"))
         super()._begin(values)
         options = [[group[h.name] for h in self.hypers] for group in self.param_groups]
-        asked = [described(self.param_groups), options, repr(vars(self.compressor)), repr(vars(self.server_compressor))]
+        asked = [described(self.param_groups), options, _said(self.compressor), _said(self.server_compressor)]
         self.workers.check_alike("parameters and arguments", asked, self._params()[0], type(self).__name__)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.workers = Workers()  # a process group cannot be copied
-        super().__setstate__(state)
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "workers": self.workers}
 
     @torch.no_grad()
     def step(self, loss: Closure, full: Closure | None = None) -> Tensor:  # type: ignore[override]
@@ -47,10 +53,13 @@ class _AmongProcesses(MASHA):
             full: what its part of F(w) is exchanged of, where ``loss`` is of a batch; None takes ``loss``.
 
         Raises:
-            RuntimeError: on all workers, if on one a closure fails, or what it returns is not finite or breaks a
-                contract; parameters and memories are then as they were before.
+            RuntimeError: on all workers, if they have made different numbers of steps, or if on one a closure fails or
+                cannot be called, or what it returns is not finite or breaks a contract; parameters and memories are
+                then as they were before.
         """
-        return super().step([loss], None if full is None else [full])
+        everyone = None if full is None else [full]
+        self._agreed(lambda: (self._checked([loss], "losses"), self._checked(everyone or [loss], "full")))
+        return super().step([loss], everyone)
 
     def _draws(self, workers: int) -> _Draws:
         drawn = super()._draws(self.workers.size)
@@ -76,14 +85,15 @@ class _AmongProcesses(MASHA):
         return own
 
     def _agreed(self, compute: Callable[[], Found]) -> Found:
-        """What this worker computes; all raise where one cannot, so that none waits for ever."""
+        """What this worker computes; all raise where one cannot or is at another step, so that none waits for ever."""
         failure, found = None, None
         try:
             found = compute()
         except Exception as error:
             failure = error
-        said = self.workers.told([failure is not None], self._params()[0])
-        if failed := [i for i, (is_lost,) in enumerate(said) if is_lost]:
+        said = self.workers.told([failure is not None, self.param_groups[0]["step"]], self._params()[0])
+        check_counts([step for _, step in said], type(self).__name__)
+        if failed := [i for i, (is_lost, _) in enumerate(said) if is_lost]:
             raise RuntimeError(f"{type(self).__name__}: {words(failed)} could not compute its part") from failure
         return found  # type: ignore[return-value]
 

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from polyak.declare import COUNT, Argument, whole
-from polyak.distributed.workers import ProcessGroup, Workers, check_counts, described, squared_norm
+from polyak.distributed.workers import (
+    ProcessGroup,
+    Workers,
+    check_counts,
+    described,
+    mark_of,
+    options_of,
+    refuse_others,
+    squared_norm,
+    words,
+)
 from polyak.memory.averages import half_life
 from polyak.optim.engine.execution import untraced
 from polyak.optim.engine.intake import is_request_for_state
-from polyak.optim.engine.member import STEPS
+from polyak.optim.engine.member import STEP, STEPS, local
 from polyak.optim.engine.rule import Options
 from polyak.optim.methods.mt_dao import MTDAO as OfOneWorker
 from polyak.optim.methods.mt_dao import listed
@@ -42,12 +53,19 @@ class MTDAO(OfOneWorker):
 
     A worker with a gradient that is not finite makes no local step, with a warning, but takes part in all averages, so
     that none waits for ever. One whose ``participates`` is False gives nothing and takes what the others have, their
-    count of steps too: one that joins calls :meth:`sync` so, as the others do.
+    count of steps too: one that joins calls :meth:`sync` so, as the others do; so does, with a warning, one whose
+    weights are not finite. With the second moment goes a weight's own count of steps, for one that has none yet too.
+
+    Learning rates may differ between workers; all other arguments may not. Between averages workers have memories of
+    their own: each saves its own state, as ``{f"worker{rank}": optimizer.state_dict()}``, or all save right after a
+    :meth:`sync`. All must call ``step`` as often: ``torch.amp.GradScaler`` leaves out the step of the worker with an
+    inf alone, and the others wait; use bfloat16, which needs none, or have all leave out the step.
 
     Raises:
         TypeError: a period that is no integer.
-        ValueError: an argument outside what is allowed; at the start, on all workers, other parameters or arguments
-            than a worker's.
+        ValueError: an argument outside what is allowed; ``check_finite``, which would stop one worker alone;
+            ``rounding="kahan"``, whose compensation would be of weights that averages have replaced; on all workers,
+            at the start and where they meet, other parameters or (at the start) arguments than worker 0's.
         RuntimeError: on all workers where they meet at different steps.
     """
 
@@ -71,15 +89,15 @@ class MTDAO(OfOneWorker):
         self._first = bool(own["sync_first"])
         self.participates = True
         super()._begin(values)
+        if self.check_finite:
+            raise ValueError("MTDAO: check_finite must be False: it would stop one worker while the others wait; a "
+                             "gradient that is not finite makes no local step")  # fmt: skip
         self._check_names(periods)
         self.workers = Workers(own["process_group"])
-        asked = [self._options(), sorted(self._due_every.items(), key=str), self._first]
+        asked = [options_of(self.param_groups), sorted(self._due_every.items(), key=str), self._first]
         self.workers.check_alike(
             "parameters and arguments", [described(self.param_groups), asked], self._any(), "MTDAO"
         )
-
-    def _options(self) -> list[list[Any]]:
-        return [[group[h.name] for h in self.hypers if h.static] for group in self.param_groups]
 
     def _any(self) -> Tensor:
         found: Tensor = self.param_groups[0]["params"][0]
@@ -97,6 +115,9 @@ class MTDAO(OfOneWorker):
         if group.get("state_storage", "float32") != "float32":
             raise ValueError(f"MTDAO: state_storage must be 'float32' where memories are averaged, got "
                              f"{group['state_storage']!r}")  # fmt: skip
+        if group.get("rounding") == "kahan":
+            raise ValueError("MTDAO: rounding must be 'nearest' or 'stochastic', got 'kahan', whose compensation is of "
+                             "a worker's own weights, which averages replace")  # fmt: skip
         slowest, period = max(map(float, listed(group["betas"][0]))), self._due_every[""]
         if half_life(slowest) < period:
             self.advise(
@@ -149,7 +170,7 @@ class MTDAO(OfOneWorker):
             for group in groups:
                 group[STEPS] += 1
         elif any(early):
-            with self._in("absorb"):
+            with self._in("absorb"), self._uncounted():
                 super()._advance(loss)
             self._mean(early, taking)
             with self._in("apply"):
@@ -157,6 +178,16 @@ class MTDAO(OfOneWorker):
         else:
             super()._advance(loss)
         self._mean(late, taking, weights)
+
+    @contextmanager
+    def _uncounted(self) -> Iterator[None]:
+        """Within it the weights' own counts stay: the other half of the step counts."""
+        listed = [p for group in self.param_groups for p in group["params"]]
+        before = [float(self.state[p].get(STEP, 0.0)) for p in listed]
+        yield
+        for p, steps in zip(listed, before, strict=True):
+            if STEP in self.state[p]:
+                self.state[p][STEP].fill_(steps)
 
     def _is_finite(self) -> bool:
         """Whether all gradients of this worker are; ranks that share its shards find the same."""
@@ -169,14 +200,22 @@ class MTDAO(OfOneWorker):
 
     def _meet(self) -> list[bool]:
         """Which workers take part; the others get their count of steps."""
-        said = self.workers.told([self.made, self.participates], self._any())
-        present = [made for made, here in said if here]
-        if not present:
-            return [False] * len(said)
-        check_counts([made if here else present[0] for made, here in said], "MTDAO")
-        for group in self.param_groups:
-            group[STEPS] = present[0]
-        return [bool(here) for _, here in said]
+        finite = math.isfinite(squared_norm([p for group in self.param_groups for p in group["params"]]))
+        said = self.workers.told(
+            [self.made, self.participates, finite, mark_of(described(self.param_groups))], self._any()
+        )
+        refuse_others("parameters", [mark for *_, mark in said], "MTDAO")
+        if lost := [i for i, (_, here, whole, _) in enumerate(said) if here and not whole]:
+            self.advise(f"weights of {words(lost)} are not finite: they take the others' at step {self.made + 1}")
+        taking = [bool(here and whole) for _, here, whole, _ in said]
+        present = [made for (made, *_), takes in zip(said, taking, strict=True) if takes]
+        if present:
+            check_counts(
+                [made if takes else present[0] for (made, *_), takes in zip(said, taking, strict=True)], "MTDAO"
+            )
+            for group in self.param_groups:
+                group[STEPS] = present[0]
+        return taking
 
     def _mean(self, names: Sequence[Sequence[str]], taking: Sequence[bool], weights: bool = False) -> None:
         """Average memories, by group, and weights."""
@@ -186,6 +225,24 @@ class MTDAO(OfOneWorker):
         if weights:
             tensors += [p for group in self.param_groups for p in group["params"] if p.requires_grad]
         self.workers.mean_(tensors, taking[self.workers.rank], sum(taking))
+        self._take_counts(names, taking)
+
+    def _take_counts(self, names: Sequence[Sequence[str]], taking: Sequence[bool]) -> None:
+        """Weights' own counts of steps, with the memory that needs them; whoever has one of its own keeps it."""
+        timed = [
+            p
+            for group, own in zip(self.param_groups, names, strict=True)
+            if self.chain_of(group).timed and ("exp_avg_1" if group["variant"] == "sgdm" else SECOND) in own
+            for p in group["params"]
+        ]
+        if not timed:
+            return
+        counts = [float(self.state[p].get(STEP, 0.0)) for p in timed]
+        mean = torch.tensor(counts, dtype=torch.float64, device=local(self._any()).device)
+        self.workers.mean_([mean], taking[self.workers.rank], sum(taking))
+        for p, own, others in zip(timed, counts, mean.tolist(), strict=True):
+            if others and not (own and taking[self.workers.rank]):
+                self.state[p][STEP] = torch.tensor(float(math.ceil(others)))
 
     @torch.no_grad()
     def sync(self) -> None:
@@ -198,10 +255,9 @@ class MTDAO(OfOneWorker):
         self._mean([[*early, *late] for early, late in map(self._memories, self.param_groups)], taking, weights=True)
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_due_every", "_first", "participates")
+        own = ("_due_every", "_first", "participates", "workers")
         return {**super().__getstate__(), **{name: self.__dict__[name] for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update({name: state.pop(name) for name in ("_due_every", "_first", "participates")})
-        self.workers = Workers()
+        self.__dict__.update({name: state.pop(name) for name in ("_due_every", "_first", "participates", "workers")})
         super().__setstate__(state)

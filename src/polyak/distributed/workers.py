@@ -14,7 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from polyak.memory.flat import flat, unflat
-from polyak.optim.engine.member import local
+from polyak.optim.engine.kernels import high
+from polyak.optim.engine.member import STEPS, local
 from polyak.optim.engine.sharding import added_over_ranks
 
 ProcessGroup = Any
@@ -57,16 +58,25 @@ class Workers:
         Raises:
             ValueError: on all workers; names those that differ from the first.
         """
-        digest = hashlib.sha256(repr(described).encode()).digest()
-        marks = [mark for (mark,) in self.told([int.from_bytes(digest[:7], "big")], like)]
-        if others := [i for i, mark in enumerate(marks) if mark != marks[0]]:
-            raise ValueError(
-                f"{owner}: {what} must be the same on all workers; those of {others} differ from worker 0's"
+        refuse_others(what, [mark for (mark,) in self.told([mark_of(described)], like)], owner)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Workers:
+        return self  # a process group cannot be copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"has_default": self.group is None or self.group is dist.group.WORLD}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if not state["has_default"]:
+            raise RuntimeError(
+                "process_group: what was made with a group of its own cannot be unpickled, which would take the "
+                "default group; make it anew with process_group= and load its state_dict"
             )
+        self.__dict__.update(vars(Workers()))
 
     @torch.no_grad()
     def mean_(self, tensors: Sequence[Tensor], takes_part: bool, count: int) -> None:
-        """Put the mean over those that take part in the place of each tensor, on all workers.
+        """Put the mean over those that take part in the place of each tensor, on all workers; of halves in float32.
 
         Args:
             tensors: as many, of the same shapes and dtypes, on every worker; of shards the local part is meant.
@@ -74,7 +84,8 @@ class Workers:
             count: how many workers take part, at least one.
         """
         for bucket in _buckets([local(t) for t in tensors]):
-            whole = flat(bucket) if takes_part else torch.zeros_like(flat(bucket))
+            whole = flat([t.to(high(t.dtype)) for t in bucket])
+            whole = whole if takes_part else torch.zeros_like(whole)
             if self.size > 1:
                 dist.all_reduce(whole, group=self.group)
             for t, mean in zip(bucket, unflat(whole.div_(count), bucket), strict=True):
@@ -84,12 +95,16 @@ class Workers:
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     """Tensors of one dtype and device, in order, up to :data:`BUCKET` elements."""
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    counts: dict[tuple[torch.dtype, torch.device], int] = {}
     for t in tensors:
-        bucket = kinds.setdefault((t.dtype, t.device), [])
-        if bucket and sum(b.numel() for b in bucket) + t.numel() > BUCKET:
+        kind = (t.dtype, t.device)
+        bucket = kinds.setdefault(kind, [])
+        if bucket and counts[kind] + t.numel() > BUCKET:
             yield list(bucket)
             bucket.clear()
+            counts[kind] = 0
         bucket.append(t)
+        counts[kind] = counts.get(kind, 0) + t.numel()
     yield from kinds.values()
 
 
@@ -100,11 +115,35 @@ def squared_norm(tensors: Sequence[Tensor]) -> float:
 
 
 def described(groups: Sequence[dict[str, Any]]) -> list[Any]:
-    """Names, shapes, dtypes and order of the parameters, for :meth:`Workers.check_alike`."""
+    """Names, shapes, dtypes and order of the parameters and which are trained, for :meth:`Workers.check_alike`."""
     return [
-        [(tuple(p.shape), str(p.dtype)) for p in group["params"]] + list(group.get("param_names", []))
+        [(tuple(p.shape), str(p.dtype), p.requires_grad) for p in group["params"]] + list(group.get("param_names", []))
         for group in groups
     ]
+
+
+def options_of(groups: Sequence[dict[str, Any]]) -> list[Any]:
+    """The options of groups that are plain values, but for learning rates, which may differ, and counts of steps."""
+    apart, plain = {"params", "param_names", "lr", "initial_lr", STEPS}, (bool, int, float, str, tuple, type(None))
+    return [
+        sorted((name, repr(value)) for name, value in group.items() if name not in apart and isinstance(value, plain))
+        for group in groups
+    ]
+
+
+def mark_of(described: object) -> int:
+    """A whole number that two descriptions share only if they are the same."""
+    return int.from_bytes(hashlib.sha256(repr(described).encode()).digest()[:7], "big")
+
+
+def refuse_others(what: str, marks: Sequence[int], owner: str) -> None:
+    """Refuse workers whose marks differ.
+
+    Raises:
+        ValueError: names those that differ from the first.
+    """
+    if others := [i for i, mark in enumerate(marks) if mark != marks[0]]:
+        raise ValueError(f"{owner}: {what} must be the same on all workers; those of {others} differ from worker 0's")
 
 
 def check_counts(counts: Sequence[int], owner: str) -> None:

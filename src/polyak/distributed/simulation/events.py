@@ -180,6 +180,9 @@ class Simulation:
     def advance(self) -> list[Arrival]:
         """The next arrivals: the first and those within the grace period.
 
+        Where ``train`` raises, workers and shards are as they were before, so that it can be tried again; what it has
+        written in a worker's memory stays.
+
         Raises:
             RuntimeError: no worker is left.
             ValueError: what ``train`` returned has other shapes.
@@ -190,9 +193,16 @@ class Simulation:
         until = heard[0].finish + self.max_wait
         while self._queue and self._queue[0].finish <= until:
             heard.append(heapq.heappop(self._queue))
-        deltas = [self._delta(pending) for pending in heard]
-        before = self.server.arrivals
-        outcomes = self.server.receive_all(deltas, [pending.version for pending in heard])
+        before, steps = self.server.arrivals, None if self.shards is None else list(self.shards.steps)
+        try:
+            deltas = [self._delta(pending) for pending in heard]
+            outcomes = self.server.receive_all(deltas, [pending.version for pending in heard])
+        except BaseException:
+            for pending in heard:
+                heapq.heappush(self._queue, pending)
+            if self.shards is not None and steps is not None:
+                self.shards.steps = steps
+            raise
         self.time = heard[-1].finish if math.isinf(until) else until
         found = []
         for pending, outcome in zip(heard, outcomes, strict=True):
@@ -239,13 +249,16 @@ class Simulation:
         """Go on as the run that saved it, with its workers.
 
         Raises:
-            ValueError: shards where there were none or the other way, or what server and shards refuse.
+            ValueError: shards where there were none or the other way, or what server and shards refuse; nothing has
+                changed then.
         """
         if (self.shards is None) != (state_dict["shards"] is None):
             raise ValueError("Simulation: only one of the state_dict and this simulation has shards")
         if self.shards is not None:
-            self.shards.load_state_dict(state_dict["shards"])
+            self.shards.check(state_dict["shards"])
         self.server.load_state_dict(state_dict["server"])
+        if self.shards is not None:
+            self.shards.load_state_dict(state_dict["shards"])
         self.time, self.local_steps = state_dict["time"], state_dict["local_steps"]
         self._workers = {int(worker): tuple(own) for worker, own in state_dict["workers"].items()}
         self._memories = deepcopy(state_dict["memories"])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from polyak.declare import COUNT, NON_NEGATIVE, whole
 from polyak.distributed.workers import squared_norm
+from polyak.optim.engine.kernels import high
 
 Rule = Literal["each", "buffered", "mean"]
 Weight = Literal["one", "constant", "polynomial"]
@@ -56,7 +57,7 @@ class Server:
     weight ``one`` the method of arXiv:2401.09135; ``"mean"`` with Nesterov is DiLoCo (arXiv:2311.08105).
 
     A delta that is not finite is dropped with a warning, one that is staler than ``max_staleness`` without; both are
-    counted in ``dropped`` and advance nothing.
+    counted in ``dropped`` and advance nothing. Sums and means of half precision are found in float32.
 
     Args:
         outer: any ``torch.optim.Optimizer``; its parameters are the weights.
@@ -87,7 +88,7 @@ class Server:
         self.max_staleness = max_staleness
         self.arrivals = 0
         self.dropped: dict[str, int] = {"not finite": 0, "too stale": 0}
-        self._sums = [torch.zeros_like(p, requires_grad=False) for p in self.params]
+        self._sums = [torch.zeros_like(p, dtype=high(p.dtype), requires_grad=False) for p in self.params]
 
     @property
     def params(self) -> list[Tensor]:
@@ -126,7 +127,9 @@ class Server:
             else:
                 self.apply(delta, stale)
         if together:
-            self._step([torch.stack(list(parts)).mean(0) for parts in zip(*together, strict=True)])
+            self._step(
+                [torch.stack([d.to(high(d.dtype)) for d in parts]).mean(0) for parts in zip(*together, strict=True)]
+            )
             self.arrivals += len(together)
         return outcomes
 
@@ -137,7 +140,9 @@ class Server:
             scale = sync_weight(self.weight, self.num_workers, staleness)
             self._step([d * scale for d in delta])
             return
-        torch._foreach_add_(self._sums, [d / self.num_workers for d in delta])
+        torch._foreach_add_(
+            self._sums, [d.to(s.dtype) / self.num_workers for d, s in zip(delta, self._sums, strict=True)]
+        )
         if self.arrivals % self.num_workers == 0:
             self._step([s.clone() for s in self._sums])
             torch._foreach_zero_(self._sums)
@@ -159,7 +164,7 @@ class Server:
 
     def _step(self, gradients: Sequence[Tensor]) -> None:
         for p, g in zip(self.params, gradients, strict=True):
-            p.grad = g
+            p.grad = g.to(p.dtype)
         self.outer.step()
         self.outer.zero_grad()
 

@@ -69,13 +69,21 @@ class Shards:
         """The counters and the state of the draws."""
         return {"visits": list(self.visits), "steps": list(self.steps), "generator": self._generator.get_state()}
 
+    def check(self, state_dict: dict[str, Any]) -> None:
+        """Refuse the state of another number of shards.
+
+        Raises:
+            ValueError: it is that.
+        """
+        if len(state_dict["visits"]) != self.count:
+            raise ValueError(f"Shards: the state_dict has {len(state_dict['visits'])} shards, here {self.count}")
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on as those that saved it.
 
         Raises:
             ValueError: another number of shards.
         """
-        if len(state_dict["visits"]) != self.count:
-            raise ValueError(f"Shards: the state_dict has {len(state_dict['visits'])} shards, here {self.count}")
+        self.check(state_dict)
         self.visits, self.steps = list(state_dict["visits"]), list(state_dict["steps"])
         self._generator.set_state(state_dict["generator"])

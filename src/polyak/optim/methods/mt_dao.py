@@ -79,18 +79,17 @@ def mt_dao(variant: Variant = "adopt", moments: int = 1, bias_correction: bool =
     names = [f"exp_avg_{j + 1}" for j in range(moments)]
 
     def scalars(h: Options, t: int) -> dict[str, Any]:
-        made = h.get("steps", 0)
         slow, b2 = listed(h["betas"][0]), h["betas"][1]
-        first = variant == "adopt" and made == 0
+        first = variant == "adopt" and t == 1
         found: dict[str, Any] = {
-            "rate_sq": 1.0 if first else 1 - b2, "eps": h["eps"], "bound": float(made) ** 0.25,
+            "rate_sq": 1.0 if first else 1 - b2, "eps": h["eps"], "bound": float(t - 1) ** 0.25,
             "acts": 0.0 if first else 1.0, "root": 1.0, "fresh": 1 - math.fsum(listed(h["weight"])),
         }  # fmt: skip
         if bias_correction:
-            found["root"] = 1 / math.sqrt(debias(float(b2), made + 1))
+            found["root"] = 1 / math.sqrt(debias(float(b2), t))
         for j, (b, w) in enumerate(zip(slow, listed(h["weight"]), strict=True)):
             found[f"rate_{j}"] = 1 - b
-            found[f"weight_{j}"] = w / debias(float(b), made + 1) if bias_correction else w
+            found[f"weight_{j}"] = w / debias(float(b), t) if bias_correction else w
         return found
 
     def update(x: Flow, s: Any, c: Context) -> tuple[Flow, dict[str, Tensor]]:
@@ -119,8 +118,11 @@ def mt_dao(variant: Variant = "adopt", moments: int = 1, bias_correction: bool =
     if variant != "sgdm":
         slots.append(Slot("exp_avg_sq", "average of the gradient's square", "positive"))
     known = MTDAO.reads("betas", "weight", "eps")
-    # the half that moves the weights counts the step
-    return Rule(f"mt_dao_{variant}_{part}", update, scalars, tuple(slots), known, reads_steps=part != "absorb")
+    # workers meet at counts of the optimizer's steps; the half that moves the weights counts them
+    return Rule(
+        f"mt_dao_{variant}_{part}", update, scalars, tuple(slots), known,
+        timed=variant == "adopt" or bias_correction, reads_steps=part != "absorb",
+    )  # fmt: skip
 
 
 class MTDAO(Method):
@@ -138,8 +140,9 @@ class MTDAO(Method):
     outlives a period of local steps, ``b^K`` of it after K, so that it can be averaged over workers:
     :class:`polyak.distributed.MTDAO` does that. Alone it is quasi-hyperbolic Adam, ADOPT or momentum.
 
-    Steps are counted once for all weights. An interpretation where the paper's code, which is not public, would say
-    more: no bias correction unless asked for, decoupled weight decay, and weights of 0.95.
+    ``t`` is a weight's own count of steps: one whose first gradient comes later starts from its ``g^2`` then. An
+    interpretation where the paper's code, which is not public, would say more: no bias correction unless asked for,
+    decoupled weight decay, and weights of 0.95.
 
     Raises:
         ValueError: an argument outside what is allowed, as many weights as there are moments; ``bias_correction``
