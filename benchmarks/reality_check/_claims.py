@@ -20,7 +20,7 @@ CLAIMS = {
     "adatam": "Torque-aware damping of Adam's momentum: as good as Adam or better.",
     "adatamw": "As good as AdamW or better in fine-tuning BERT; more where the data shift.",
     "delayed_nesterov": "An outer optimizer for asynchronous workers; as the only optimizer nothing is claimed for it.",
-    "mt_dao": "With workers that average seldom, the gap to data-parallel training closed; alone it is quasi-hyperbolic ADOPT.",
+    "mt_dao": "The gap of local steps to data-parallel training closed; on one worker it is quasi-hyperbolic ADOPT.",
     "ano": "Ahead of Adam, Lion, Adan and Grams in noisy and non-stationary training, such as SAC on MuJoCo.",
     "anolog": "As Ano, without a first beta to tune.",
     "anosqrt": "An ablation of Anolog; nothing is claimed for it.",

@@ -236,7 +236,6 @@ class InProcess:
         return together(self.rule, self.gradient, message, held, work, self.chunk)
 
 
-<<<<<<< HEAD
 def _copied(message: Message) -> Message:
     """A reply of its own tensors: a client may keep those that it sends."""
     sets = {s: {n: t.clone() for n, t in tensors.items()} for s, tensors in message.sets.items()}
@@ -245,12 +244,12 @@ def _copied(message: Message) -> Message:
 
 def _finite(state: State) -> bool:
     return not any(fault_of(tensors, tensors) for tensors in state.sets.values())
-=======
+
+
 def _placed(state: State, like: Tensors) -> State:
     """A state with copies of its tensors, on the devices of others of the same names."""
     sets = {s: {n: t.to(like[n].device, copy=True) for n, t in one.items()} for s, one in state.sets.items()}
     return State(sets, state.counters)
->>>>>>> s18-fixb
 
 
 def _check_data(clients: Data, name: str) -> None:
