@@ -193,11 +193,11 @@ def go_on(path: Path) -> dict[str, Tensor] | str:
         return traceback.format_exc()
 
 
-if __name__ == "__main__":
-    for half in sorted(Path(sys.argv[1]).glob("*.half")):
-        torch.save(go_on(half), half.with_suffix(".whole"))
-
-
 def _times(value: Any, factor: float) -> Any:
     """Numbers, in tuples of tuples too, times a factor."""
     return tuple(_times(one, factor) for one in value) if isinstance(value, tuple) else value * factor
+
+
+if __name__ == "__main__":
+    for half in sorted(Path(sys.argv[1]).glob("*.half")):
+        torch.save(go_on(half), half.with_suffix(".whole"))
