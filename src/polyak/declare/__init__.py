@@ -4,7 +4,7 @@ A class derived from :class:`Declared` writes each argument once, as an annotate
 :class:`polyak.optim.Method`), and whatever else has published hyperparameters can.
 """
 
-from polyak.declare.declared import Declared, Field, literal_block
+from polyak.declare.declared import Declared, Field, literal_block, nearest
 from polyak.declare.fields import (
     STATIC,
     STATIC_IF_ZERO,
@@ -75,5 +75,6 @@ __all__ = [
     "fills",
     "hyper",
     "literal_block",
+    "nearest",
     "whole",
 ]

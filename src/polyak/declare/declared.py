@@ -6,7 +6,7 @@ import difflib
 import inspect
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
@@ -118,9 +118,8 @@ class Declared:
     @classmethod
     def _unknown(cls, name: str) -> TypeError:
         """The error for an argument that there is not."""
-        near = difflib.get_close_matches(name, cls._fields, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else f"; it has {list(cls._fields)}"
-        return TypeError(f"{cls.__name__} has no argument {name!r}{hint}")
+        hint = nearest(name, cls._fields) or f"it has {list(cls._fields)}"
+        return TypeError(f"{cls.__name__} has no argument {name!r}; {hint}")
 
     def _elsewhere(self, name: str) -> str:
         """What the AttributeError says when a field is read that the instance does not hold."""
@@ -256,3 +255,9 @@ def _bound(cls: type[Declared], positional: list[str], args: Any, kwargs: dict[s
         if field.hyper is not None:
             field.hyper.check(values[name], cls.__name__)
     return values
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """A question for who wrote a name that there is not: whether the nearest was meant; empty if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}?" if near else ""

@@ -17,9 +17,7 @@ from polyak.distributed.workers import (
     Workers,
     check_counts,
     described,
-    mark_of,
     options_of,
-    refuse_others,
     squared_norm,
     words,
 )
@@ -146,13 +144,15 @@ class LocalUpdates:
         deltas = [a - p for a, p in zip(self._start, params, strict=False)]
         square = squared_norm(deltas)
         finite = math.isfinite(square) and (not self.buffers or math.isfinite(squared_norm(self.buffers)))
-        said = self.workers.told([self.steps, self.participates, finite, mark_of(self._described())], deltas[0])
-        refuse_others("parameters and buffers", [mark for *_, mark in said], OWNER)
+        met = self.workers.meet(
+            "parameters and buffers", self._described(), deltas[0], OWNER,
+            steps=self.steps, participates=self.participates, finite=finite,
+        )  # fmt: skip
         if len(params) != len(self._start):
             raise RuntimeError(f"{OWNER}: inner has {len(params)} parameters, and had {len(self._start)}")
-        check_counts([steps for steps, *_ in said], OWNER)
-        taking = [bool(here and whole) for _, here, whole, _ in said]
-        self._warn([i for i, (_, here, whole, _) in enumerate(said) if here and not whole])
+        check_counts(met.steps, OWNER)
+        taking = met.taking
+        self._warn(met.lost)
         for p, a in zip(params, self._start, strict=True):
             p.copy_(a)
         if any(taking):

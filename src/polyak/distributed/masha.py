@@ -86,16 +86,17 @@ class _AmongProcesses(MASHA):
 
     def _agreed(self, compute: Callable[[], Found]) -> Found:
         """What this worker computes; all raise where one cannot or is at another step, so that none waits for ever."""
-        failure, found = None, None
+        failure: Exception | None = None
+        found: list[Found] = []
         try:
-            found = compute()
+            found.append(compute())
         except Exception as error:
             failure = error
         said = self.workers.told([failure is not None, self.param_groups[0]["step"]], self._params()[0])
         check_counts([step for _, step in said], type(self).__name__)
         if failed := [i for i, (is_lost, _) in enumerate(said) if is_lost]:
             raise RuntimeError(f"{type(self).__name__}: {words(failed)} could not compute its part") from failure
-        return found  # type: ignore[return-value]
+        return found[0]
 
 
 class MASHA1(_AmongProcesses, masha.MASHA1):

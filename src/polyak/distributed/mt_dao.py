@@ -16,9 +16,7 @@ from polyak.distributed.workers import (
     Workers,
     check_counts,
     described,
-    mark_of,
     options_of,
-    refuse_others,
     squared_norm,
     words,
 )
@@ -99,9 +97,11 @@ class MTDAO(OfOneWorker):
             "parameters and arguments", [described(self.param_groups), asked], self._any(), "MTDAO"
         )
 
+    def _weights(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
     def _any(self) -> Tensor:
-        found: Tensor = self.param_groups[0]["params"][0]
-        return found
+        return self._weights()[0]
 
     def _check_names(self, periods: Mapping[str, int | None]) -> None:
         names = {slot.name for group in self.param_groups for slot in self.chain_of(group).slots}
@@ -182,40 +182,38 @@ class MTDAO(OfOneWorker):
     @contextmanager
     def _uncounted(self) -> Iterator[None]:
         """Within it the weights' own counts stay: the other half of the step counts."""
-        listed = [p for group in self.param_groups for p in group["params"]]
-        before = [float(self.state[p].get(STEP, 0.0)) for p in listed]
+        weights = self._weights()
+        before = [float(self.state[p].get(STEP, 0.0)) for p in weights]
         yield
-        for p, steps in zip(listed, before, strict=True):
+        for p, steps in zip(weights, before, strict=True):
             if STEP in self.state[p]:
                 self.state[p][STEP].fill_(steps)
 
     def _is_finite(self) -> bool:
         """Whether all gradients of this worker are; ranks that share its shards find the same."""
-        grads = [torch.zeros_like(p) if p.grad is None else p.grad for g in self.param_groups for p in g["params"]]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._weights()]
         return math.isfinite(squared_norm(grads))
 
     def _refuse_sparse(self) -> None:
-        if any(p.grad is not None and p.grad.is_sparse for group in self.param_groups for p in group["params"]):
+        if any(p.grad is not None and p.grad.is_sparse for p in self._weights()):
             raise RuntimeError("MTDAO: a gradient is sparse; its moments are dense, and averages would be too")
 
     def _meet(self) -> list[bool]:
         """Which workers take part; the others get their count of steps."""
-        finite = math.isfinite(squared_norm([p for group in self.param_groups for p in group["params"]]))
-        said = self.workers.told(
-            [self.made, self.participates, finite, mark_of(described(self.param_groups))], self._any()
-        )
-        refuse_others("parameters", [mark for *_, mark in said], "MTDAO")
-        if lost := [i for i, (_, here, whole, _) in enumerate(said) if here and not whole]:
-            self.advise(f"weights of {words(lost)} are not finite: they take the others' at step {self.made + 1}")
-        taking = [bool(here and whole) for _, here, whole, _ in said]
-        present = [made for (made, *_), takes in zip(said, taking, strict=True) if takes]
+        finite = math.isfinite(squared_norm(self._weights()))
+        met = self.workers.meet(
+            "parameters", described(self.param_groups), self._any(), "MTDAO",
+            steps=self.made, participates=self.participates, finite=finite,
+        )  # fmt: skip
+        if met.lost:
+            self.advise(f"weights of {words(met.lost)} are not finite: they take the others' at step {self.made + 1}")
+        pairs = list(zip(met.steps, met.taking, strict=True))
+        present = [made for made, takes in pairs if takes]
         if present:
-            check_counts(
-                [made if takes else present[0] for (made, *_), takes in zip(said, taking, strict=True)], "MTDAO"
-            )
+            check_counts([made if takes else present[0] for made, takes in pairs], "MTDAO")
             for group in self.param_groups:
                 group[STEPS] = present[0]
-        return taking
+        return met.taking
 
     def _mean(self, names: Sequence[Sequence[str]], taking: Sequence[bool], weights: bool = False) -> None:
         """Average memories, by group, and weights."""
@@ -223,7 +221,7 @@ class MTDAO(OfOneWorker):
             return
         tensors = [t for group, own in zip(self.param_groups, names, strict=True) for t in self._tensors(group, own)]
         if weights:
-            tensors += [p for group in self.param_groups for p in group["params"] if p.requires_grad]
+            tensors += [p for p in self._weights() if p.requires_grad]
         self.workers.mean_(tensors, taking[self.workers.rank], sum(taking))
         self._take_counts(names, taking)
 

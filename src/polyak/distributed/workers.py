@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,15 @@ from polyak.optim.engine.sharding import added_over_ranks
 ProcessGroup = Any
 BUCKET = 1 << 24
 """Elements that are sent at once, at most, but for a larger tensor."""
+
+
+class Meeting(NamedTuple):
+    """What workers found out of each other: by rank, the steps each has made and whether it takes part in a mean."""
+
+    steps: list[int]
+    taking: list[bool]
+    lost: list[int]
+    """Those that would take part, and hold something that is not finite."""
 
 
 class Workers:
@@ -59,6 +68,22 @@ class Workers:
             ValueError: on all workers; names those that differ from the first.
         """
         refuse_others(what, [mark for (mark,) in self.told([mark_of(described)], like)], owner)
+
+    def meet(
+        self, what: str, described: object, like: Tensor, owner: str, *, steps: int, participates: bool, finite: bool
+    ) -> Meeting:  # fmt: skip
+        """Tell the others what this worker has made, and whether it is there and what it holds is finite.
+
+        Raises:
+            ValueError: on all workers, if they describe themselves differently; names those that differ from the first.
+        """
+        said = self.told([steps, participates, finite, mark_of(described)], like)
+        refuse_others(what, [mark for *_, mark in said], owner)
+        return Meeting(
+            [made for made, *_ in said],
+            [bool(here and whole) for _, here, whole, _ in said],
+            [i for i, (_, here, whole, _) in enumerate(said) if here and not whole],
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Workers:
         return self  # a process group cannot be copied

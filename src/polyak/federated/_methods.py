@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Generic, TypeVar
 
 from typing_extensions import Self
 
-from polyak.declare import Declared, Field, Interval
+from polyak.declare import Declared, Field, Interval, nearest
 
 Byzantine = Annotated[int, Interval(0, math.inf, high_open=True), "vectors that may be anything"]
 Kind = TypeVar("Kind", bound="Frozen")
@@ -40,11 +39,28 @@ class Frozen(Declared):
         return hash((type(self), *vars(self).values()))
 
 
-def by_name(name: str, kinds: Sequence[type[Kind]], what: str) -> type[Kind]:
-    """The class of a slug; refuses others, naming the nearest."""
-    known = {kind.slug: kind for kind in kinds}
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {sorted(known)}"
-        raise ValueError(f"there is no {what} {name!r}; {hint}")
-    return known[name]
+class Listing(Generic[Kind]):
+    """Methods of one sort by their names.
+
+    Args:
+        kinds: the classes.
+        what: the word for one of them, for messages.
+    """
+
+    def __init__(self, kinds: Sequence[type[Kind]], what: str) -> None:
+        self._known, self._what = {kind.slug: kind for kind in kinds}, what
+
+    def names(self) -> list[str]:
+        """The names of all, in alphabetical order."""
+        return sorted(self._known)
+
+    def get(self, name: str) -> type[Kind]:
+        """The class of a name.
+
+        Raises:
+            ValueError: a name that there is not; the nearest is named.
+        """
+        if name not in self._known:
+            hint = nearest(name, self._known) or f"there are {self.names()}"
+            raise ValueError(f"there is no {self._what} {name!r}; {hint}")
+        return self._known[name]

@@ -71,6 +71,17 @@ class ModelGradient:
 
 
 @contextmanager
+def rewound(generator: torch.Generator) -> Iterator[None]:
+    """Where it fails in here, the generator is afterwards where it was."""
+    before = generator.get_state()
+    try:
+        yield
+    except BaseException:
+        generator.set_state(before)
+        raise
+
+
+@contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Torch's generators started at a seed, and afterwards where they were."""
     if seed is None:

@@ -22,6 +22,7 @@ from torch import distributed as dist
 
 from polyak.declare import NON_NEGATIVE, whole
 from polyak.federated.attacks import Attack
+from polyak.federated.gradients import rewound
 from polyak.federated.monna import MoNNA
 from polyak.federated.rules.messages import fault_of
 
@@ -122,12 +123,8 @@ class Peer:
         missing = [i for i, p in enumerate(self.parameters) if p.grad is None]
         if missing:
             raise ValueError(f"Peer: every parameter must have a gradient, those at {missing} have none")
-        before = self.generator.get_state()
-        try:
+        with rewound(self.generator):
             self._step(self._chosen(heard))
-        except BaseException:
-            self.generator.set_state(before)
-            raise
 
     def _step(self, chosen: Sequence[int]) -> None:
         weights = torch.cat([p.detach().reshape(-1) for p in self.parameters])

@@ -11,7 +11,7 @@ from torch.func import functional_call, grad, vmap
 
 from polyak.declare import NON_NEGATIVE, whole
 from polyak.federated.attacks import Attack, flipped
-from polyak.federated.gradients import seeded
+from polyak.federated.gradients import rewound, seeded
 from polyak.federated.monna import MoNNA, draw_heard
 from polyak.federated.rules.messages import fault_of
 
@@ -95,12 +95,8 @@ class SimulatedPeers:
                     f"SimulatedPeers: {name} must hold a batch for each of {self.honest} honest workers, "
                     f"got {tuple(value.shape)}"
                 )
-        before = self.generator.get_state()
-        try:
+        with rewound(self.generator):
             return self._step(inputs, targets)
-        except BaseException:
-            self.generator.set_state(before)
-            raise
 
     @torch.no_grad()
     def _step(self, inputs: Tensor, targets: Tensor) -> Tensor:

@@ -4,7 +4,7 @@
 another rule is called before it: ``TrimmedMean(2)(NNM(2)(vectors))``.
 """
 
-from polyak.federated._methods import by_name
+from polyak.federated._methods import Listing
 from polyak.federated.aggregators.base import Aggregator
 from polyak.federated.aggregators.before import ARC, NNM, Clipping, Preparation
 from polyak.federated.aggregators.centers import CenteredClipping, GeometricMedian
@@ -39,17 +39,5 @@ ALL: tuple[type[Aggregator], ...] = (
     Mean, Median, TrimmedMean, MeaMed, Phocas, Krum, MultiKrum, NNA, MDA, MVA, CGE, Aksel, GeometricMedian,
     CenteredClipping, NNM, Clipping, ARC,
 )  # fmt: skip
-
-
-def names() -> list[str]:
-    """The names of all, preparations among them."""
-    return sorted(kind.slug for kind in ALL)
-
-
-def get(name: str) -> type[Aggregator]:
-    """The class of a name.
-
-    Raises:
-        ValueError: a name that there is not; the nearest is named.
-    """
-    return by_name(name, ALL, "aggregator")
+_LISTING = Listing(ALL, "aggregator")
+names, get = _LISTING.names, _LISTING.get

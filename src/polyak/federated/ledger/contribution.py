@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from polyak.declare import COUNT, UNIT, Paper, whole
-from polyak.federated._methods import Frozen, by_name
+from polyak.federated._methods import Frozen, Listing
 from polyak.federated._rows import checked, mean_of, not_finite, squared_lengths, weighted
 from polyak.federated.ledger.shapley import Game, finite, shapley_values
 from polyak.memory._dtype import at_least_float32
@@ -208,15 +208,7 @@ class DataSize(Measure):
 
 
 MEASURES: tuple[type[Measure], ...] = (LossGain, LeaveOneOut, Alignment, Shapley, DataSize)
-
-
-def get(name: str) -> type[Measure]:
-    """The class of a measure's name.
-
-    Raises:
-        ValueError: a name that there is not; the nearest is named.
-    """
-    return by_name(name, MEASURES, "measure")
+get = Listing(MEASURES, "measure").get
 
 
 def contributions(

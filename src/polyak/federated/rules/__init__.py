@@ -4,7 +4,7 @@
 of them on one machine.
 """
 
-from polyak.federated._methods import by_name
+from polyak.federated._methods import Listing
 from polyak.federated.rules.base import FederatedRule, Gradient
 from polyak.federated.rules.dp_brem import DPBREM
 from polyak.federated.rules.dp_brem_plus import DPBREMPlus
@@ -48,11 +48,8 @@ ALL: tuple[type[FederatedRule], ...] = (
     FedAvg, ServerMomentum, FedAvgM, FedCM, FedAvgMVR, SCAFFOLD, SCAFFOLDM, SCAFFOLDMVR, FedSWA, FedSWA2026, FedMoSWA,
     FedMoSWA2026, DPBREM, DPBREMPlus,
 )  # fmt: skip
-
-
-def names() -> list[str]:
-    """The names of all."""
-    return sorted(kind.slug for kind in ALL)
+_LISTING = Listing(ALL, "rule")
+names = _LISTING.names
 
 
 def get(name: str) -> type[FederatedRule]:
@@ -66,4 +63,4 @@ def get(name: str) -> type[FederatedRule]:
             "'fedavgm' are two rules: 'server_momentum' (Hsu et al., heavy ball at the server, Flower's FedAvgM) and "
             "'fedavg_m' (Cheng et al., the server's direction in every local step, FedCM)"
         )
-    return by_name(name, ALL, "rule")
+    return _LISTING.get(name)

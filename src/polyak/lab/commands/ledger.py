@@ -7,8 +7,6 @@ from typing import Annotated
 
 import typer
 
-from polyak.federated.ledger import LedgerError
-from polyak.federated.ledger import verify as read_through
 from polyak.lab.commands.app import app
 from polyak.lab.errors import BadInput, LabError
 
@@ -24,6 +22,10 @@ def verify(
     ] = None,
 ) -> None:
     """Compute every hash, payment and state anew; tampering is one line that names the entry, and exit code 1."""
+    # here, since no other command needs this room
+    from polyak.federated.ledger import LedgerError
+    from polyak.federated.ledger import verify as read_through
+
     if not file.is_file():
         raise BadInput(f"there is no ledger {str(file)!r}")
     try:
