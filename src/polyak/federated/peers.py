@@ -25,6 +25,7 @@ from polyak.federated.attacks import Attack
 from polyak.federated.gradients import rewound
 from polyak.federated.monna import MoNNA
 from polyak.federated.rules.messages import fault_of
+from polyak.memory.flat import flat, unflat
 
 MAGIC = 0x706F6C79
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
@@ -127,8 +128,8 @@ class Peer:
             self._step(self._chosen(heard))
 
     def _step(self, chosen: Sequence[int]) -> None:
-        weights = torch.cat([p.detach().reshape(-1) for p in self.parameters])
-        gradients = torch.cat([p.grad.detach().reshape(-1) for p in self.parameters if p.grad is not None])
+        weights = flat([p.detach() for p in self.parameters])
+        gradients = flat([p.grad.detach() for p in self.parameters if p.grad is not None])
         half, momentum = self.method.half_step(weights, self.momentum, gradients, self.steps)
         others = [rank for rank in range(self.ranks.count) if rank != self.ranks.rank]
         self.ranks.send(half, others, self.steps)
@@ -137,8 +138,8 @@ class Peer:
         rows = torch.stack([nothing if (row := received[rank]) is None else row for rank in chosen])
         mixed = self.method.mixing.seen_by(own)(rows)
         self.momentum, self.steps = momentum, self.steps + 1
-        for parameter, part in zip(self.parameters, mixed.split([p.numel() for p in self.parameters]), strict=True):
-            parameter.copy_(part.view_as(parameter))
+        for parameter, part in zip(self.parameters, unflat(mixed, self.parameters), strict=True):
+            parameter.copy_(part)
 
     def _chosen(self, heard: Sequence[int] | None) -> list[int]:
         n, rank = self.ranks.count, self.ranks.rank

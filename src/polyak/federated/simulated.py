@@ -14,6 +14,7 @@ from polyak.federated.attacks import Attack, flipped
 from polyak.federated.gradients import rewound, seeded
 from polyak.federated.monna import MoNNA, draw_heard
 from polyak.federated.rules.messages import fault_of
+from polyak.memory.flat import flat
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -68,7 +69,7 @@ class SimulatedPeers:
         if not weights or len({(p.dtype, p.device) for p in weights.values()}) > 1:
             raise ValueError("SimulatedPeers: module must have trainable parameters, all of one dtype on one device")
         self._shapes = {name: p.shape for name, p in weights.items()}
-        self.weights = self._of_each(torch.cat([p.reshape(-1) for p in weights.values()]))
+        self.weights = self._of_each(flat(list(weights.values())))
         self.momenta = torch.zeros_like(self.weights)
         self.buffers = {name: self._of_each(b.detach()) for name, b in module.named_buffers()}
         self._sent_too = [k for k, b in self.buffers.items() if mix_buffers and b.dtype == self.weights.dtype]

@@ -94,13 +94,15 @@ class Client:
         kept = self._kept(context, run).before(order)
         self.gradient.model.load_state_dict(rest, strict=False)
         place = (kept.seed if self.seed is None else self.seed, _name(context), sent.round)
-        digest = _digest(sent, rest, kept)
-        draws = self.rule.draws("client", State(sent.sets, {"round": sent.round}), 1, generator_of(*place, digest))
+        digest, draws = "", None
+        if self.rule.draws_at("client"):
+            digest = _digest(sent, rest, kept)
+            draws = self.rule.draws("client", State(sent.sets, {"round": sent.round}), 1, generator_of(*place, digest))
         if draws is None or not self._answered(kept, digest, run, context):
             loader = self.loader(context)
             batches = self.batches(loader, generator_of(*place), steps)
             kept = replace(self._worked(kept, sent, batches, len(loader.dataset), draws), digest=digest)  # type: ignore[arg-type]
-            self._keep(kept if draws is not None else replace(kept, digest="", reply=None), run, context)
+            self._keep(kept if draws is not None else replace(kept, reply=None), run, context)
         return FlowerMessage(self._content(order, kept), reply_to=message)
 
     def batches(self, loader: DataLoader[Any], generator: torch.Generator, steps: int | None = None) -> list[Batch]:

@@ -172,6 +172,10 @@ class FederatedRule(Frozen):
         """
         raise NotImplementedError
 
+    def draws_at(self, place: Place) -> bool:
+        """Whether a place needs random numbers at all."""
+        return False
+
     def draws(self, place: Place, state: State, clients: int, generator: torch.Generator) -> Tensors | None:
         """What a place needs of random numbers: for the server once a round, for a client once an update."""
         return None

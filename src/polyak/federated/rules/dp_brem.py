@@ -17,6 +17,7 @@ from polyak.federated.rules.base import FederatedRule, Gradient, Place, stacked
 from polyak.federated.rules.messages import ClientId, Message, Reply, Sets, State
 from polyak.federated.rules.tensors import CLIP_EPS, Tensors, added, mixed, scaled, unrowed
 from polyak.memory._dtype import at_least_float32
+from polyak.memory.flat import flat
 
 MIXING = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 """Modules by which a record changes the gradients of others."""
@@ -118,11 +119,13 @@ class DPBREM(FederatedRule):
         drawn = torch.rand(examples, generator=generator, dtype=torch.float64) < self.sample_rate
         return [drawn.nonzero().flatten()]
 
+    def draws_at(self, place: Place) -> bool:
+        """Where the noise is added, if there is any."""
+        return self.noise_multiplier > 0 and place == self._noisy_place
+
     def draws(self, place: Place, state: State, clients: int, generator: torch.Generator) -> Tensors | None:
         """Standard normal numbers, where the noise is added."""
-        if self.noise_multiplier == 0 or place != self._noisy_place:
-            return None
-        return standard_normal(state.sets["arrays"], generator)
+        return standard_normal(state.sets["arrays"], generator) if self.draws_at(place) else None
 
     def local(
         self, gradient: Gradient, client: Sets, message: Message, batches: Sequence[Any], examples: int,
@@ -164,7 +167,7 @@ class DPBREM(FederatedRule):
 
     def _aggregated(self, state: State, good: Sequence[Reply], sent: int, draws: Tensors | None) -> dict[str, Tensors]:
         scalars, phi = self._sent(state), state.sets["momentum"]
-        center = torch.cat([p.flatten() for p in phi.values()])
+        center = flat(list(phi.values()))
         mean = self.differences(stacked(good, "momentum"), center, scalars.get("client_norm"))
         change = self._noised(scaled(unrowed(mean, phi), float(len(good))), draws, scalars, "server")
         return self._step(state, added(phi, change, 1 / sent), scalars["lr"])

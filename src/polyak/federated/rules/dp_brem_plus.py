@@ -11,7 +11,7 @@ import torch
 from polyak.declare import COUNT
 from polyak.federated.masking import encoded, limit_of, masked, opened
 from polyak.federated.rules.base import Gradient, Place, stacked
-from polyak.federated.rules.dp_brem import DPBREM, standard_normal
+from polyak.federated.rules.dp_brem import DPBREM
 from polyak.federated.rules.messages import Message, Reply, Sets, State
 from polyak.federated.rules.tensors import Tensors, added, norm, scaled, unrowed
 
@@ -54,11 +54,15 @@ class DPBREMPlus(DPBREM):
                 raise ValueError(f"{name}: {argument} must be {only!r}, got {values[argument]!r}")
         super()._begin(values)
 
+    def draws_at(self, place: Place) -> bool:
+        """The server for the seeds, clients for their noise."""
+        return place == "server" or self.noise_multiplier > 0
+
     def draws(self, place: Place, state: State, clients: int, generator: torch.Generator) -> Tensors | None:
         """Standard normal numbers for a client's noise; for the server the seeds that pairs of clients agree on."""
         if place == "server":
             return {"seeds": torch.randint(2**62, (clients, clients), generator=generator)}
-        return standard_normal(state.sets["arrays"], generator) if self.noise_multiplier else None
+        return super().draws(place, state, clients, generator)
 
     def local(
         self, gradient: Gradient, client: Sets, message: Message, batches: Sequence[Any], examples: int,
